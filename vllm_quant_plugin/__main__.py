@@ -1,0 +1,3 @@
+from vllm_quant_plugin.cli import main
+
+main()

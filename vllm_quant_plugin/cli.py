@@ -1,0 +1,80 @@
+"""``vllm-quant``: the front door. Each command's module is imported only when it runs.
+
+Expected failures (``VqpError``) leave as one line on stderr and a documented exit
+code; with ``--json`` among the arguments, also as a JSON object on stdout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from vllm_quant_plugin import __version__
+from vllm_quant_plugin.errors import VqpError
+
+# name -> (module, function, one line of help). The function carries typer annotations.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "quantize": ("vllm_quant_plugin.quantize.command", "quantize", "Quantize a model offline."),
+    "plan": ("vllm_quant_serve.plan.command", "plan", "What fits, at which TP, with how many KV tokens."),
+    "serve": ("vllm_quant_serve.command", "serve", "Plan, launch vllm serve, supervise, export metrics."),
+    "inspect": ("vllm_quant_plugin.inspect", "inspect", "Format, bits and size per module, and who serves it."),
+    "eval": ("vllm_quant_plugin.evaluate.command", "evaluate", "Perplexity and KL divergence through vLLM."),
+    "bench": ("vllm_quant_plugin.bench", "bench", "Kernels side by side with in-tree ones."),
+    "demo": ("vllm_quant_serve.demo", "demo", "The whole path on the bundled model, CPU only."),
+}
+
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Quantize a model, know before launch that it fits, and serve it with vLLM."""
+
+
+def build_app(argv: Sequence[str]) -> typer.Typer:
+    """The typer app with the command that ``argv`` asks for imported and the others as names only."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    selected = next((word for word in argv if not word.startswith("-")), None)
+    for name, (module, function_name, help_line) in COMMANDS.items():
+        if name == selected:
+            function = getattr(importlib.import_module(module), function_name)
+            settings = getattr(function, "context_settings", None)
+            app.command(name, help=function.__doc__ or help_line, context_settings=settings)(function)
+        else:
+            app.command(name, help=help_line)(lambda: None)
+    return app
+
+
+def report(error: VqpError, *, as_json: bool) -> None:
+    """Print an expected failure: what, and how to mend it, on stderr; with ``as_json`` an object on stdout."""
+    if as_json:
+        fields = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        print(json.dumps({"error": fields}))
+    print(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the ``vllm-quant`` command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        build_app(words)(args=words, prog_name="vllm-quant")
+    except VqpError as error:
+        report(error, as_json="--json" in words)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
