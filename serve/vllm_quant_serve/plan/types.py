@@ -1,0 +1,138 @@
+"""What a plan is asked and what it answers. Plain dataclasses: no torch, no pydantic, quick to import.
+
+All memory figures are bytes; all token figures are tokens of one data-parallel replica
+unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Objective = Literal["fewest-gpus", "throughput", "latency", "cost"]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """A planning question. ``None`` means: not set by the user, the planner chooses.
+
+    Attributes:
+        model: a model folder or a hub id.
+        gpu: device specifications such as ``h100:4`` (name and count), one per kind of device.
+        gpu_memory: bytes of one GPU that the table does not know (or to overrule the table).
+        gpu_count: number of GPUs that ``gpu_memory`` speaks of.
+        cpu: plan for the CPU backend.
+        cpu_memory: bytes of host memory to plan with; None reads this host's.
+        kv_cache_memory: pinned KV bytes per rank (``--kv-cache-memory-bytes``).
+        quantization: the ``--quantization`` value; ``vqp_int8`` and ``vqp_fp8`` on a 16-bit
+            checkpoint quantize online.
+        concurrency: requests of ``max_model_len`` tokens that must fit at once.
+        tp_sizes: tensor-parallel sizes to consider; None considers all.
+    """
+
+    model: str
+    revision: str | None = None
+    gpu: tuple[str, ...] = ()
+    gpu_memory: int | None = None
+    gpu_count: int = 1
+    cpu: bool = False
+    cpu_memory: int | None = None
+    quantization: str | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    concurrency: int = 1
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    kv_cache_dtype: str | None = None
+    kv_cache_memory: int | None = None
+    block_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    data_parallel_size: int | None = None
+    enable_expert_parallel: bool | None = None
+    enforce_eager: bool = False
+    objective: Objective = "fewest-gpus"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with what it may be at least and at most."""
+
+    low: int
+    value: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One placement that was looked at.
+
+    Attributes:
+        feasible: whether it meets the request.
+        reason: why not, in words; for a feasible one what speaks for it.
+        kv_tokens: tokens the KV cache holds; None where the placement is illegal.
+    """
+
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    feasible: bool
+    reason: str
+    weight_bytes_per_rank: int | None = None
+    kv_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer: a placement of the model that fits.
+
+    Attributes:
+        device: name of the device, e.g. ``H100 SXM 80GB`` or ``CPU``.
+        memory_total: physical bytes of one device.
+        memory_budget: bytes vLLM may use of it (total x utilization).
+        weight_bytes_per_rank: largest rank.
+        overhead_bytes: activations, graphs, communication buffers, context.
+        kv_bytes: bytes of KV cache per rank.
+        kv_bytes_per_token: bytes per token and rank of the full-attention part
+            (the amount by which one more token grows the longest sequence).
+        kv_tokens: tokens of KV cache, with its interval.
+        kv_cache_memory: bytes to pin by ``--kv-cache-memory-bytes``; None leaves it to vLLM.
+        flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
+        notes: remarks for people, e.g. how a figure came about.
+    """
+
+    model: str
+    architecture: str
+    quantization: str
+    device: str
+    device_count: int
+    memory_total: int
+    memory_budget: int
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    data_parallel_size: int
+    max_model_len: int
+    max_num_seqs: int
+    gpu_memory_utilization: float
+    kv_cache_dtype: str
+    block_size: int
+    weight_bytes_per_rank: int
+    overhead_bytes: Interval
+    kv_bytes: Interval
+    kv_bytes_per_token: int
+    kv_tokens: Interval
+    kv_blocks: int
+    max_concurrency: float
+    kv_cache_memory: int | None = None
+    flags: dict[str, str] = field(default_factory=dict)
+    candidates: tuple[Candidate, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def serve_args(self) -> list[str]:
+        """The flags to add to ``vllm serve``: only those that the user did not set."""
+        return [word for flag, value in self.flags.items() for word in ([flag, value] if value else [flag])]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; ``serve_args`` is included."""
+        return {**asdict(self), "serve_args": self.serve_args()}
