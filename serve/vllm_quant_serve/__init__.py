@@ -1,0 +1,1 @@
+"""Planning, launching, supervising and observing vLLM on quantized models."""
