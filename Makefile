@@ -1,0 +1,83 @@
+# vllm-quant-plugin: every target sets up what it needs, so any of them works on a fresh clone.
+#
+#   make            set up: .venv from a lock, the native kernels, the package (editable)
+#   make demo       quantize, plan, serve and measure the bundled model on this machine
+#   make test       the tests                      ARGS="tests/planner -k tp" narrows them
+#   make lint       ruff check, ruff format --check, mypy
+#   make bench      the kernels beside vLLM's own
+#   make gpu-check  tests/gpu on an NVIDIA GPU; without one it says so and fails
+#   make lock       resolve requirements/*.in anew
+#   make clean      remove what was built;  make distclean  removes .venv as well
+#
+# FLAVOUR=cpu|cuda overrides the choice of lock (cuda where an NVIDIA driver answers).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := all
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+BUILD := build/editable
+# One stamp a step. The first is named after the lock, so a change of flavour is a new set-up.
+ENVIRONMENT := $(VENV)/.stamp-$(FLAVOUR)
+INSTALLED := $(BUILD)/.stamp-installed
+NATIVE := $(BUILD)/.stamp-native
+# The folders themselves are named too: their time changes when a file comes or goes.
+NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+.PHONY: all setup demo test lint format bench gpu-check lock clean distclean
+
+all: setup
+	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
+
+setup: $(NATIVE)
+
+$(ENVIRONMENT): requirements/$(FLAVOUR).txt scripts/setup.sh scripts/uv.sh
+	@rm -f $(VENV)/.stamp-*
+	@bash scripts/setup.sh $(FLAVOUR)
+	@touch $@
+
+# The package itself, editable: later changes of Python files need no new installation.
+$(INSTALLED): $(ENVIRONMENT) pyproject.toml kernels/CMakeLists.txt vllm_quant_plugin/__init__.py
+	@echo "[set-up] installing vllm-quant-plugin (editable) and building its kernels"
+	@bash scripts/install.sh
+	@touch $@
+
+$(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
+	@$(BIN)/cmake --build $(BUILD) -- --quiet
+	@touch $@
+
+demo: setup
+	@$(BIN)/vllm-quant demo $(ARGS)
+
+test: setup
+	@$(BIN)/pytest $(ARGS)
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup
+	@$(BIN)/vllm-quant bench $(ARGS)
+
+gpu-check:
+	@bash scripts/gpu_check.sh $(ARGS)
+
+lock:
+	@bash scripts/lock.sh $(ARGS)
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -f kernels/vllm_quant_kernels/*.so
+
+distclean: clean
+	rm -rf $(VENV) .uv-bootstrap

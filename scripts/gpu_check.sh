@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Runs tests/gpu on a machine with an NVIDIA GPU. They need torch and pytest only, so a
+# bare machine with those two will do. Called by `make gpu-check`.
+#   exit 0: the tests passed    exit 1: they failed    exit 69: no GPU, nothing was checked
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+if ! gpus=$(nvidia-smi -L 2>/dev/null); then
+  echo "gpu-check: no NVIDIA GPU here (nvidia-smi does not answer): nothing was checked" >&2
+  exit 69
+fi
+printf '%s\n' "$gpus"
+
+has_needs() { "$1" -c 'import pytest, torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; }
+for python in "${PYTHON:-}" .venv/bin/python python3; do
+  if [[ -n $python ]] && has_needs "$python"; then break; fi
+  python=
+done
+if [[ -z $python ]]; then
+  make setup
+  python=.venv/bin/python
+fi
+
+# Where make has built the libraries this only brings them up to date.
+build=build/editable
+if [[ ! -f $build/CMakeCache.txt ]]; then
+  build=build/gpu-check
+  cmake -S kernels -B "$build" -DVQP_CUDA=ON >/dev/null
+fi
+cmake --build "$build" --parallel
+
+# The tests' own pytest.ini keeps the project's plugins and conftest out. The folder
+# kernels/ is on the path only where the package is not installed.
+"$python" -c 'import vllm_quant_kernels' 2>/dev/null || export PYTHONPATH="$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
+exec "$python" -m pytest -c tests/gpu/pytest.ini tests/gpu "$@"

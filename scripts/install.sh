@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Installs this package into .venv, editable, with the build tools that the lock put there.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/uv.sh
+source "$root/scripts/uv.sh"
+find_uv
+cd "$root"
+# build/editable is kept between builds; one configured elsewhere (a copied tree) or by
+# another generator is of no use.
+if [[ -f build/editable/CMakeCache.txt ]] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$root/kernels" build/editable/CMakeCache.txt; then
+  rm -rf build/editable
+fi
+"$uv" pip install --quiet --python "$root/.venv/bin/python" --no-deps --no-build-isolation --reinstall-package vllm-quant-plugin -e "$root"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Resolves requirements/*.in anew into requirements/{cpu,cuda}.txt. Called by `make lock`.
+# Pins already in a lock are kept where they still fit; `make lock ARGS=--upgrade` drops them.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/uv.sh
+source "$root/scripts/uv.sh"
+find_uv
+use_pip_settings
+ensure_torch_cpu 3.11
+
+# The command in a lock's header is the one a person would type, not uv's own line.
+export UV_CUSTOM_COMPILE_COMMAND="make lock"
+cd "$root/requirements"
+say "resolving requirements/cpu.txt"
+"$uv" pip compile --quiet --no-annotate --python-version 3.11 --override overrides.txt -o cpu.txt "$@" cpu.in
+say "resolving requirements/cuda.txt"
+"$uv" pip compile --quiet --no-annotate --python-version 3.11 --override overrides-cuda.txt -o cuda.txt "$@" cuda.in
