@@ -14,7 +14,7 @@ find_uv() {
   for python in python3 python3.11 python3.12 python; do
     if "$python" -m pip --version >/dev/null 2>&1; then
       say "uv is missing: installing it with pip into .uv-bootstrap (the system's Python is not touched)"
-      "$python" -m pip install --quiet --disable-pip-version-check --target "$bootstrap" uv \
+      PIP_ROOT_USER_ACTION=ignore "$python" -m pip install --quiet --disable-pip-version-check --target "$bootstrap" uv \
         || die "pip could not install uv; install it another way and run make again"
       uv="$bootstrap/bin/uv"
       return
