@@ -29,7 +29,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-
 def _version(show: bool) -> None:
     if show:
         typer.echo(__version__)

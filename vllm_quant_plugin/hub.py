@@ -38,7 +38,9 @@ def resolve_model(model: str | Path, *, revision: str | None = None, weights: bo
         return Path(snapshot_download(text, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except (LocalEntryNotFoundError, OSError) as err:
         if isinstance(err, HfHubHTTPError) and err.response is not None and err.response.status_code in (401, 403, 404):
-            raise CheckpointError(f"{model}: not found on the hub, or private", "check the id and `hf auth login`") from None
+            raise CheckpointError(
+                f"{model}: not found on the hub, or private", "check the id and `hf auth login`"
+            ) from None
         where = "HF_HUB_OFFLINE is set" if offline else "the hub is out of reach"
         raise CheckpointError(
             f"{model}: no such folder, and not in the local cache while {where}",

@@ -19,7 +19,7 @@ PER_TENSOR = 0
 
 WeightKind = Literal["int", "fp8_e4m3", "fp8_e5m2"]
 ActStrategy = Literal["token", "tensor", "group"]
-StorageFormat = Literal["awq", "gptq", "fp8", "pack-quantized", "int-quantized", "float-quantized"]
+StorageFormat = Literal["awq", "gptq", "fp8", "pack-quantized", "int-quantized", "float-quantized", "dense"]
 
 
 @dataclass(frozen=True)

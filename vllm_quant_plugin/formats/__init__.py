@@ -9,6 +9,7 @@ from vllm_quant_plugin.formats.compressed_tensors import (
     IntQuantizedFormat,
     PackQuantizedFormat,
 )
+from vllm_quant_plugin.formats.dense import DenseFormat
 from vllm_quant_plugin.formats.fp8 import Fp8Format
 from vllm_quant_plugin.formats.gptq import GptqFormat
 from vllm_quant_plugin.scheme import Scheme, StorageFormat
@@ -20,6 +21,7 @@ FORMATS: dict[StorageFormat, Format] = {
     "pack-quantized": PackQuantizedFormat(),
     "int-quantized": IntQuantizedFormat(),
     "float-quantized": FloatQuantizedFormat(),
+    "dense": DenseFormat(),
 }
 
 

@@ -1,9 +1,9 @@
 """FP8 checkpoints with ``quant_method: fp8``: per tensor, or 128x128 blocks (DeepSeek).
 
-    weight            float8_e4m3fn (N, K)
-    weight_scale      fp32 scalar, (1,) or one per fused part        per tensor
-    weight_scale_inv  fp32 (ceil(N / bn), ceil(K / bk))              per block; multiplies, despite its name
-    input_scale       fp32 scalar or (1,)                            static activations
+weight            float8_e4m3fn (N, K)
+weight_scale      fp32 scalar, (1,) or one per fused part        per tensor
+weight_scale_inv  fp32 (ceil(N / bn), ceil(K / bk))              per block; multiplies, despite its name
+input_scale       fp32 scalar or (1,)                            static activations
 """
 
 from __future__ import annotations

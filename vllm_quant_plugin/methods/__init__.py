@@ -1,0 +1,1 @@
+"""vLLM quantization methods: one file per registered name, over one linear and one MoE method."""

@@ -1,0 +1,133 @@
+"""What the plugin's four quantization configs share: which layer gets which method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+
+from vllm_quant_plugin import compat
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.in_tree import Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.scheme import ModelScheme, Scheme
+
+logger = compat.init_logger(__name__)
+
+
+def host() -> Host:
+    """The platform that vLLM runs on."""
+    return Host.local("cpu" if compat.current_platform.is_cpu() else "cuda")
+
+
+class VqpConfig(compat.QuantizationConfig):
+    """Base of the registered configs. A subclass names itself and what it takes.
+
+    Attributes:
+        name: registered with vLLM.
+        names: every name it answers to (aliases).
+        model: schemes of the checkpoint, or of the online quantization.
+    """
+
+    name: ClassVar[str]
+    names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, model: ModelScheme | None = None) -> None:
+        super().__init__()
+        self.model = model if model is not None else self.online_scheme({})
+
+    @classmethod
+    def online_scheme(cls, options: dict[str, Any]) -> ModelScheme:
+        """Scheme for quantizing a 16-bit checkpoint while it loads.
+
+        Raises:
+            CheckpointError: this method only reads quantized checkpoints.
+        """
+        raise CheckpointError(
+            f"--quantization {cls.name} needs a checkpoint that is quantized already",
+            "quantize it with `vllm-quant quantize`, or use vqp_int8 or vqp_fp8, which quantize while loading",
+        )
+
+    def get_name(self) -> str:
+        return self.name
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> VqpConfig:
+        if str(config.get("quant_method", "")).lower() in cls.names:
+            return cls(cls.online_scheme(config))
+        return cls(parse_quantization_config(config))
+
+    @classmethod
+    def override_quantization_method(
+        cls, hf_quant_cfg: dict[str, Any], user_quant: str | None, hf_config: Any = None
+    ) -> str | None:
+        """Claim a checkpoint that the user gave to this method, or one that in-tree vLLM rejects."""
+        method = str(hf_quant_cfg.get("quant_method", "")).lower()
+        if method in cls.names:
+            return user_quant if user_quant in cls.names else method
+        if user_quant is not None and user_quant not in cls.names:
+            return None
+        try:
+            model = parse_quantization_config(hf_quant_cfg)
+        except CheckpointError:
+            if user_quant is not None:
+                raise
+            return None
+        if plugin_method(model) != cls.name:
+            if user_quant is not None:
+                ours = plugin_method(model)
+                raise CheckpointError(
+                    f"--quantization {user_quant} does not read {model.method} checkpoints of this kind",
+                    f"use --quantization {ours}" if ours else "leave --quantization out",
+                )
+            return None
+        if user_quant is not None:
+            return user_quant
+        reason = why_in_tree_rejects(model, host())
+        if reason:
+            logger.info_once("%s takes this checkpoint: in-tree vLLM does not serve %s.", cls.name, reason)
+            return cls.name
+        return None
+
+    @staticmethod
+    def get_checkpoint_weight_mapper() -> Any:
+        """Keep everything: the default drops ``g_idx``, which act-order needs."""
+        from vllm_quant_plugin.compat_layers import WeightsMapper
+
+        return WeightsMapper()
+
+    def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
+        """Rename modules in the rules from checkpoint to vLLM names. Regular expressions stay."""
+        rules = []
+        for rule in self.model.rules:
+            if rule.mode in ("path", "contains"):
+                mapped = hf_to_vllm_mapper.apply_list([rule.pattern])
+                rules += [replace(rule, pattern=pattern) for pattern in mapped]
+            else:
+                rules.append(rule)
+        self.model = replace(self.model, rules=tuple(rules))
+
+    def scheme_of(self, prefix: str, cls_name: str = "Linear") -> Scheme | None:
+        """Scheme of the vLLM module ``prefix``, fused parts agreeing."""
+        parts = self.packed_modules_mapping.get(prefix.rpartition(".")[2])
+        if not parts:
+            return self.model.scheme_for(prefix, cls_name)
+        return self.model.scheme_for_fused(prefix, parts, cls_name)
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        # Model layers are imported only where a model is built, not where flags are parsed.
+        from vllm_quant_plugin.methods.dispatch import method_for
+
+        return method_for(self, layer, prefix)

@@ -1,0 +1,26 @@
+"""``register``: the ``vllm.general_plugins`` entry point.
+
+vLLM calls it in every process, several times, before it parses its flags. It is passive
+(registers names, touches no device) and idempotent.
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Register ``vqp_awq``, ``vqp_gptq``, ``vqp_fp8``, ``vqp_int8`` and ``int8`` with vLLM."""
+    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
+
+    if "vqp_awq" in QUANTIZATION_METHODS:
+        return
+    from vllm_quant_plugin import compat
+
+    compat.warn_if_untested()
+    from vllm_quant_plugin.methods.awq import VqpAwqConfig
+    from vllm_quant_plugin.methods.fp8 import VqpFp8Config
+    from vllm_quant_plugin.methods.gptq import VqpGptqConfig
+    from vllm_quant_plugin.methods.int8 import VqpInt8Config
+
+    for config in (VqpAwqConfig, VqpGptqConfig, VqpFp8Config, VqpInt8Config):
+        for name in config.names:
+            compat.register_quantization_config(name)(config)
