@@ -91,10 +91,7 @@ class CanonicalWeight:
         index = self.group_index()
         if self.kind == "int":
             values = self.codes.to(wide)
-            if self.zeros is None:
-                values = values - (1 << (self.bits - 1))
-            else:
-                values = values - self.zeros.to(wide)[:, index]
+            values -= 1 << (self.bits - 1) if self.zeros is None else self.zeros.to(wide)[:, index]
         else:
             values = self.codes.view(FP8_DTYPES[self.kind]).to(wide)
         return (values * self.scales.to(wide)[:, index]).to(dtype)
@@ -162,7 +159,12 @@ def concat_rows(parts: list[CanonicalWeight]) -> CanonicalWeight:
     zeros = None
     if any(p.zeros is not None for p in parts):
         middle = float(1 << (first.bits - 1))
-        zeros = torch.cat([torch.full_like(p.scales, middle, dtype=torch.float32) if p.zeros is None else p.zeros.float() for p in parts])
+        zeros = torch.cat(
+            [
+                torch.full_like(p.scales, middle, dtype=torch.float32) if p.zeros is None else p.zeros.float()
+                for p in parts
+            ]
+        )
     return CanonicalWeight(
         torch.cat([p.codes for p in parts]),
         torch.cat([p.scales for p in parts]),

@@ -1,0 +1,136 @@
+"""The packed layout of weight-only matrices: N-interleaved bit planes.
+
+Sixteen output channels form a panel, so one 32-bit vector lane owns one channel and no
+horizontal sum is ever needed. Along K a panel is cut into blocks of 32 input features:
+
+    data   [N/16 panels][K/32 blocks][planes of one block]                 uint8
+    block  bits = 2: [2]  3: [2,1]  4: [4]  5: [4,1]  6: [4,2]  7: [4,2,1]  8: [8]   (low bits first)
+
+    plane of width p = p vectors of 16 lanes x 32 bits (64 bytes each)
+
+               lane 0 (channel 0)            ...  lane 15
+             +-------------+-------------+
+    vector v | word h=1    | word h=0    |        word = 16 bits, little endian
+             +-------------+-------------+
+               field t of word h, bits [p*t, p*t + p):  k = v * (32/p) + 2*t + h
+
+Words h = 0 and 1 of a lane hold neighbouring k, so the same shift of a vector yields 16 pairs
+(k, k+1), the operand shape of bf16 dot products. The 1-bit plane stores pair j = k // 2 at bit
+(j % 8) * 2 + j // 8, which puts the bits that complete fields t of both vectors of a 2-bit plane
+side by side under one shift.
+
+    scales [N/16][G][16]  bf16, fp16 or fp32       zeros  [N/16][G][16]  uint8 or fp32
+
+Columns are sorted by group; each group's run is padded to a multiple of 16 columns and the whole
+to a multiple of 32. ``perm`` (int32, Kp + G + 1) is None where that changes nothing but the tail:
+its first Kp entries are source columns (-1 = padding), the rest the first column of each run.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+LAYOUT_VERSION = 1
+KIND_CODES = {"int": 0, "fp8_e4m3": 1, "fp8_e5m2": 2}
+LANES = 16
+BLOCK = 32
+PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple of ``multiple`` that is at least ``value``."""
+    return -(-value // multiple) * multiple
+
+
+def kind_code(kind: str) -> int:
+    """The ``kind`` integer of the ops: layout version in the high byte, so that an old layout is refused."""
+    return LAYOUT_VERSION << 8 | KIND_CODES[kind]
+
+
+def kind_name(code: int) -> str:
+    """The inverse of :func:`kind_code`. Raises ValueError for another layout version."""
+    if code >> 8 != LAYOUT_VERSION:
+        raise ValueError(f"packed layout version {code >> 8} is not {LAYOUT_VERSION}: pack the weight again")
+    for name, value in KIND_CODES.items():
+        if value == code & 0xFF:
+            return name
+    raise ValueError(f"unknown weight kind {code & 0xFF}")
+
+
+@functools.lru_cache
+def _bit_order() -> torch.Tensor:
+    """int64 (16,): the pair stored at each bit of the 1-bit plane."""
+    return torch.tensor([(bit % 2) * 8 + bit // 2 for bit in range(16)])
+
+
+def pack_planes(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes (Np, Kp) uint8, Np a multiple of 16 and Kp of 32, to the bytes of the layout, 1-D."""
+    panels, blocks = codes.shape[0] // LANES, codes.shape[1] // BLOCK
+    parts, offset = [], 0
+    for width in PLANES[bits]:
+        fields = ((codes >> offset) & ((1 << width) - 1)).view(panels, LANES, blocks, width, 16 // width, 2)
+        if width == 1:
+            fields = fields[..., _bit_order(), :]
+        word = torch.zeros((*fields.shape[:4], 2), dtype=torch.int32)
+        for t in range(16 // width):
+            word |= fields[..., t, :].int() << (width * t)
+        pair = torch.stack((word & 0xFF, word >> 8), dim=-1).to(torch.uint8)  # panel, lane, block, v, h, byte
+        parts.append(pair.permute(0, 2, 3, 1, 4, 5).reshape(panels, blocks, 64 * width))
+        offset += width
+    return torch.cat(parts, dim=2).reshape(-1)
+
+
+def unpack_planes(data: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
+    """The inverse of :func:`pack_planes`: uint8 codes (rows, Kp)."""
+    panels = rows // LANES
+    blocks = data.numel() // (panels * 64 * bits) if panels else 0
+    planes = data.view(panels, blocks, 64 * bits)
+    codes = torch.zeros(panels, LANES, blocks, BLOCK, dtype=torch.uint8)
+    start, offset = 0, 0
+    for width in PLANES[bits]:
+        pair = planes[..., start : start + 64 * width].reshape(panels, blocks, width, LANES, 2, 2).int()
+        word = (pair[..., 0] | pair[..., 1] << 8).permute(0, 3, 1, 2, 4)  # panel, lane, block, v, h
+        fields = torch.stack([word >> (width * t) & ((1 << width) - 1) for t in range(16 // width)], dim=-2)
+        if width == 1:
+            fields = fields[..., torch.argsort(_bit_order()), :]
+        codes |= fields.reshape(panels, LANES, blocks, BLOCK).to(torch.uint8) << offset
+        start += 64 * width
+        offset += width
+    return codes.view(rows, blocks * BLOCK)
+
+
+def interleave_rows(table: torch.Tensor, rows: int) -> torch.Tensor:
+    """(N, G) to (Np/16, G, 16), contiguous; the padding rows are zero."""
+    padded = table.new_zeros(rows, table.shape[1])
+    padded[: table.shape[0]] = table
+    return padded.view(rows // LANES, LANES, -1).transpose(1, 2).contiguous()
+
+
+def deinterleave_rows(table: torch.Tensor, n: int) -> torch.Tensor:
+    """The inverse of :func:`interleave_rows`: (N, G)."""
+    return table.transpose(1, 2).reshape(-1, table.shape[1])[:n].contiguous()
+
+
+def column_order(groups: int, group_size: int, k: int, g_idx: torch.Tensor | None) -> torch.Tensor | None:
+    """``perm`` of the layout for K columns in ``groups`` groups, or None where only the tail is padded."""
+    if g_idx is None and (groups == 1 or group_size % LANES == 0):
+        return None
+    index = torch.arange(k) // group_size if g_idx is None else g_idx.long().cpu()
+    order = torch.argsort(index, stable=True)
+    counts = torch.bincount(index, minlength=groups)
+    if group_size % LANES == 0 and torch.equal(index, torch.arange(k) // group_size):
+        return None
+    starts = torch.zeros(groups + 1, dtype=torch.int64)
+    starts[1:] = torch.cumsum((counts + LANES - 1) // LANES * LANES, 0)
+    starts[-1] = round_up(int(starts[-1]), BLOCK)
+    columns = torch.full((int(starts[-1]),), -1, dtype=torch.int64)
+    first = torch.cumsum(counts, 0) - counts
+    columns[starts[index[order]] + torch.arange(k) - first[index[order]]] = order
+    return torch.cat((columns, starts)).int()
+
+
+def padded_columns(k: int, perm: torch.Tensor | None, groups: int) -> int:
+    """Kp: the columns of the packed matrix."""
+    return round_up(k, BLOCK) if perm is None else perm.numel() - groups - 1

@@ -1,0 +1,80 @@
+"""Finds, checks and loads the native library ``libvqp_cpu.so``.
+
+VQP_CPU_LIBRARY  path of another build of the library.
+VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni, avx512_bf16 or amx: use no instruction beyond it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sysconfig
+from pathlib import Path
+
+NAME = "libvqp_cpu.so"
+ABI_VERSION = 2
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+
+
+class LibraryError(RuntimeError):
+    """The native library is absent, of another version, or asked for what this CPU lacks."""
+
+
+def library_path() -> Path | None:
+    """The library beside the package or in site-packages (editable install); None when there is none."""
+    override = os.environ.get("VQP_CPU_LIBRARY")
+    if override:
+        return Path(override)
+    for folder in (Path(__file__).parent, Path(sysconfig.get_paths()["platlib"]) / "vllm_quant_kernels"):
+        if (folder / NAME).is_file():
+            return folder / NAME
+    return None
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The loaded library, at the level that VQP_CPU_ISA allows.
+
+    Raises:
+        LibraryError: it is absent, cannot be loaded, has another ABI, or VQP_CPU_ISA names no level of this CPU.
+    """
+    path = library_path()
+    if path is None:
+        raise LibraryError(f"{NAME} was not built: run `make`, or `pip install .` with a C++17 compiler")
+    try:
+        lib = ctypes.CDLL(str(path))
+        version = lib.vqp_cpu_abi_version()
+    except (OSError, AttributeError) as error:
+        raise LibraryError(f"{path} cannot be loaded: {error}") from error
+    if version != ABI_VERSION:
+        raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
+    wanted = os.environ.get("VQP_CPU_ISA", "")
+    if wanted:
+        set_level(lib, wanted)
+    return lib
+
+
+def set_level(lib: ctypes.CDLL, name: str) -> None:
+    """Use no instruction beyond level ``name``. Raises LibraryError for a level this CPU lacks."""
+    if name not in LEVELS:
+        raise LibraryError(f"VQP_CPU_ISA={name} is unknown: choose one of {', '.join(LEVELS)}")
+    if lib.vqp_cpu_set_level(LEVELS.index(name)) != 0:
+        raise LibraryError(f"VQP_CPU_ISA={name}: this CPU has no more than {LEVELS[lib.vqp_cpu_max_level()]}")
+
+
+def level() -> str | None:
+    """The level in use, or None without a native library."""
+    if not available():
+        return None
+    return LEVELS[load().vqp_cpu_level()]
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the ops run native code here. A library that exists but cannot be used still raises."""
+    path = library_path()
+    if path is None or not hasattr(ctypes.CDLL(str(path)), "vqp_wna16_linear"):
+        return False
+    load()
+    return True

@@ -1,0 +1,98 @@
+"""Calls into ``libvqp_cpu.so``: pointers, shapes and error codes; no arithmetic.
+
+The C side is declared in kernels/include/vqp_cpu.h.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_quant_kernels import library
+from vllm_quant_kernels.pack import PackedInt8, PackedWeight
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
+ERRORS = {
+    1: "the packed tensors are not in the layout of this version: pack the weight again",
+    2: "a dtype is not supported",
+    3: "out of memory",
+    4: "perm is not a permutation of the input features",
+}
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _raise(code: int) -> None:
+    raise ValueError(ERRORS.get(code, f"native kernel failed with code {code}"))
+
+
+def wna16_linear(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """See :func:`vllm_quant_kernels.ops.linear`."""
+    x = x.contiguous()
+    out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype)
+    if bias is not None:
+        bias = bias.float().contiguous()
+    code = library.load().vqp_wna16_linear(
+        _pointer(x),
+        DTYPES[x.dtype],
+        _pointer(out),
+        out.numel() // w.n if w.n else 0,
+        _pointer(w.data),
+        w.data.numel(),
+        _pointer(w.scales),
+        DTYPES[w.scales.dtype],
+        _pointer(w.zeros),
+        0 if w.zeros is None else DTYPES[w.zeros.dtype],
+        _pointer(w.perm),
+        0 if w.perm is None else w.perm.numel(),
+        _pointer(bias),
+        w.kind,
+        w.bits,
+        w.group_size,
+        w.scales.shape[1],
+        w.n,
+        w.k,
+        torch.get_num_threads(),
+    )
+    if code:
+        _raise(code)
+    return out
+
+
+def w8a8_linear(
+    x: torch.Tensor,
+    w: PackedInt8,
+    bias: torch.Tensor | None,
+    in_scale: torch.Tensor | None,
+    in_zero: torch.Tensor | None,
+    symmetric: bool,
+) -> torch.Tensor:
+    """See :func:`vllm_quant_kernels.ops.linear_int8`."""
+    x = x.contiguous()
+    out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype)
+    if bias is not None:
+        bias = bias.float().contiguous()
+    if in_scale is not None:
+        in_scale = in_scale.float().contiguous()
+        in_zero = None if in_zero is None else in_zero.int().contiguous()
+    code = library.load().vqp_w8a8_linear(
+        _pointer(x),
+        DTYPES[x.dtype],
+        _pointer(out),
+        out.numel() // w.n if w.n else 0,
+        _pointer(w.data),
+        w.data.numel(),
+        _pointer(w.scales),
+        _pointer(w.sums),
+        _pointer(bias),
+        _pointer(in_scale),
+        None if in_scale is None else _pointer(in_zero),
+        int(symmetric),
+        w.n,
+        w.k,
+        torch.get_num_threads(),
+    )
+    if code:
+        _raise(code)
+    return out
