@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 
+from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_plugin.scheme import PER_TENSOR
 
 Fp8Kind = Literal["fp8_e4m3", "fp8_e5m2"]

@@ -81,10 +81,7 @@ class Scheme:
 
     def describe(self) -> str:
         """A short human name, e.g. ``INT4 g128 asym`` or ``FP8 block 128x128``."""
-        if self.kind == "int":
-            name = f"INT{self.bits}"
-        else:
-            name = "FP8" if self.kind == "fp8_e4m3" else "FP8 E5M2"
+        name = {"int": f"INT{self.bits}", "fp8_e4m3": "FP8", "fp8_e5m2": "FP8 E5M2"}[self.kind]
         if self.block:
             name += f" block {self.block[0]}x{self.block[1]}"
         elif self.group_size == PER_CHANNEL:

@@ -12,8 +12,8 @@ the same manner. 3 bits do not fill a 32-bit word, so this layout has none.
 from __future__ import annotations
 
 import torch
-from vllm_quant_kernels.canonical import CanonicalWeight
 
+from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
 from vllm_quant_plugin.formats.bits import pack_padded, unpack_padded

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from vllm_quant_kernels.canonical import CanonicalWeight
 
+from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.scheme import Scheme
 

@@ -18,8 +18,8 @@ compressed-tensors up to 0.17 and dense from 0.18 on; the width of weight_packed
 from __future__ import annotations
 
 import torch
-from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 
+from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec
 from vllm_quant_plugin.formats.bits import (
     dense_words,

@@ -6,8 +6,8 @@ weight  bf16, fp16 or fp32 (N, K)
 from __future__ import annotations
 
 import torch
-from vllm_quant_kernels.canonical import CanonicalWeight
 
+from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
 from vllm_quant_plugin.scheme import Scheme

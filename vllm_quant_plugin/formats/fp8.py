@@ -9,8 +9,8 @@ input_scale       fp32 scalar or (1,)                            static activati
 from __future__ import annotations
 
 import torch
-from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 
+from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec
 from vllm_quant_plugin.scheme import Scheme
 

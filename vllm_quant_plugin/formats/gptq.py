@@ -13,8 +13,8 @@ neighbour; adding to the word undoes exactly that. For 3 bits it is done per fie
 from __future__ import annotations
 
 import torch
-from vllm_quant_kernels.canonical import CanonicalWeight
 
+from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
 from vllm_quant_plugin.formats.bits import dense_words, pack_dense, unpack_dense

@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 
 import torch
+
 from vllm_quant_kernels import ops
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_kernels.pack import PackedInt8, PackedWeight, pack, pack_int8, unpack, unpack_int8
-
 from vllm_quant_plugin.scheme import Scheme
 
 Tensors = dict[str, torch.Tensor | None]
@@ -120,7 +120,8 @@ class Int8Segment(Segment):
 
     def dequantize(self, tensors: Tensors) -> torch.Tensor:
         data, scales = tensors[""], tensors["_scales"]
-        assert data is not None and scales is not None
+        assert data is not None
+        assert scales is not None
         codes = unpack_int8(data, self.packed.n, self.packed.k)
         return codes.float() * scales[: self.packed.n, None]
 
@@ -147,7 +148,9 @@ class DequantizingSegment(Segment):
 
     def dequantize(self, tensors: Tensors) -> torch.Tensor:
         codes, scales, zeros, index = (tensors[s] for s in ("", "_scales", "_zeros", "_g_idx"))
-        assert codes is not None and scales is not None and index is not None
+        assert codes is not None
+        assert scales is not None
+        assert index is not None
         if self.weight.kind != "int":
             return codes.view(FP8_DTYPES[self.weight.kind]).float() * scales.float()[:, index]
         zero = (1 << (self.weight.bits - 1)) if zeros is None else zeros.float()[:, index]

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows
 
+from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows
 from vllm_quant_plugin import compat
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError

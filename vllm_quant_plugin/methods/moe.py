@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm_quant_kernels.canonical import CanonicalWeight
 
+from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
