@@ -24,7 +24,7 @@ def expand_block_rows(scales: torch.Tensor, block_n: int, n: int) -> torch.Tenso
 
 class Fp8Format(Format):
     def specs(self, scheme: Scheme, n: int, k: int) -> dict[str, TensorSpec]:
-        found = {"weight": TensorSpec(((n, k),), (FP8_DTYPES[scheme.kind],)), "input_scale": INPUT_SCALE}  # type: ignore[index]
+        found = {"weight": TensorSpec(((n, k),), (FP8_DTYPES[scheme.kind],)), "input_scale": INPUT_SCALE}
         if scheme.block:
             blocks = (-(-n // scheme.block[0]), -(-k // scheme.block[1]))
             found["weight_scale_inv"] = TensorSpec((blocks,), FLOATS)
@@ -42,7 +42,7 @@ class Fp8Format(Format):
         return CanonicalWeight(codes, scales, 8, group, kind=scheme.kind)
 
     def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
-        tensors = {"weight": weight.codes.view(FP8_DTYPES[scheme.kind])}  # type: ignore[index]
+        tensors = {"weight": weight.codes.view(FP8_DTYPES[scheme.kind])}
         if scheme.block:
             tensors["weight_scale_inv"] = weight.scales.float()[:: scheme.block[0]].contiguous()
         else:

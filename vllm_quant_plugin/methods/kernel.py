@@ -60,9 +60,6 @@ class WeightOnlySegment(Segment):
     def without_tensors(self) -> Segment:
         return WeightOnlySegment(replace(self.packed, data=_NONE, scales=_NONE, zeros=None, perm=None))
 
-    def _with(self, t: Tensors) -> PackedWeight:
-        return replace(self.packed, data=t[""], scales=t["_scales"], zeros=t["_zeros"], perm=t["_perm"])
-
     def apply(self, tensors: Tensors, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         p = self.packed
         return torch.ops.vqp.wna16_linear(
@@ -80,7 +77,11 @@ class WeightOnlySegment(Segment):
         )
 
     def dequantize(self, tensors: Tensors) -> torch.Tensor:
-        return unpack(self._with(tensors)).dequantize()
+        data, scales = tensors[""], tensors["_scales"]
+        assert data is not None
+        assert scales is not None
+        packed = replace(self.packed, data=data, scales=scales, zeros=tensors["_zeros"], perm=tensors["_perm"])
+        return unpack(packed).dequantize()
 
     @property
     def out_features(self) -> int:

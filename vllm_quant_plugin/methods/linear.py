@@ -90,7 +90,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
 
     def create_weights(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
         input_size: int,
@@ -118,9 +118,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
 
         return load
 
-    def _convert(
-        self, layer: torch.nn.Module, plan: ShardPlan, staging: Staging, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def _convert(self, layer: Any, plan: ShardPlan, staging: Staging, device: torch.device, dtype: torch.dtype) -> None:
         pieces: list[CanonicalWeight] = []
         activation: dict[str, torch.Tensor] = {}
         for shard_id, parts in self._loaded_matrices(plan, staging):
@@ -154,7 +152,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
         order = {part.shard_id: i for i, part in enumerate(plan.parts)}
         return sorted(found, key=lambda entry: order[entry[1][0].shard_id])
 
-    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         staging = getattr(layer, "vqp_staging", None)
         if staging is None:
             return
@@ -167,14 +165,14 @@ class VqpLinearMethod(layers.LinearMethodBase):
         layer.vqp_kernel.register(layer)
 
     @staticmethod
-    def _plan_of(layer: torch.nn.Module) -> ShardPlan:
+    def _plan_of(layer: Any) -> ShardPlan:
         per_partition = getattr(layer, "input_size_per_partition", layer.input_size)
         return plan_shards(layer, layer.input_size, per_partition, layer.output_size)
 
-    def apply(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return layer.vqp_kernel(layer, x, bias)
 
-    def tie_weights(self, layer: torch.nn.Module, embed_tokens: torch.nn.Module) -> torch.nn.Module:
+    def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
         """An LM head that is tied to 16-bit embeddings is 16-bit, whatever the config's default says."""
         for leaf in layer.vqp_leaves:
             delattr(layer, leaf)
@@ -183,7 +181,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
         layer.weight = embed_tokens.weight
         return layer
 
-    def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
+    def dequantize_weight(self, layer: Any) -> torch.Tensor:
         """This rank's (N, K) weight in float32."""
         return layer.vqp_kernel.dequantize(layer)
 

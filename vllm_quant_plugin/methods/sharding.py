@@ -67,6 +67,7 @@ def plan_shards(layer: Any, input_size: int, input_size_per_partition: int, outp
     """
     rank, size = layer.tp_rank, layer.tp_size
     column = (0, input_size)
+    parts: tuple[Part, ...]
     if isinstance(layer, layers.VocabParallelEmbedding):
         indices = layer.shard_indices
         start, stop = indices.org_vocab_start_index, indices.org_vocab_end_index
