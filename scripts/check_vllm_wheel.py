@@ -1,0 +1,153 @@
+#!/usr/bin/env python3
+"""Checks, without importing it, that a vLLM has every name and parameter this project uses.
+
+For versions that cannot be imported on the machine at hand (wheels built for CUDA):
+
+    python scripts/check_vllm_wheel.py vllm-0.33.0-*.whl
+    python scripts/check_vllm_wheel.py path/to/site-packages
+
+Looked at are every import of vLLM in the project's packages, followed through re-exports
+to the definition, and the parameters in ``compat.RELIED_ON``, looked up through base classes.
+Exit code: 0 everything is there, 1 something is missing, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from static_names import Missing, Sources, member, parameters, resolve
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("vllm_quant_plugin", "kernels/vllm_quant_kernels", "serve/vllm_quant_serve")
+COMPAT = Path("vllm_quant_plugin/compat.py")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked for; ``problem`` is empty where it was found."""
+
+    kind: str
+    name: str
+    parameters: tuple[str, ...]
+    used_in: str
+    found_in: str
+    problem: str
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """``(module, name)`` of every import of vLLM in a file, at any depth; the name is empty for ``import vllm.x``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "vllm")
+        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "vllm":
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def check_import(sources: Sources, used_in: str, module: str, name: str) -> Check:
+    """Check one import of ``used_in``."""
+    found_in = problem = ""
+    try:
+        if name:
+            definition = resolve(sources, module, name)
+            found_in = f"{definition.module}:{definition.name}"
+        elif sources.tree(module) is None:
+            raise Missing(f"there is no module {module}")
+        else:
+            found_in = module
+    except Missing as error:
+        problem = str(error)
+    return Check("import", f"{module}:{name}".rstrip(":"), (), used_in, found_in, problem)
+
+
+def check_signature(sources: Sources, used_in: str, name: str, wanted: tuple[str, ...]) -> Check:
+    """Check that ``name`` ("module:qualified.name") has the parameters ``wanted``, in any order."""
+    module, _, path = name.partition(":")
+    found_in = problem = ""
+    try:
+        first, *rest = path.split(".")
+        definition = resolve(sources, module, first)
+        for part in rest:
+            definition = member(sources, definition, part)
+        found_in = f"{definition.module}:{definition.name}"
+        has = parameters(sources, definition) if wanted else ()
+        absent = [parameter for parameter in wanted if parameter not in has]
+        if absent:
+            problem = f"{found_in} has no parameter {', '.join(absent)} (it has {', '.join(has)})"
+    except Missing as error:
+        problem = str(error)
+    return Check("signature", name, wanted, used_in, found_in, problem)
+
+
+def relied_on(compat: ast.Module) -> dict[str, tuple[str, ...]]:
+    """The literal ``RELIED_ON`` of compat.py, read without importing it."""
+    for node in compat.body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "RELIED_ON" and node.value:
+            return {str(name): tuple(wanted) for name, wanted in ast.literal_eval(node.value).items()}
+    raise Missing("compat.py has no RELIED_ON")
+
+
+def run(sources: Sources, root: Path) -> list[Check]:
+    """Every check of the project at ``root`` against ``sources``."""
+    checks: list[Check] = []
+    files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
+    for file in files:
+        used_in = str(file.relative_to(root))
+        wanted = sorted(set(imports(ast.parse(file.read_text(encoding="utf-8")))))
+        checks += [check_import(sources, used_in, module, name) for module, name in wanted]
+    declared = relied_on(ast.parse((root / COMPAT).read_text(encoding="utf-8")))
+    checks += [check_signature(sources, str(COMPAT), name, wanted) for name, wanted in declared.items()]
+    return checks
+
+
+def version(sources: Sources) -> str:
+    """The version the sources give of themselves."""
+    tree = sources.tree("vllm._version")
+    for node in tree.body if tree else []:
+        if isinstance(node, ast.Assign) and "version" in {ast.unparse(target) for target in node.targets}:
+            return str(ast.literal_eval(node.value))
+    return "unknown"
+
+
+def main() -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("vllm", type=Path, help="a vLLM wheel, or the folder that contains vllm/")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the project's repository")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print every check as JSON")
+    output.add_argument("--markdown", action="store_true", help="print every check as a table")
+    options = parser.parse_args()
+    if not options.vllm.exists():
+        parser.error(f"{options.vllm} does not exist")
+    sources = Sources(options.vllm, "vllm")
+    if sources.tree("vllm") is None:
+        parser.error(f"{options.vllm} holds no vllm/__init__.py")
+
+    checks = run(sources, options.root)
+    failed = [check for check in checks if check.problem]
+    if options.json:
+        print(json.dumps({"version": version(sources), "checks": [asdict(check) for check in checks]}, indent=1))
+    elif options.markdown:
+        print("| used in | name | parameters | defined in |\n|---|---|---|---|")
+        for check in checks:
+            arguments = ", ".join(check.parameters)
+            print(f"| {check.used_in} | `{check.name}` | {arguments} | {check.problem or f'`{check.found_in}`'} |")
+    for check in failed:
+        print(f"{check.used_in}: {check.problem}", file=sys.stderr)
+    count = {kind: sum(check.kind == kind for check in checks) for kind in ("import", "signature")}
+    print(
+        f"vLLM {version(sources)}: {count['import']} imports and {count['signature']} signatures checked,"
+        f" {len(failed)} missing",
+        file=sys.stderr,
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""Environment of every test: offline, quiet, in-process engines, no more threads than cores.
+
+Set before anything imports vLLM or torch, which read these once. Nothing heavy may be
+imported here: most tests need neither.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Nothing may reach for a model hub or report usage.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["DO_NOT_TRACK"] = "1"
+
+# An engine in the test's own process starts in seconds, and a failure has a traceback.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
