@@ -6,6 +6,8 @@ vLLM calls it in every process, several times, before it parses its flags. It is
 
 from __future__ import annotations
 
+from vllm_quant_plugin.import_hook import after_import
+
 
 def register() -> None:
     """Register ``vqp_awq``, ``vqp_gptq``, ``vqp_fp8``, ``vqp_int8`` and ``int8`` with vLLM."""
@@ -24,3 +26,10 @@ def register() -> None:
     for config in (VqpAwqConfig, VqpGptqConfig, VqpFp8Config, VqpInt8Config):
         for name in config.names:
             compat.register_quantization_config(name)(config)
+    after_import("vllm.model_executor.kernels.linear", _register_kernel)
+
+
+def _register_kernel() -> None:
+    from vllm_quant_plugin.methods.mp_kernel import register_kernel
+
+    register_kernel()

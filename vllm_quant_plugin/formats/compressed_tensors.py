@@ -12,7 +12,8 @@ float-quantized    weight             float8_e4m3fn (N, K)
                    input_scale, input_zero_point             static activations
 
 2, 4 and 8 bits fill a word. 3, 5, 6 and 7 bits are padded (32 // bits fields a word) by
-compressed-tensors up to 0.17 and dense from 0.18 on; the width of weight_packed tells which.
+compressed-tensors up to 0.17 and dense from 0.18 on; the width of weight_packed tells which when
+reading. Writing is dense, the layout that vLLM's loader expects.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec
 from vllm_quant_plugin.formats.bits import (
     dense_words,
-    pack_padded,
+    pack_dense,
     padded_words,
     unpack_dense,
     unpack_padded,
@@ -92,13 +93,13 @@ class PackQuantizedFormat(Format):
     def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
         n, k = weight.codes.shape
         tensors = {
-            "weight_packed": pack_padded(weight.codes, scheme.bits),
+            "weight_packed": pack_dense(weight.codes, scheme.bits),
             "weight_scale": weight.scales,
             "weight_shape": torch.tensor([n, k]),
         }
         if weight.zeros is not None:
             zeros = weight.zeros.round().to(torch.uint8).t().contiguous()
-            tensors["weight_zero_point"] = pack_padded(zeros, scheme.bits).t().contiguous()
+            tensors["weight_zero_point"] = pack_dense(zeros, scheme.bits).t().contiguous()
         if weight.g_idx is not None:
             tensors["weight_g_idx"] = weight.g_idx
         return tensors

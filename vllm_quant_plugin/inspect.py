@@ -1,0 +1,227 @@
+"""``vllm-quant inspect``: what a checkpoint holds and who would serve it, from its headers. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import typer
+
+from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.in_tree import Device, Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.scheme import ModelScheme, Scheme
+
+TP_SIZES = (1, 2, 4, 8)
+# The leaf that says a module is quantized, by storage.
+_WEIGHT_LEAF = {"awq": "qweight", "gptq": "qweight", "pack-quantized": "weight_packed"}
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """One module of the checkpoint.
+
+    Attributes:
+        scheme: None when it is stored in 16 or 32 bits.
+        out_features, in_features: of a matrix, else 0.
+        nbytes: all of its tensors.
+        legal_tp: tensor-parallel sizes whose row-parallel shards are whole groups.
+    """
+
+    name: str
+    scheme: Scheme | None
+    out_features: int
+    in_features: int
+    nbytes: int
+    legal_tp: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The whole checkpoint.
+
+    Attributes:
+        method: ``quant_method`` on disk, None when unquantized.
+        in_tree_rejects: why vLLM alone does not serve it; None when it does.
+        plugin: our method's name, None when the plugin only adds kernels.
+        automatic: whether the plugin takes it without a flag.
+    """
+
+    path: str
+    architecture: str
+    method: str | None
+    modules: tuple[ModuleInfo, ...]
+    nbytes: int
+    device: Device
+    in_tree_rejects: str | None
+    plugin: str | None
+    automatic: bool
+
+
+def module_shape(tensors: Mapping[str, TensorInfo], scheme: Scheme | None) -> tuple[int, int]:
+    """(out_features, in_features) of a module, (0, 0) when it is no matrix."""
+    if scheme is not None and scheme.storage in _WEIGHT_LEAF:
+        packed = tensors[_WEIGHT_LEAF[scheme.storage]].shape
+        if scheme.storage == "awq":
+            return packed[1] * 32 // scheme.bits, packed[0]
+        if scheme.storage == "gptq":
+            return packed[1], packed[0] * 32 // scheme.bits
+        return packed[0], packed[1] * (32 // scheme.bits)
+    weight = tensors.get("weight")
+    return (weight.shape[0], weight.shape[1]) if weight is not None and len(weight.shape) == 2 else (0, 0)
+
+
+def _stored_scheme(name: str, tensors: Mapping[str, TensorInfo], model: ModelScheme | None) -> Scheme | None:
+    """The scheme that the module is really stored in: the config may name more than was quantized."""
+    scheme = model.scheme_for(name) if model else None
+    if scheme is None:
+        return None
+    if scheme.storage in _WEIGHT_LEAF:
+        return scheme if _WEIGHT_LEAF[scheme.storage] in tensors else None
+    weight = tensors.get("weight")
+    return scheme if weight is not None and weight.dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2") else None
+
+
+def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
+    """Describe ``checkpoint`` as ``host`` would serve it.
+
+    Raises:
+        CheckpointError: the quantization config is of a kind the plugin does not read.
+    """
+    config = checkpoint.quantization_config
+    model = parse_quantization_config(config) if config else None
+    modules = []
+    for name, tensors in checkpoint.modules():
+        scheme = _stored_scheme(name, tensors, model)
+        n, k = module_shape(tensors, scheme)
+        legal = tuple(scheme.legal_tp(k, TP_SIZES)) if scheme else TP_SIZES
+        modules.append(ModuleInfo(name, scheme, n, k, sum(t.nbytes for t in tensors.values()), legal))
+    reason = why_in_tree_rejects(model, host) if model else None
+    ours = plugin_method(model) if model else None
+    return Inspection(
+        path=str(checkpoint.path),
+        architecture=(checkpoint.config.get("architectures") or ["unknown"])[0],
+        method=model.method if model else None,
+        modules=tuple(modules),
+        nbytes=checkpoint.nbytes,
+        device=host.device,
+        in_tree_rejects=reason,
+        plugin=ours,
+        automatic=reason is not None and ours is not None,
+    )
+
+
+def kernel_name(scheme: Scheme | None, device: Device) -> str:
+    """The kernel that serves a module with this plugin."""
+    if scheme is None:
+        return "vLLM"
+    if device == "cuda":
+        return "dequantize"
+    act = scheme.activation
+    if act is not None and act.kind == "int" and scheme.group_size <= 0:
+        return "vqp W8A8"
+    return f"vqp W{scheme.bits}A16"
+
+
+def verdict(found: Inspection) -> str:
+    """One sentence: who serves the checkpoint and what the user has to type."""
+    where = "a CPU" if found.device == "cpu" else "a GPU"
+    if found.method is None:
+        return "Unquantized: vLLM serves it as it is; --quantization vqp_int8 or vqp_fp8 quantizes it while loading."
+    if found.automatic:
+        return f"{found.plugin} takes it automatically on {where}: in-tree vLLM does not serve {found.in_tree_rejects}."
+    if found.plugin and found.in_tree_rejects is None:
+        return f"In-tree vLLM serves it on {where}; add --quantization {found.plugin} to use this plugin's kernels."
+    if found.in_tree_rejects is None:
+        return f"In-tree vLLM serves it on {where}."
+    return f"compressed-tensors serves it on {where} through this plugin's kernels: in-tree has none for " + (
+        f"{found.in_tree_rejects}."
+    )
+
+
+def as_dict(found: Inspection) -> dict[str, Any]:
+    """The inspection as plain JSON values."""
+    return {
+        "path": found.path,
+        "architecture": found.architecture,
+        "quant_method": found.method,
+        "nbytes": found.nbytes,
+        "device": found.device,
+        "in_tree_rejects": found.in_tree_rejects,
+        "plugin_method": found.plugin,
+        "automatic": found.automatic,
+        "verdict": verdict(found),
+        "modules": [
+            {
+                "name": m.name,
+                "scheme": m.scheme.describe() if m.scheme else None,
+                "bits": m.scheme.bits if m.scheme else None,
+                "out_features": m.out_features,
+                "in_features": m.in_features,
+                "nbytes": m.nbytes,
+                "kernel": kernel_name(m.scheme, found.device) if m.in_features else None,
+                "row_parallel_tp": list(m.legal_tp),
+            }
+            for m in found.modules
+        ],
+    }
+
+
+def _summary(found: Inspection) -> list[tuple[str, str, int, ModuleInfo, int]]:
+    """Modules of the same last name and scheme in one line: (name, scheme, count, an example, bytes)."""
+    rows: dict[tuple[str, str], list[ModuleInfo]] = {}
+    for m in found.modules:
+        last = m.name.rpartition(".")[2]
+        rows.setdefault((last, m.scheme.describe() if m.scheme else "16-bit"), []).append(m)
+    return [(k[0], k[1], len(v), v[0], sum(m.nbytes for m in v)) for k, v in rows.items()]
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where it would run.")] = "auto",
+    modules: Annotated[bool, typer.Option("--modules", help="One line per module instead of per kind.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Format, bits and size per module, and who would serve it here."""
+    chosen: Device = local_device() if device == "auto" else device
+    found = inspect_checkpoint(read_checkpoint(resolve_model(model)), Host.local(chosen))
+    if as_json:
+        print(json.dumps(as_dict(found), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{found.path}  {found.architecture}  {found.nbytes / 1e6:,.1f} MB", title_justify="left")
+    for column in ("module", "scheme", "count", "N x K", "MB", "kernel", "TP"):
+        table.add_column(column, no_wrap=True, justify="right" if column in ("count", "MB") else "left")
+    lines = [(m.name, m.scheme.describe() if m.scheme else "16-bit", 1, m, m.nbytes) for m in found.modules]
+    for name, scheme, count, example, nbytes in lines if modules else _summary(found):
+        matrix = bool(example.in_features)
+        table.add_row(
+            name or "(root)",
+            scheme,
+            str(count),
+            f"{example.out_features} x {example.in_features}" if matrix else "",
+            f"{nbytes / 1e6:,.2f}",
+            kernel_name(example.scheme, found.device) if matrix else "",
+            " ".join(map(str, example.legal_tp)) if example.scheme else "",
+        )
+    console = Console()
+    console.print(table)
+    console.print(verdict(found), soft_wrap=True)
+
+
+def local_device() -> Device:
+    """``cuda`` when an NVIDIA driver answers, else ``cpu``."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return "cpu"
+    return "cuda" if count else "cpu"
