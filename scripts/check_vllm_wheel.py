@@ -26,6 +26,7 @@ from static_names import Missing, Sources, member, parameters, resolve
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("vllm_quant_plugin", "kernels/vllm_quant_kernels", "serve/vllm_quant_serve")
 COMPAT = Path("vllm_quant_plugin/compat.py")
+MARKER = "<!-- written by scripts/check_vllm_wheel.py -->"
 
 
 @dataclass(frozen=True)
@@ -114,14 +115,22 @@ def version(sources: Sources) -> str:
     return "unknown"
 
 
+def table(checks: list[Check]) -> str:
+    """The checks as a Markdown table, as docs/compat.md has it."""
+    rows = sorted({(check.name, ", ".join(check.parameters), check.found_in) for check in checks})
+    lines = [f"| `{name}` | {wanted} | `{found}` |" for name, wanted, found in rows]
+    return "\n".join(["| name | parameters relied on | defined in |", "|---|---|---|", *lines, ""])
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("vllm", type=Path, help="a vLLM wheel, or the folder that contains vllm/")
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's repository")
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print every check as JSON")
-    output.add_argument("--markdown", action="store_true", help="print every check as a table")
+    parser.add_argument("--json", action="store_true", help="print every check as JSON")
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE", help="replace the table in docs/compat.md by these checks"
+    )
     options = parser.parse_args()
     if not options.vllm.exists():
         parser.error(f"{options.vllm} does not exist")
@@ -133,19 +142,17 @@ def main() -> int:
     failed = [check for check in checks if check.problem]
     if options.json:
         print(json.dumps({"version": version(sources), "checks": [asdict(check) for check in checks]}, indent=1))
-    elif options.markdown:
-        print("| used in | name | parameters | defined in |\n|---|---|---|---|")
-        for check in checks:
-            arguments = ", ".join(check.parameters)
-            print(f"| {check.used_in} | `{check.name}` | {arguments} | {check.problem or f'`{check.found_in}`'} |")
     for check in failed:
         print(f"{check.used_in}: {check.problem}", file=sys.stderr)
     count = {kind: sum(check.kind == kind for check in checks) for kind in ("import", "signature")}
-    print(
+    summary = (
         f"vLLM {version(sources)}: {count['import']} imports and {count['signature']} signatures checked,"
-        f" {len(failed)} missing",
-        file=sys.stderr,
+        f" {len(failed)} missing"
     )
+    print(summary, file=sys.stderr)
+    if options.update and not failed:
+        head, _, _ = options.update.read_text(encoding="utf-8").partition(MARKER)
+        options.update.write_text(f"{head}{MARKER}\n\n{summary}.\n\n{table(checks)}", encoding="utf-8")
     return 1 if failed else 0
 
 

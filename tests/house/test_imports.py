@@ -52,7 +52,8 @@ def install_fake_kernels(folder: Path) -> None:
 @pytest.mark.parametrize("where", ["root", "elsewhere"])
 def test_transformers_imports_and_is_not_fooled(where: str, tmp_path: Path) -> None:
     cwd = ROOT if where == "root" else tmp_path
-    installed = python("import importlib.metadata as m; print(any(d.name == 'kernels' for d in m.distributions()))", cwd)
+    ask = "import importlib.metadata as m; print(any(d.name == 'kernels' for d in m.distributions()))"
+    installed = python(ask, cwd)
     assert python(AVAILABLE, cwd) == installed
     assert python(USE, cwd) == "llama"
 

@@ -11,9 +11,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import vllm_quant_plugin
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import vllm_quant_plugin
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
