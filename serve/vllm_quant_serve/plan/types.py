@@ -98,6 +98,7 @@ class Plan:
             (the amount by which one more token grows the longest sequence).
         kv_tokens: tokens of KV cache, with its interval.
         kv_cache_memory: bytes to pin by ``--kv-cache-memory-bytes``; None leaves it to vLLM.
+        overhead_parts: the overhead by what it is for.
         flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
         notes: remarks for people, e.g. how a figure came about.
     """
@@ -125,6 +126,7 @@ class Plan:
     kv_blocks: int
     max_concurrency: float
     kv_cache_memory: int | None = None
+    overhead_parts: dict[str, int] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     notes: tuple[str, ...] = ()

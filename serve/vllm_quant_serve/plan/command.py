@@ -1,0 +1,101 @@
+"""``vllm-quant plan``: what fits, at which TP, with how many KV tokens."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from vllm_quant_serve.plan.gpus import parse_size
+
+
+def plan(
+    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    gpu: Annotated[
+        list[str] | None, typer.Option("--gpu", help="GPU and count, e.g. h100:4. Without it: the GPUs of this host.")
+    ] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option("--gpu-memory", help="Memory of one GPU, e.g. 48GiB, for GPUs not in the table.")
+    ] = None,
+    gpu_count: Annotated[int, typer.Option("--gpu-count", help="Number of GPUs with --gpu-memory.")] = 1,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Plan for vLLM's CPU backend on this host.")] = False,
+    cpu_memory: Annotated[
+        str | None, typer.Option("--cpu-memory", help="Host memory to plan with, e.g. 64GiB; implies --cpu.")
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option("--max-model-len", help="Tokens of the longest request. Default: the model's context.")
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", help="Requests of that length which must fit at once.")
+    ] = 1,
+    max_num_seqs: Annotated[int | None, typer.Option("--max-num-seqs", help="As in vllm serve.")] = None,
+    max_num_batched_tokens: Annotated[
+        int | None, typer.Option("--max-num-batched-tokens", help="As in vllm serve.")
+    ] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option("--kv-cache-dtype", help="auto, fp8, bfloat16, ... as in vllm serve.")
+    ] = None,
+    kv_cache_memory: Annotated[
+        str | None, typer.Option("--kv-cache-memory-bytes", help="Fix the KV cache of a rank, e.g. 8GiB.")
+    ] = None,
+    block_size: Annotated[int | None, typer.Option("--block-size", help="As in vllm serve.")] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="auto, bfloat16, float16, float32.")] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option("--quantization", "-q", help="vqp_int8 and vqp_fp8 quantize a 16-bit checkpoint while loading."),
+    ] = None,
+    gpu_memory_utilization: Annotated[
+        float | None, typer.Option("--gpu-memory-utilization", help="As in vllm serve; vLLM's default is 0.92.")
+    ] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option("--tensor-parallel-size", "-tp", help="Fix the tensor-parallel size.")
+    ] = None,
+    pipeline_parallel_size: Annotated[
+        int | None, typer.Option("--pipeline-parallel-size", "-pp", help="Fix the pipeline-parallel size.")
+    ] = None,
+    data_parallel_size: Annotated[int | None, typer.Option("--data-parallel-size", "-dp", help="Replicas.")] = None,
+    enable_expert_parallel: Annotated[
+        bool | None, typer.Option("--enable-expert-parallel/--no-enable-expert-parallel", help="As in vllm serve.")
+    ] = None,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="Plan without CUDA graphs.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """What fits, at which tensor-parallel size, with how many KV tokens, and why.
+
+    Reads config.json and safetensors headers only. Exit code 3 when nothing fits.
+    """
+    from vllm_quant_serve.plan.api import PlanRequest, make_plan
+
+    request = PlanRequest(
+        model=model,
+        revision=revision,
+        gpu=tuple(gpu or ()),
+        gpu_memory=parse_size(gpu_memory, "--gpu-memory") if gpu_memory else None,
+        gpu_count=gpu_count,
+        cpu=cpu,
+        cpu_memory=parse_size(cpu_memory, "--cpu-memory") if cpu_memory else None,
+        quantization=quantization,
+        dtype=dtype,
+        max_model_len=max_model_len,
+        concurrency=concurrency,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_dtype=kv_cache_dtype,
+        kv_cache_memory=parse_size(kv_cache_memory, "--kv-cache-memory-bytes") if kv_cache_memory else None,
+        block_size=block_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        tensor_parallel_size=tensor_parallel_size,
+        pipeline_parallel_size=pipeline_parallel_size,
+        data_parallel_size=data_parallel_size,
+        enable_expert_parallel=enable_expert_parallel,
+        enforce_eager=enforce_eager,
+    )
+    found = make_plan(request)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    from vllm_quant_serve.plan.render import print_plan
+
+    print_plan(found)

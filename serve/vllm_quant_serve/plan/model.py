@@ -1,0 +1,142 @@
+"""A model as the planner sees it: parameters by layer, cache per layer, rules of sharding. No torch.
+
+The same description is built from config.json alone (``families``) or from safetensors
+headers (``headers``), with the names of the checkpoint, so that a quantization scheme's
+rules apply to either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["column", "row", "kv", "replicated", "vocab", "expert_column", "expert_row", "expert"]
+CacheKind = Literal["full", "sliding", "chunked", "mla", "mamba", "cross"]
+
+VOCAB_PADDING = 64  # vLLM: DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embedding.py
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor, or ``count`` alike ones, in the checkpoint's naming.
+
+    Attributes:
+        name: module path with the parameter's last component, e.g. ``model.layers.0.self_attn.q_proj.weight``.
+        shape: logical and unsharded: (out_features, in_features), or (n,) for a vector.
+        role: how tensor parallelism cuts it.
+            ``column`` cuts dimension 0, ``row`` the last one (a vector with it stays whole),
+            ``kv`` dimension 0 by KV heads (replicated beyond their number), ``vocab`` dimension 0
+            padded to 64, ``expert_*`` likewise within an expert or, under expert parallelism,
+            by whole experts; ``expert`` only by whole experts.
+        heads: KV heads, for the role ``kv``.
+        count: number of alike tensors (experts).
+        linear: a weight that a quantization scheme may apply to.
+        itemsize: bytes per element where it is not the model's dtype (0: the model's dtype).
+        nbytes: bytes in the checkpoint of the whole tensor, where it is stored packed and its
+            logical shape is not known; 0 otherwise.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    heads: int = 0
+    count: int = 1
+    linear: bool = False
+    itemsize: int = 0
+    nbytes: int = 0
+
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What one layer keeps per request.
+
+    Attributes:
+        kind: ``full``, ``sliding`` or ``chunked`` attention, ``mla`` (one latent vector, not cut by
+            tensor parallelism), ``mamba`` (a state of fixed size), ``cross`` (encoder tokens).
+        kv_heads: KV heads of the whole model; replicated where there are more ranks.
+        head_dim: width of a key head (mla: the latent with its rotary part).
+        head_dim_v: width of a value head (mla: 0).
+        window: tokens of the window or chunk.
+        states: for ``mamba``: (elements that TP divides, elements that stay, bytes per element; 0: the dtype).
+    """
+
+    kind: CacheKind
+    kv_heads: int = 0
+    head_dim: int = 0
+    head_dim_v: int = 0
+    window: int = 0
+    states: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer: what pipeline parallelism moves as a whole."""
+
+    parameters: tuple[Parameter, ...]
+    caches: tuple[Cache, ...] = ()
+
+
+@dataclass(frozen=True)
+class TpRule:
+    """A size that tensor parallelism must divide; ``replicable`` sizes may also divide the TP size."""
+
+    what: str
+    size: int
+    replicable: bool = False
+
+    def allows(self, tp: int) -> bool:
+        return self.size % tp == 0 or (self.replicable and tp % self.size == 0)
+
+    def refusal(self, tp: int) -> str:
+        if self.replicable:
+            return f"{self.size} {self.what} cannot be spread over {tp} ranks, nor {tp} ranks over them"
+        return f"{self.size} {self.what} do not divide by {tp}"
+
+
+@dataclass(frozen=True)
+class ModelArch:
+    """The whole model.
+
+    Attributes:
+        first: parameters of the first pipeline stage (embeddings, vision tower).
+        last: parameters of the last stage (final norm, lm_head).
+        shared: of the first stage, those that tied embeddings repeat on the last stage of several.
+        rotary_elements: elements of the shared cos/sin tables, kept in the model's dtype.
+        exact: False when the family is unknown and a Llama-like decoder was assumed.
+    """
+
+    model_type: str
+    architecture: str
+    hidden: int
+    vocab: int
+    max_position: int
+    dtype: str
+    layers: tuple[Layer, ...]
+    first: tuple[Parameter, ...]
+    last: tuple[Parameter, ...]
+    shared: tuple[Parameter, ...] = ()
+    rules: tuple[TpRule, ...] = ()
+    intermediate: int = 0
+    heads: int = 0
+    head_dim: int = 0
+    experts: int = 0
+    experts_per_token: int = 0
+    rotary_elements: int = 0
+    exact: bool = True
+    notes: tuple[str, ...] = field(default=())
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every parameter once."""
+        yield from self.first
+        for layer in self.layers:
+            yield from layer.parameters
+        yield from self.last
+
+    @property
+    def caches(self) -> tuple[Cache, ...]:
+        return tuple(cache for layer in self.layers for cache in layer.caches)

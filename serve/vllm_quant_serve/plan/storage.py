@@ -1,0 +1,106 @@
+"""Bytes that one rank holds of one parameter, by quantization scheme. No torch.
+
+The figures are those of the parameters that vLLM's methods create for the storage format
+(codes, scales, zero points, permutation), which is also what a rank holds while it loads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_serve.plan.model import VOCAB_PADDING, Parameter
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is cut: tensor, pipeline and data parallel sizes, and whether experts are spread whole."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    expert_parallel: bool = False
+
+    @property
+    def devices(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks over which whole experts are spread; 1 without expert parallelism."""
+        return self.tp * self.dp if self.expert_parallel else 1
+
+
+def padded_vocab(vocab: int) -> int:
+    return -(-vocab // VOCAB_PADDING) * VOCAB_PADDING
+
+
+def local_shape(parameter: Parameter, place: Placement) -> tuple[int, tuple[int, ...]]:
+    """Number of alike tensors and their shape on the fullest rank."""
+    shape, count, role = parameter.shape, parameter.count, parameter.role
+    if role.startswith("expert"):
+        if place.expert_parallel:
+            return -(-count // place.expert_ranks), shape
+        # Without expert parallelism data-parallel ranks of a MoE model cut experts, too (FusedMoE flattens DP into TP).
+        cut = place.tp * place.dp
+        if role == "expert_column":
+            return count, (-(-shape[0] // cut), *shape[1:])
+        return count, (*shape[:-1], -(-shape[-1] // cut)) if role == "expert_row" else shape
+    if role == "column":
+        return count, (-(-shape[0] // place.tp), *shape[1:])
+    if role == "row":
+        return count, (*shape[:-1], -(-shape[-1] // place.tp)) if len(shape) > 1 else shape
+    if role == "kv":
+        per_head = shape[0] // parameter.heads
+        return count, (max(1, parameter.heads // place.tp) * per_head, *shape[1:])
+    if role == "vocab":
+        return count, (-(-padded_vocab(shape[0]) // place.tp), *shape[1:])
+    return count, shape
+
+
+def parameter_bytes(parameter: Parameter, place: Placement, scheme: Scheme | None, itemsize: int) -> int:
+    """Bytes of ``parameter`` on one rank.
+
+    Args:
+        scheme: the module's scheme, None for ``itemsize`` bytes per element.
+        itemsize: bytes per element of the model's dtype.
+    """
+    count, shape = local_shape(parameter, place)
+    if parameter.nbytes:
+        return math.ceil(parameter.nbytes * count * math.prod(shape) / (parameter.count * math.prod(parameter.shape)))
+    if scheme is None or not parameter.linear or len(shape) != 2:
+        return count * math.prod(shape) * (parameter.itemsize or itemsize)
+    rows_cut = parameter.role in ("row", "expert_row") and shape[1] != parameter.shape[1]
+    full_in = parameter.shape[1] if rows_cut else shape[1]
+    return count * matrix_bytes(scheme, shape[0], shape[1], full_in, itemsize)
+
+
+def matrix_bytes(scheme: Scheme, out_features: int, in_features: int, full_in: int, itemsize: int) -> int:
+    """Bytes of one quantized matrix of a rank: codes, scales, zero points, permutation.
+
+    Args:
+        out_features: N on this rank.
+        in_features: K on this rank.
+        full_in: K of the whole matrix: act-order keeps every group's scale on each rank.
+        itemsize: bytes of a 16-bit scale.
+    """
+    n, k = out_features, in_features
+    groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(k)
+    words = 4 * math.ceil(k * scheme.bits / 32)
+    if scheme.storage == "awq":
+        codes = 4 * math.ceil(n * scheme.bits / 32)
+        return k * codes + groups * (codes + n * itemsize)
+    if scheme.storage == "gptq":
+        zeros = 4 * math.ceil(n * scheme.bits / 32)
+        return n * words + groups * (zeros + n * itemsize) + 4 * k
+    if scheme.storage == "pack-quantized":
+        zeros = 0 if scheme.symmetric else 4 * math.ceil(n * scheme.bits / 32)
+        order = 4 * k if scheme.act_order else 0
+        return n * words + groups * (zeros + n * itemsize) + order + 16
+    if scheme.block is not None:
+        return n * k + 4 * math.ceil(n / scheme.block[0]) * math.ceil(k / scheme.block[1])
+    static = 4 if scheme.activation is not None and not scheme.activation.dynamic else 0
+    if scheme.group_size == 0:
+        return n * k + 4 + static
+    return n * k + 4 * n * groups + static

@@ -1,0 +1,152 @@
+"""Weight bytes per rank and the tensor-parallel sizes a model allows, with reasons in words. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_serve.plan.model import ModelArch, Parameter, TpRule
+from vllm_quant_serve.plan.storage import Placement, padded_vocab, parameter_bytes
+
+CANDIDATE_TP = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes per pipeline stage (one rank of it), the largest first in ``worst``."""
+
+    stages: tuple[int, ...]
+    rotary: int
+
+    @property
+    def worst(self) -> int:
+        return max(self.stages)
+
+
+def stage_layers(layers: int, pp: int) -> list[int]:
+    """Layers of each pipeline stage, as vLLM's ``get_pp_indices`` spreads them.
+
+    What does not divide goes to the stages before the last, from its end.
+    """
+    stages = [layers // pp] * pp
+    for i in range(2, layers % pp + 2):
+        stages[-i] += 1
+    return stages
+
+
+class WeightModel:
+    """A model's weights under a scheme; answers for any placement.
+
+    Args:
+        arch: the parameters.
+        scheme: schemes by module; None for a 16-bit model.
+        itemsize: bytes per element of the serving dtype.
+    """
+
+    def __init__(self, arch: ModelArch, scheme: ModelScheme | None, itemsize: int) -> None:
+        self.arch, self.scheme, self.itemsize = arch, scheme, itemsize
+
+    @cache  # noqa: B019  # one model per process, and the key is a module name
+    def scheme_of(self, module: str) -> Scheme | None:
+        return self.scheme.scheme_for(module) if self.scheme is not None else None
+
+    def bytes_of(self, parameter: Parameter, place: Placement) -> int:
+        scheme = self.scheme_of(parameter.module) if parameter.linear else None
+        return parameter_bytes(parameter, place, scheme, self.itemsize)
+
+    def weights(self, place: Placement) -> Weights:
+        """Bytes on one rank of each pipeline stage: parameters and the shared cos/sin table."""
+        arch = self.arch
+        per_layer = [sum(self.bytes_of(p, place) for p in layer.parameters) for layer in arch.layers]
+        stages, start = [], 0
+        for count in stage_layers(len(arch.layers), place.pp):
+            stages.append(sum(per_layer[start : start + count]))
+            start += count
+        stages[0] += sum(self.bytes_of(p, place) for p in arch.first)
+        stages[-1] += sum(self.bytes_of(p, place) for p in arch.last)
+        if place.pp > 1:
+            stages[-1] += sum(self.bytes_of(p, place) for p in arch.shared)
+        rotary = arch.rotary_elements * self.itemsize
+        return Weights(tuple(stage + rotary for stage in stages), rotary)
+
+    def refusals(self, place: Placement) -> Iterator[str]:
+        """Why vLLM or a kernel refuses this placement; nothing when it is legal."""
+        arch, tp = self.arch, place.tp
+        if place.pp > len(arch.layers):
+            yield f"{len(arch.layers)} layers cannot be split into {place.pp} stages"
+        cut = tp * place.dp
+        for rule in arch.rules:
+            expert = rule.what.startswith("expert features")
+            if expert and place.expert_parallel:
+                continue
+            size = cut if expert else tp
+            if not rule.allows(size):
+                yield rule.refusal(size)
+        if padded_vocab(arch.vocab) % tp:
+            yield f"the vocabulary of {arch.vocab}, padded to {padded_vocab(arch.vocab)}, does not divide by {tp}"
+        if arch.experts and tp > arch.experts:
+            yield f"more ranks ({tp}) than experts ({arch.experts})"
+        if self.scheme is not None and tp > 1:
+            yield from self._scheme_refusals(place)
+
+    def _scheme_refusals(self, place: Placement) -> Iterator[str]:
+        """Shards that are no whole number of groups, blocks or packed words; each kind of module once."""
+        seen: set[tuple[str, tuple[int, ...]]] = set()
+        for parameter in self.arch.parameters():
+            leaf = parameter.module.rpartition(".")[2]
+            if not parameter.linear or len(parameter.shape) != 2 or (leaf, parameter.shape) in seen:
+                continue
+            seen.add((leaf, parameter.shape))
+            if parameter.role.startswith("expert") and place.expert_parallel:
+                continue
+            scheme = self.scheme_of(parameter.module)
+            if scheme is not None:
+                tp = place.tp * place.dp if parameter.role.startswith("expert") else place.tp
+                yield from _shard_refusal(parameter, scheme, leaf, tp)
+
+
+def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int) -> Iterator[str]:
+    out_features, in_features = parameter.shape
+    if parameter.role in ("row", "expert_row") and in_features % tp == 0:
+        if tp not in scheme.legal_tp(in_features, (tp,)):
+            step, kind = (scheme.block[1], "block") if scheme.block else (scheme.group_size, "group")
+            legal = [t for t in scheme.legal_tp(in_features, range(2, 65)) if t & (t - 1) == 0]
+            works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"
+            yield f"{leaf} {in_features}/{tp} = {in_features // tp} is not a multiple of {kind} {step}{works}"
+        elif scheme.storage == "gptq" and in_features // tp * scheme.bits % 32:
+            yield f"{leaf} {in_features}/{tp} = {in_features // tp} does not fill 32-bit words at {scheme.bits} bits"
+    elif parameter.role in ("column", "kv", "expert_column"):
+        shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
+        if scheme.block is not None and shard % scheme.block[0]:
+            yield f"{leaf} {out_features}/{tp} = {shard} is not a multiple of block {scheme.block[0]}"
+        elif scheme.storage == "awq" and shard * scheme.bits % 32:
+            yield f"{leaf} {out_features}/{tp} = {shard} does not fill 32-bit words at {scheme.bits} bits"
+
+
+def online_scheme(quantization: str, arch: ModelArch) -> ModelScheme:
+    """The scheme that ``vqp_int8``, ``int8`` or ``vqp_fp8`` gives a 16-bit checkpoint: one scale per output channel.
+
+    Raises:
+        CheckpointError: the name quantizes nothing online.
+    """
+    schemes = {
+        "vqp_int8": Scheme("int-quantized", bits=8, group_size=-1),
+        "int8": Scheme("int-quantized", bits=8, group_size=-1),
+        "vqp_fp8": Scheme("float-quantized", "fp8_e4m3", 8, -1),
+        "fp8": Scheme("float-quantized", "fp8_e4m3", 8, 0),
+        "fp8_per_channel": Scheme("float-quantized", "fp8_e4m3", 8, -1),
+    }
+    found = schemes.get(quantization)
+    if found is None:
+        raise CheckpointError(
+            f"--quantization {quantization} needs a quantized checkpoint and this one is in 16 bits",
+            f"quantize it first, or take one that works online: {', '.join(schemes)}",
+        )
+    return ModelScheme(quantization, found)
+
+
+def rule_names(rules: tuple[TpRule, ...]) -> list[str]:
+    return [f"{rule.size} {rule.what}" for rule in rules]
