@@ -1,0 +1,103 @@
+"""``vllm-quant serve``: plan, print the exact ``vllm serve`` line, launch it, supervise it."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_serve.flags import ServeWords, read_words
+from vllm_quant_serve.launch import Launch, build_launch
+from vllm_quant_serve.plan.api import Plan, make_plan
+from vllm_quant_serve.planning import plan_document, plan_request, plan_summary
+from vllm_quant_serve.report import Report
+from vllm_quant_serve.rundir import RunDirectory
+from vllm_quant_serve.supervisor import Options, Supervisor
+
+
+class Goal(Enum):
+    """What the planner prefers among placements that fit."""
+
+    FEWEST_GPUS = "fewest-gpus"
+    THROUGHPUT = "throughput"
+    LATENCY = "latency"
+    COST = "cost"
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(metavar="MODEL [VLLM SERVE FLAGS]", help="A folder or a hub id.")],
+    gpu: Annotated[list[str], typer.Option(help="Plan for these devices, e.g. h100:4, not this host's.")] = [],  # noqa: B006
+    cpu: Annotated[bool, typer.Option("--cpu", help="Plan for the CPU backend.")] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Full-length requests that must fit at once.")] = 1,
+    objective: Annotated[Goal, typer.Option(help="What the planner prefers.")] = Goal.FEWEST_GPUS,
+    no_plan: Annotated[bool, typer.Option("--no-plan", help="Launch without planning.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and the vllm serve line, and leave.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Events as one JSON object per line.")] = False,
+    startup_timeout: Annotated[float, typer.Option(min=1, help="Seconds until ready.")] = 1800.0,
+    drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds for requests in flight after SIGTERM.")] = 30.0,
+) -> None:
+    """Plan, launch vllm serve, supervise it, export metrics.
+
+    Every flag that is not listed here goes to ``vllm serve`` untouched, and a flag you set always
+    wins over the plan. The server listens on 127.0.0.1 unless you give --host.
+    """
+    words = read_words([model, *context.args])
+    _refuse_reserved(words)
+    plan = None
+    if not no_plan:
+        request = plan_request(words, gpu=gpu, cpu=cpu, concurrency=concurrency, objective=objective.value)
+        plan = make_plan(request)
+    launch = build_launch(words, plan.serve_args() if plan else [])
+    report = Report(as_json=as_json)
+    if dry_run:
+        _show(report, plan, launch, as_json)
+        return
+    launch.endpoint.check_free()
+    _announce(report, plan, launch)
+    options = Options(startup_timeout=startup_timeout, drain_timeout=drain_timeout)
+    code = asyncio.run(_supervise(launch, report, options, plan_document(plan)))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _supervise(launch: Launch, report: Report, options: Options, plan: dict[str, Any] | None) -> int:
+    return await Supervisor(launch, RunDirectory.create(), report, options, plan).run()
+
+
+def _refuse_reserved(words: ServeWords) -> None:
+    if words.has("--uds") and words.has("--host"):
+        raise UsageError("--uds and --host exclude each other", "give one of them")
+
+
+def _document(plan: Plan | None, launch: Launch) -> dict[str, Any]:
+    return {
+        "plan": plan_document(plan),
+        "command": launch.line,
+        "argv": ["vllm", *launch.serve_args],
+        "url": launch.endpoint.url,
+    }
+
+
+def _show(report: Report, plan: Plan | None, launch: Launch, as_json: bool) -> None:
+    if as_json:
+        report.object(_document(plan, launch))
+        return
+    _announce(report, plan, launch)
+
+
+def _announce(report: Report, plan: Plan | None, launch: Launch) -> None:
+    if plan is not None:
+        report.event("plan", plan_summary(plan), plan=plan_document(plan))
+    report.event("command", launch.line, argv=["vllm", *launch.serve_args])
+    if launch.api_keys:
+        report.event("api-key", "the API key is handed over in the environment, not on this line")
+
+
+# Flags that typer does not know are vLLM's.
+serve.context_settings = {"allow_extra_args": True, "ignore_unknown_options": True}  # type: ignore[attr-defined]

@@ -1,0 +1,63 @@
+"""The drain gate: ASGI middleware inside vLLM's API server that counts requests and, while draining, refuses new ones.
+
+It is added by ``--middleware vllm_quant_serve.gate.DrainGate``. vLLM's own shutdown stops the
+engine while its HTTP server still accepts; here a request in flight always finishes, and a new
+one gets a 503 that says so. Without a supervisor the gate is transparent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from vllm_quant_serve.rundir import attach
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+# Answered at all times and not counted: probes and scrapes are no work to wait for.
+OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/metrics/", "/version", "/load", "/v1/models"})
+_REFUSAL = json.dumps(
+    {"error": {"message": "the server is shutting down", "type": "server_draining", "param": None, "code": 503}}
+).encode()
+
+
+class DrainGate:
+    """Counts requests in flight in the run directory and refuses new ones while the supervisor drains."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.side = attach()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        side = self.side
+        if side is None or scope["type"] not in ("http", "websocket") or scope.get("path") in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        if side.draining:
+            await _refuse(scope, send)
+            return
+        # No await between the test and the count: the supervisor, which sets the flag first and
+        # then waits for zero, cannot miss a request that passed.
+        side.begin()
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            side.end()
+
+
+async def _refuse(scope: Message, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1012, "reason": "the server is shutting down"})
+        return
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(_REFUSAL)).encode()),
+        (b"retry-after", b"5"),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": 503, "headers": headers})
+    await send({"type": "http.response.body", "body": _REFUSAL})

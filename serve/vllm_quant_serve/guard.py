@@ -1,0 +1,89 @@
+"""The orphan guard: a process that outlives the supervisor by a moment, to end what it started.
+
+The supervisor holds the write end of the guard's stdin. However the supervisor ends, SIGKILL
+and the kernel's out-of-memory killer included, the kernel closes that pipe; the guard then kills
+every process of the server's session (the API servers, EngineCores and workers all stay in
+it) and removes the run directory. Standard library only, so that it starts in milliseconds and
+keeps few megabytes: ``python -I -S guard.py RUN_DIR``.
+
+Lines on stdin: ``+SID`` guards a session, ``-SID`` lets it go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+
+
+def session_members(session: int) -> list[int]:
+    """Processes, zombies excepted, whose session id is ``session`` (see proc(5), fields 3 and 6 of stat)."""
+    members = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                # The command name, field 2, is in parentheses and may hold blanks itself.
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
+            members.append(int(name))
+    return members
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether it is a resource tracker of multiprocessing: it unlinks shared memory when the owners are gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"multiprocessing.resource_tracker" in file.read()
+    except OSError:
+        return False
+
+
+def end_session(session: int, patience: float = 10.0, tracker_patience: float = 2.0) -> bool:
+    """SIGKILL to a session until no process of it is left. One may fork while it is being killed, hence the loop.
+
+    Resource trackers are left alone for ``tracker_patience`` seconds, or a dead engine's shared
+    memory would stay behind in /dev/shm.
+
+    Returns:
+        False when processes are left after ``patience`` seconds (stuck in the kernel).
+    """
+    begin = time.monotonic()
+    while members := session_members(session):
+        elapsed = time.monotonic() - begin
+        if elapsed > patience:
+            return False
+        for pid in members:
+            if elapsed < tracker_patience and _is_tracker(pid):
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return True
+
+
+def main() -> int:
+    # Signals meant for the supervisor's group must not take the guard first.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    sessions: set[int] = set()
+    for line in sys.stdin:
+        word = line.strip()
+        if word[:1] == "+":
+            sessions.add(int(word[1:]))
+        elif word[:1] == "-":
+            sessions.discard(int(word[1:]))
+    clean = all([end_session(session) for session in sessions])
+    if len(sys.argv) > 1:
+        shutil.rmtree(sys.argv[1], ignore_errors=True)
+    return 0 if clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""What exactly is launched: the argument list, the environment, and where the server will answer."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vllm_quant_plugin.errors import StartupError, UsageError
+from vllm_quant_serve.flags import ServeWords
+from vllm_quant_serve.server import API_KEYS
+
+LOOPBACK = "127.0.0.1"
+DEFAULT_PORT = 8000
+GATE = "vllm_quant_serve.gate.DrainGate"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server listens: a TCP address or a Unix socket. ``host`` "" is every interface."""
+
+    host: str = LOOPBACK
+    port: int = DEFAULT_PORT
+    tls: bool = False
+    uds: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Base address for a client on this machine."""
+        if self.uds:
+            return "http://localhost"
+        host = {"": LOOPBACK, "0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)
+        return f"http{'s' if self.tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def check_free(self) -> None:
+        """Bind where the server will, so that a taken port costs no model load.
+
+        Raises:
+            StartupError: the port is in use or may not be bound, or the host is no address of this machine.
+        """
+        if self.uds:
+            if os.path.exists(self.uds):
+                raise StartupError(f"--uds {self.uds}: exists already", "remove the file or stop the server behind it")
+            return
+        where = f"{self.host or 'all interfaces'} port {self.port}"
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                self.host or "0.0.0.0", self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except (OSError, OverflowError) as err:
+            raise StartupError(f"--host {self.host}: {err}", "give an address of this machine") from None
+        with socket.socket(family, kind) as probe:
+            # As vLLM binds: a connection in TIME_WAIT does not count, a listener does.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as err:
+                if err.errno == errno.EADDRINUSE:
+                    raise StartupError(f"{where} is in use{_holder(self.port)}", "choose another with --port") from None
+                raise StartupError(f"{where}: {err.strerror}", "choose another --host or --port") from None
+
+
+def _holder(port: int) -> str:
+    """`` by NAME (pid N)`` for the process that listens on ``port``, "" when it cannot be seen."""
+    import psutil
+
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", None) == port
+            if listens and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except (psutil.Error, OSError):
+        return ""
+    return ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One way to start the server.
+
+    Attributes:
+        model: what to serve.
+        planned: flags the launcher adds; the user set none of them.
+        words: the user's own flags, untouched.
+        endpoint: where it will listen.
+        api_keys: keys that leave the command line for the environment.
+        probe_key: the key the launcher's own requests carry.
+        headless: no HTTP server (``--headless``).
+        program: what is executed with ``serve_args``.
+    """
+
+    model: str
+    planned: tuple[str, ...]
+    words: tuple[str, ...]
+    endpoint: Endpoint
+    api_keys: tuple[str, ...] = ()
+    probe_key: str | None = None
+    headless: bool = False
+    program: tuple[str, ...] = (sys.executable, "-m", "vllm_quant_serve.server")
+
+    @property
+    def serve_args(self) -> list[str]:
+        """The words after ``vllm``. The user's come last: of two equal flags argparse keeps the last."""
+        return ["serve", self.model, *self.planned, *self.words]
+
+    @property
+    def argv(self) -> list[str]:
+        """What is executed: the words of ``line`` behind this package's entry to vLLM's command line."""
+        return [*self.program, *self.serve_args]
+
+    @property
+    def line(self) -> str:
+        """The ``vllm serve`` line, quoted for a POSIX shell."""
+        return shlex.join(["vllm", *self.serve_args])
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables added to the server's environment; keys travel here, never on a command line."""
+        return {API_KEYS: json.dumps(self.api_keys)} if self.api_keys else {}
+
+    def with_planned(self, planned: Sequence[str]) -> Launch:
+        return replace(self, planned=tuple(planned))
+
+
+def endpoint_of(words: ServeWords) -> Endpoint:
+    """Where the user's flags, or else the defaults, make the server listen: loopback unless ``--host`` says more.
+
+    Raises:
+        UsageError: ``--port`` is no port.
+    """
+    given = words.integer("--port")
+    port = DEFAULT_PORT if given is None else given
+    if not 0 < port < 65536:
+        raise UsageError(f"--port {port}: not a port", "give a number from 1 to 65535")
+    host = words.text("--host")
+    tls = words.has("--ssl-keyfile") and words.has("--ssl-certfile")
+    return Endpoint(LOOPBACK if host is None else host, port, tls, words.text("--uds"))
+
+
+def build_launch(words: ServeWords, planned: Sequence[str]) -> Launch:
+    """The launch for the user's words and the planner's flags.
+
+    Flags of the planner that the user set, in any spelling or in the ``--config`` file, are dropped.
+    """
+    keys, rest = take_api_keys(words.words)
+    headless = words.switch("--headless")
+    own: list[str] = []
+    if not words.has("--host") and not words.has("--uds"):
+        own += ["--host", LOOPBACK]
+    if not headless and not words.switch("--grpc"):
+        own += ["--middleware", GATE]
+    return Launch(
+        model=words.model,
+        planned=(*drop_user_set(planned, words), *own),
+        words=rest,
+        endpoint=endpoint_of(words),
+        api_keys=keys,
+        probe_key=keys[0] if keys else words.text("--api-key") or os.environ.get("VLLM_API_KEY") or None,
+        headless=headless,
+    )
+
+
+def drop_user_set(planned: Sequence[str], words: ServeWords) -> list[str]:
+    """``planned`` without the flags (and their values) that the user set."""
+    kept: list[str] = []
+    keep = True
+    for word in planned:
+        if word.startswith("--"):
+            keep = not words.has(word.partition("=")[0])
+        if keep:
+            kept.append(word)
+    return kept
+
+
+def take_api_keys(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Split ``--api-key K [K ...]`` from the words.
+
+    Returns:
+        (keys, the other words).
+    """
+    keys: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for word in words:
+        name, separator, value = word.partition("=")
+        if name.replace("_", "-") == "--api-key":
+            # As in argparse, a later --api-key replaces an earlier one.
+            keys = [value] if separator else []
+            taking = not separator
+        elif taking and not word.startswith("-"):
+            keys.append(word)
+        else:
+            taking = False
+            rest.append(word)
+    return tuple(keys), tuple(rest)

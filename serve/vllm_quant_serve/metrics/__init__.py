@@ -1,0 +1,1 @@
+"""Metrics: ``vqp_*`` in vLLM's own ``/metrics``, and the supervisor's beside them."""

@@ -1,0 +1,56 @@
+"""Every metric the plugin puts into vLLM's ``/metrics``: name, help, labels, and how processes are merged.
+
+Base units, ratios from 0 to 1, no request ids. A metric with labels exists only once a value is
+set, which is how an unknown value stays absent. ``merge`` is prometheus_client's multiprocess
+mode, for several API servers: facts are equal in all of them (``max``), shares of one stream of
+requests add up (``livesum``), and views of the one engine are as good as the latest (``mostrecent``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+
+Merge = Literal["max", "livesum", "mostrecent", "counter"]
+BASE = ("model_name",)
+ENGINE = ("model_name", "engine")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric family; ``merge`` ``counter`` makes it a counter, whose name gets ``_total``."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...] = BASE
+    merge: Merge = "max"
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("vqp_quantization_info", "1, with the quantization in its labels.", (*BASE, "method", "scheme")),
+    Metric("vqp_weight_bits", "Nominal bits per weight of the quantized modules."),
+    Metric("vqp_checkpoint_bytes", "Bytes of all tensors of the checkpoint on disk."),
+    Metric("vqp_weight_bytes", "Weight bytes on the fullest rank, by source (plan, actual).", (*BASE, "source")),
+    Metric("vqp_kv_cache_tokens", "Tokens the KV cache holds, by source (plan, plan_low, plan_high, actual).",
+           (*BASE, "source")),
+    Metric("vqp_load_seconds", "Seconds from the launch until the engine was initialized."),
+    Metric("vqp_generation_tokens_per_second", "Generated tokens per second, last 10 s.", ENGINE, "livesum"),
+    Metric("vqp_prompt_tokens_per_second", "Computed prompt tokens per second, last 10 s.", ENGINE, "livesum"),
+)  # fmt: skip
+
+_built: dict[int, dict[str, Gauge | Counter]] = {}
+
+
+def metrics(registry: CollectorRegistry = REGISTRY) -> dict[str, Gauge | Counter]:
+    """The prometheus_client objects by name, made once per registry and process."""
+    if id(registry) not in _built:
+        _built[id(registry)] = {metric.name: _build(metric, registry) for metric in METRICS}
+    return _built[id(registry)]
+
+
+def _build(metric: Metric, registry: CollectorRegistry) -> Gauge | Counter:
+    if metric.merge == "counter":
+        return Counter(metric.name, metric.help, metric.labels, registry=registry)
+    return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode=metric.merge)

@@ -1,0 +1,60 @@
+"""Asking the server how it is: ready, alive, generating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from vllm_quant_serve.launch import Launch
+
+
+class Probe:
+    """An HTTP client of the server on this machine. Each call answers or gives None; none raises."""
+
+    def __init__(self, launch: Launch, *, timeout: float = 5.0) -> None:
+        headers = {"Authorization": f"Bearer {launch.probe_key}"} if launch.probe_key else {}
+        transport = httpx.AsyncHTTPTransport(uds=launch.endpoint.uds) if launch.endpoint.uds else None
+        # The certificate names the public host, not loopback, and nothing secret is sent elsewhere.
+        self._client = httpx.AsyncClient(
+            base_url=launch.endpoint.url, headers=headers, timeout=timeout, transport=transport, verify=False,
+            trust_env=False,
+        )  # fmt: skip
+        self.model: str | None = None
+
+    async def get(self, path: str) -> httpx.Response | None:
+        try:
+            return await self._client.get(path)
+        except httpx.HTTPError:
+            return None
+
+    async def healthy(self) -> bool:
+        """``/health`` says 200: the API server is up and its engine is not dead."""
+        answer = await self.get("/health")
+        return answer is not None and answer.status_code == 200
+
+    async def ready(self) -> bool:
+        """Healthy, and ``/v1/models`` lists a model."""
+        if not await self.healthy():
+            return False
+        answer = await self.get("/v1/models")
+        if answer is None or answer.status_code != 200:
+            return False
+        try:
+            models = answer.json()["data"]
+            self.model = str(models[0]["id"])
+        except (ValueError, KeyError, IndexError, TypeError):
+            return False
+        return True
+
+    async def generates(self, timeout: float) -> bool | None:
+        """One token from the engine. None when the model is no completion model (400, 404, 405)."""
+        body: dict[str, Any] = {"model": self.model, "prompt": "1", "max_tokens": 1, "temperature": 0}
+        try:
+            answer = await self._client.post("/v1/completions", json=body, timeout=timeout)
+        except httpx.HTTPError:
+            return False
+        return None if answer.status_code in (400, 404, 405) else answer.status_code == 200
+
+    async def close(self) -> None:
+        await self._client.aclose()
