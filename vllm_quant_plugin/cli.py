@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("vllm_quant_serve.command", "serve", "Plan, launch vllm serve, supervise, export metrics."),
     "inspect": ("vllm_quant_plugin.inspect", "inspect", "Format, bits and size per module, and who serves it."),
     "eval": ("vllm_quant_plugin.evaluate.command", "evaluate", "Perplexity and KL divergence through vLLM."),
-    "bench": ("vllm_quant_plugin.bench", "bench", "Kernels side by side with in-tree ones."),
+    "bench": ("vllm_quant_plugin.bench.command", "bench", "Kernels side by side with in-tree ones."),
     "demo": ("vllm_quant_serve.demo", "demo", "The whole path on the bundled model, CPU only."),
 }
 
