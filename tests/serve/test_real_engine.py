@@ -1,0 +1,126 @@
+"""``vllm-quant serve`` around the real vLLM on the bundled model: one server for the whole file, stopped by its last test."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+import vllm_quant_plugin
+from tests.support.supervised import Supervised, can_bind, wait_gone
+
+pytestmark = pytest.mark.engine
+
+BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
+KV_BYTES = 64 << 20
+# conftest.py makes engines run in the test's own process; a server's must not.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
+KEY = "a-key-that-must-not-be-seen"
+FLAGS = ["--served-model-name", "small", "--max-model-len", "512", "--enforce-eager", "--api-key", KEY,
+         "--kv-cache-memory-bytes", "64M"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Supervised]:
+    vllm_quant = shutil.which("vllm-quant")
+    assert vllm_quant, "the package is not installed"
+    command = [vllm_quant, "serve", str(BUNDLED), "--json", "--cpu"]
+    with Supervised(*FLAGS, command=command, environment=ENVIRONMENT) as running:
+        running.wait_event("ready", timeout=400)
+        yield running
+
+
+def client(server: Supervised) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=60)
+
+
+def samples(server: Supervised) -> dict[tuple[str, str | None], float]:
+    """(name, source label) -> value of the plugin's metrics."""
+    text = httpx.get(f"{server.url}/metrics", timeout=30).text
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name.startswith("vqp_"):
+                assert sample.labels["model_name"] == "small"
+                found[sample.name, sample.labels.get("source")] = sample.value
+    return found
+
+
+def test_the_plan_and_the_line_were_told(server: Supervised) -> None:
+    assert server.names()[:2] == ["plan", "command"]
+    plan, command = server.events[0]["plan"], server.events[1]
+    assert command["argv"][:3] == ["vllm", "serve", str(BUNDLED)]
+    assert "--host 127.0.0.1" in command["message"]
+    assert plan["max_model_len"] == 512
+    assert plan["kv_bytes"]["value"] == KV_BYTES
+
+
+def test_the_api_key_is_seen_nowhere(server: Supervised) -> None:
+    assert httpx.get(f"{server.url}/v1/models").status_code == 401
+    assert client(server).models.list().data[0].id == "small"
+    assert KEY not in server.logged()
+    assert all(KEY not in str(event) for event in server.events)
+    for process in server.descendants():
+        assert KEY not in " ".join(process.cmdline())
+
+
+def test_metrics_plan_against_actual(server: Supervised) -> None:
+    found = samples(server)
+    assert found["vqp_quantization_info", None] == 1
+    assert found["vqp_weight_bits", None] == 16
+    assert found["vqp_checkpoint_bytes", None] == pytest.approx(
+        (BUNDLED / "model.safetensors").stat().st_size, rel=0.01
+    )
+    # 2 x 8 layers x 2 KV heads x 64 x 2 bytes per token: the plan is exact when the bytes are pinned.
+    assert found["vqp_kv_cache_tokens", "plan"] == KV_BYTES // (2 * 8 * 2 * 64 * 2)
+    assert found["vqp_kv_cache_tokens", "actual"] == found["vqp_kv_cache_tokens", "plan"]
+    assert 0 < found["vqp_load_seconds", None] < 400
+
+
+def test_completions_stream_and_rates_follow(server: Supervised) -> None:
+    stream = client(server).completions.create(model="small", prompt="def main(", max_tokens=48, stream=True,
+                                               extra_body={"ignore_eos": True})  # fmt: skip
+    chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason == "length"
+    assert len("".join(chunk.choices[0].text for chunk in chunks)) > 20
+    found = samples(server)
+    assert found["vqp_generation_tokens_per_second", None] > 0
+    assert found["vqp_prompt_tokens_per_second", None] > 0
+
+
+def test_sigterm_finishes_live_streams_and_leaves_nothing(server: Supervised) -> None:
+    processes = server.descendants()
+    assert len(processes) >= 3
+    finished: list[str | None] = []
+    begun = threading.Semaphore(0)
+
+    def read() -> None:
+        stream = client(server).completions.create(model="small", prompt="import os", max_tokens=400, stream=True,
+                                                   extra_body={"ignore_eos": True})  # fmt: skip
+        begun.release()
+        finished.append(list(stream)[-1].choices[0].finish_reason)
+
+    readers = [threading.Thread(target=read) for _ in range(8)]
+    for reader in readers:
+        reader.start()
+    for _ in readers:
+        assert begun.acquire(timeout=60)
+    server.send(signal.SIGTERM)
+    server.wait_event("draining")
+    refused = httpx.post(f"{server.url}/v1/completions", json={"model": "small", "prompt": "x"},
+                         headers={"Authorization": f"Bearer {KEY}"})  # fmt: skip
+    assert refused.status_code == 503
+    assert server.wait_exit(120) == 0
+    for reader in readers:
+        reader.join(10)
+    assert finished == ["length"] * 8
+    assert wait_gone(processes) == []
+    assert can_bind(server.port)
+    assert server.run_dirs() == []
