@@ -1,0 +1,141 @@
+"""``quantize_model``: the whole offline path as one call."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.config_json import quantization_config
+from vllm_quant_plugin.quantize.modules import Linear, check_input, check_scheme, kept_modules
+from vllm_quant_plugin.quantize.output import RECORD_NAME, OutputFolder, copy_companions, write_json
+from vllm_quant_plugin.quantize.progress import Progress, no_progress
+from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
+from vllm_quant_plugin.quantize.report import (
+    QuantizeReport,
+    describe_source,
+    hash_tensor_files,
+    peak_memory,
+    versions,
+)
+
+__all__ = ["QuantizeReport", "Recipe", "make_recipe", "quantize_model"]
+
+
+def stored_bits_per_weight(before: Checkpoint, after: Checkpoint, modules: list[Linear]) -> float:
+    """Bits on disk per quantized weight, with scales, zero points and permutations; biases are left out."""
+    names = {m.name for m in modules}
+    total = sum(
+        info.nbytes for name, info in after.tensors.items()
+        if name.rpartition(".")[0] in names and not name.endswith(".bias")
+    )  # fmt: skip
+    return 8 * total / sum(m.in_features * m.out_features for m in modules)
+
+
+def quantize_model(
+    model: str | Path,
+    output: str | Path,
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> QuantizeReport:
+    """Quantize a model folder or hub id into a new folder.
+
+    Everything that can be checked from configuration and headers is checked before the first weight is
+    read. The output appears under its name only when it is complete.
+
+    Args:
+        model: folder with safetensors, or hub id.
+        output: folder to create.
+        recipe: see ``make_recipe``.
+        overwrite: replace ``output`` when it is there.
+        progress: called with (module or stage, done, total).
+
+    Raises:
+        CheckpointError: the input is missing, damaged, pickled or quantized already.
+        UsageError: the recipe does not fit the model, or the calibration file is unreadable.
+        BackendError: the library that the recipe names is missing or failed.
+        OutputError: the output exists or cannot be written.
+    """
+    started = time.monotonic()
+    folder = resolve_model(model)
+    checkpoint = read_checkpoint(folder)
+    modules = check_input(checkpoint)
+    check_scheme(modules, recipe.scheme)
+    target = OutputFolder(Path(output), overwrite=overwrite, source=folder)
+    with target as work:
+        report = QuantizeReport(
+            str(model), str(output), recipe, len(modules), checkpoint.nbytes, 0, 0.0, 0.0, 0,
+            source=describe_source(checkpoint), versions=versions(),
+        )  # fmt: skip
+        try:
+            quantizer = _run(checkpoint, modules, recipe, work, report, progress)
+        except ValueError as err:
+            if isinstance(err, CheckpointError):
+                raise
+            raise CheckpointError(f"{folder}: {err}", "the weights are damaged; download them again") from None
+        config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
+        config["quantization_config"] = quantization_config(recipe, kept_modules(checkpoint), quantizer)
+        write_json(work / "config.json", config)
+        copy_companions(folder, work)
+        written = read_checkpoint(work)
+        report.bytes_after = written.nbytes
+        report.bits_per_weight = round(stored_bits_per_weight(checkpoint, written, modules), 4)
+        report.files = hash_tensor_files(work)
+        report.peak_memory_bytes = max(report.peak_memory_bytes, peak_memory())
+        report.seconds = round(time.monotonic() - started, 2)
+        write_json(work / RECORD_NAME, report.to_json())
+    return report
+
+
+def _run(
+    checkpoint: Checkpoint,
+    modules: list[Linear],
+    recipe: Recipe,
+    work: Path,
+    report: QuantizeReport,
+    progress: Progress,
+) -> str:
+    """Write the tensors; returns ``name:version`` of what made the codes."""
+    import torch
+
+    from vllm_quant_plugin.quantize.shards import ModelWriter
+
+    report.environment = {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
+    ours = f"vllm-quant-plugin:{report.versions['vllm-quant-plugin']}"
+    if recipe.calibration is None:
+        from vllm_quant_plugin.quantize.datafree import quantize_data_free
+
+        writer = ModelWriter(work, checkpoint)
+        quantize_data_free(checkpoint, modules, recipe.scheme, writer, progress)
+        writer.close()
+        return ours
+    from vllm_quant_plugin.quantize.calibration import load_tokenizer, load_windows
+
+    limit = checkpoint.text_config.get("max_position_embeddings")
+    wanted = recipe.calibration
+    if isinstance(limit, int) and wanted.seq_len > limit:
+        wanted = replace(wanted, seq_len=limit)
+        report.warnings.append(f"calibration windows cut to the model's {limit} positions")
+    windows = load_windows(wanted, load_tokenizer(checkpoint.path))
+    report.warnings += windows.warnings
+    report.calibration = {
+        "source": wanted.source or "shipped", "documents": windows.documents, "samples": len(windows.tokens),
+        "seq_len": wanted.seq_len, "seed": wanted.seed, "tokens_sha256": windows.sha256,
+    }  # fmt: skip
+    writer = ModelWriter(work, checkpoint)
+    if recipe.backend == "builtin":
+        from vllm_quant_plugin.quantize.layerwise import quantize_layerwise
+
+        report.errors = quantize_layerwise(checkpoint, modules, recipe, windows.tokens, writer, progress)
+        writer.close()
+        return ours
+    from vllm_quant_plugin.quantize.library import quantize_with_library
+
+    report.peak_memory_bytes = quantize_with_library(checkpoint, recipe, windows.tokens, work, writer, progress)
+    writer.close()
+    return f"{recipe.backend}:{report.versions[recipe.backend]}"

@@ -1,0 +1,174 @@
+"""Calibration text: read, encode, pack into windows. The tokenizer comes from the model's folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.quantize.recipe import Calibration
+
+SHIPPED = Path(__file__).with_name("data") / "calibration.txt"
+SEPARATOR = "\n\0"
+FEW_SAMPLES = 32
+_TEXT_FIELDS = ("text", "content", "prompt")
+Document = str | list[dict[str, Any]]
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is used here."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+
+    def encode(self, text: str, **kwargs: Any) -> list[int]: ...
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Encoded calibration data.
+
+    Attributes:
+        tokens: windows of equal length.
+        sha256: of the token ids.
+        documents: number of documents they were cut from.
+        warnings: what a user should know.
+    """
+
+    tokens: list[list[int]]
+    sha256: str
+    documents: int
+    warnings: tuple[str, ...]
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The model's own tokenizer.
+
+    Raises:
+        CheckpointError: the folder has none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError) as err:
+        reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise CheckpointError(
+            f"{folder}: no usable tokenizer: {reason}", "add tokenizer.json and tokenizer_config.json"
+        ) from None
+
+
+def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of one document with BOS before and EOS after it, where the tokenizer has them."""
+    ids = list(tokenizer.encode(text, verbose=False))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    if bos is not None and ids[:1] != [bos]:
+        ids.insert(0, bos)
+    if eos is not None and ids[-1:] != [eos]:
+        ids.append(eos)
+    return ids
+
+
+def _record(value: Any, where: str) -> Document:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        messages = value.get("messages") or value.get("conversations")
+        if isinstance(messages, list) and messages:
+            return messages
+        for field in _TEXT_FIELDS:
+            if isinstance(value.get(field), str):
+                return value[field]
+    if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
+        return value
+    raise UsageError(f"{where}: no text in this record", "records are strings, or objects with 'text' or 'messages'")
+
+
+def read_documents(path: Path) -> list[Document]:
+    """Documents of a calibration file.
+
+    ``.json``: a list of strings or records. ``.jsonl``: one of these per line. ``.parquet``: a column ``text``
+    or ``messages``. Anything else is plain text, documents separated by newline and NUL.
+
+    Raises:
+        UsageError: unreadable, or without text.
+    """
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as parquet
+
+            rows: list[Any] = parquet.read_table(path).to_pylist()
+            documents = [_record(row, f"{path}: row {i}") for i, row in enumerate(rows)]
+        elif path.suffix == ".jsonl":
+            lines = [(i, line) for i, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.strip()]
+            documents = [_record(json.loads(line), f"{path}: line {i}") for i, line in lines]
+        elif path.suffix == ".json":
+            value = json.loads(path.read_text("utf-8"))
+            if not isinstance(value, list):
+                raise UsageError(f"{path}: expected a JSON list", "a list of strings, or of objects with 'text'")
+            documents = [_record(item, f"{path}: item {i}") for i, item in enumerate(value)]
+        else:
+            documents = list(path.read_text("utf-8").split(SEPARATOR))
+    except FileNotFoundError:
+        raise UsageError(f"calibration file {path}: no such file", "check --calibration") from None
+    except (OSError, ValueError) as err:
+        raise UsageError(
+            f"calibration file {path}: not readable: {err}", "give .txt, .json, .jsonl or .parquet"
+        ) from None
+    documents = [d for d in documents if not isinstance(d, str) or d.strip()]
+    if not documents:
+        raise UsageError(f"calibration file {path}: holds no text", "give a file with text")
+    return documents
+
+
+def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> list[list[int]]:
+    encoded = []
+    for document in documents:
+        if isinstance(document, str):
+            encoded.append(encode_document(tokenizer, document))
+            continue
+        try:
+            encoded.append(list(tokenizer.apply_chat_template(document, tokenize=True, return_dict=False)))
+        except (ValueError, KeyError, TypeError) as err:
+            raise UsageError(
+                f"chat messages cannot be encoded: {str(err).splitlines()[0]}", "the tokenizer needs a chat template"
+            ) from None
+    return encoded
+
+
+def pack_windows(documents: Sequence[Sequence[int]], samples: int, seq_len: int, seed: int) -> list[list[int]]:
+    """Windows of ``seq_len`` tokens cut from the documents laid end to end, ``samples`` of them chosen by ``seed``.
+
+    A text shorter than one window is a single, shorter window.
+    """
+    stream = [token for document in documents for token in document]
+    windows = [stream[i : i + seq_len] for i in range(0, len(stream) - seq_len + 1, seq_len)]
+    if not windows:
+        return [stream]
+    random.Random(seed).shuffle(windows)
+    return windows[:samples]
+
+
+def load_windows(calibration: Calibration, tokenizer: Tokenizer) -> Windows:
+    """Read, encode and pack.
+
+    Raises:
+        UsageError: the file is unreadable or holds no text.
+    """
+    documents = read_documents(Path(calibration.source) if calibration.source else SHIPPED)
+    encoded = _encode(tokenizer, documents)
+    windows = pack_windows(encoded, calibration.samples, calibration.seq_len, calibration.seed)
+    warnings = []
+    if len(windows) < calibration.samples:
+        warnings.append(f"the text gives {len(windows)} samples of the {calibration.samples} asked for")
+    if len(windows) < FEW_SAMPLES:
+        warnings.append(f"{len(windows)} calibration samples are few; {FEW_SAMPLES} or more give steadier results")
+    digest = hashlib.sha256(json.dumps(windows).encode()).hexdigest()
+    return Windows(windows, digest, len(documents), tuple(warnings))

@@ -1,0 +1,66 @@
+"""``vllm-quant quantize``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllm_quant_plugin.quantize.progress import progress_bar
+from vllm_quant_plugin.quantize.recipe import LEVEL_EXAMPLES, make_recipe
+from vllm_quant_plugin.quantize.report import QuantizeReport
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Model folder, or hub id such as org/name.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
+    method: Annotated[str, typer.Option("--method", "-m", help="awq, gptq, fp8, int8 or rtn.")] = "awq",
+    level: Annotated[str | None, typer.Option(help=f"Preset: {LEVEL_EXAMPLES}.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits per weight.")] = None,
+    group_size: Annotated[int | None, typer.Option(help="Input features per scale; -1 is one per channel.")] = None,
+    act_order: Annotated[
+        bool | None, typer.Option("--act-order/--no-act-order", help="GPTQ: quantize columns by importance.")
+    ] = None,
+    symmetric: Annotated[bool | None, typer.Option("--sym/--asym", help="Without or with zero points.")] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Text, JSON, JSONL or Parquet file; default: the text shipped here.")
+    ] = None,
+    calibration_samples: Annotated[int | None, typer.Option(help="Calibration windows (128).")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens per window (512).")] = None,
+    seed: Annotated[int, typer.Option(help="Choice of calibration windows.")] = 0,
+    backend: Annotated[str | None, typer.Option(help="builtin, gptqmodel or autoawq.")] = None,
+    damp: Annotated[float, typer.Option(help="GPTQ: dampening, a share of the Hessian's mean diagonal.")] = 0.05,
+    mse: Annotated[float, typer.Option(help="GPTQ: exponent of the scale search's error; 0 for none.")] = 2.4,
+    static_groups: Annotated[bool, typer.Option(help="GPTQ: fix all scales before rounding.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Quantize a model offline.
+
+    AWQ and GPTQ use calibration text; FP8, INT8 and round-to-nearest (rtn) need none.
+    """
+    from vllm_quant_plugin.quantize.api import quantize_model
+
+    recipe = make_recipe(
+        method, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
+        backend=backend, calibration=calibration, samples=calibration_samples, seq_len=seq_len, seed=seed,
+        damp=damp, mse=mse, static_groups=static_groups,
+    )  # fmt: skip
+    with progress_bar(f"{method} {recipe.scheme.describe()}", enabled=not as_json) as progress:
+        report = quantize_model(model, output, recipe, overwrite=overwrite, progress=progress)
+    print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))
+
+
+def summary(report: QuantizeReport) -> str:
+    """What a person wants to know about a finished run."""
+    mb = 1e6
+    lines = [
+        f"{report.output}: {report.recipe.describe()}",
+        f"  {report.modules} modules, {report.bytes_before / mb:.1f} MB -> {report.bytes_after / mb:.1f} MB"
+        f" ({report.bits_per_weight:.2f} bits per quantized weight)",
+        f"  {report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB",
+    ]
+    lines += [f"  note: {warning}" for warning in report.warnings]
+    return "\n".join([*lines, f"next: vllm-quant serve {report.output}"])

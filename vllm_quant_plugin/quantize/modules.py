@@ -1,0 +1,113 @@
+"""Which tensors of a checkpoint are linear weights to quantize, from the headers. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
+from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.scheme import Scheme
+
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks|decoder_layers)\.\d+\.")
+# Towers and heads that vLLM runs in 16 bits, and small projections that decide, not transform.
+_KEPT = re.compile(
+    r"(^|\.)(visual|vision_\w+|vision|audio_\w+|mtp|embed\w*|lm_head|router|(shared_expert_)?gate|conv1d)(\.|$)"
+)
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+# Modules that vLLM loads as one matrix.
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear module of the checkpoint.
+
+    Attributes:
+        name: module name, without ``.weight``.
+        weight: its weight as stored, (out_features, in_features).
+    """
+
+    name: str
+    weight: TensorInfo
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+
+def _matrices(checkpoint: Checkpoint) -> Iterator[Linear]:
+    for name, info in sorted(checkpoint.tensors.items()):
+        if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FLOAT_DTYPES:
+            yield Linear(name.removesuffix(".weight"), info)
+
+
+def linear_modules(checkpoint: Checkpoint) -> list[Linear]:
+    """The linear modules inside the decoder layers, by name."""
+    return [m for m in _matrices(checkpoint) if _LAYER.search(m.name) and not _KEPT.search(m.name)]
+
+
+def kept_modules(checkpoint: Checkpoint) -> list[str]:
+    """Matrices that stay in 16 bits and that vLLM may build as a linear module: heads, routers, towers."""
+    chosen = {m.name for m in linear_modules(checkpoint)}
+    kept = [m.name for m in _matrices(checkpoint) if m.name not in chosen and "embed_tokens" not in m.name]
+    return sorted({"lm_head", *kept})
+
+
+def siblings(name: str) -> tuple[str, ...]:
+    """The modules that vLLM fuses with ``name``, itself included, in vLLM's order."""
+    stem, _, leaf = name.rpartition(".")
+    for parts in FUSED:
+        if leaf in parts:
+            return tuple(f"{stem}.{part}" for part in parts)
+    return (name,)
+
+
+def check_input(checkpoint: Checkpoint) -> list[Linear]:
+    """The modules to quantize of an unquantized model.
+
+    Raises:
+        CheckpointError: already quantized, or no linear weights in decoder layers.
+    """
+    if checkpoint.quantization_config:
+        method = checkpoint.quantization_config.get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{checkpoint.path}: already quantized ({method})", "start from the 16-bit model it was made of"
+        )
+    found = linear_modules(checkpoint)
+    if not found:
+        raise CheckpointError(
+            f"{checkpoint.path}: no linear weights in decoder layers", "this command quantizes decoder-only models"
+        )
+    return found
+
+
+def check_scheme(modules: list[Linear], scheme: Scheme) -> None:
+    """Refuse a scheme that some module's shape cannot hold.
+
+    Raises:
+        UsageError: naming the first such module and what would fit.
+    """
+    for module in modules:
+        n, k = module.out_features, module.in_features
+        group = scheme.group_of(k)
+        if scheme.block is None and k % group:
+            sizes = [g for g in (32, 64, 128, 256) if all(m.in_features % g == 0 for m in modules)]
+            fits = ", ".join(map(str, [*sizes, -1]))
+            raise UsageError(
+                f"group size {scheme.group_size} does not divide the {k} input features of {module.name}",
+                f"--group-size of {fits} fits every module",
+            )
+        if scheme.storage in ("awq", "gptq"):
+            packed = {"out_features": n, "in_features": k} if scheme.storage == "gptq" else {"out_features": n}
+            for what, count in packed.items():
+                if count * scheme.bits % 32 or (scheme.bits == 3 and count % 32):
+                    raise UsageError(
+                        f"{module.name}: {count} {what} of {scheme.bits} bits do not fill 32-bit words",
+                        "use -m rtn, int8 or fp8 for this model",
+                    )

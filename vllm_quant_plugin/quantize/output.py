@@ -1,0 +1,109 @@
+"""The output folder: built beside its final place, renamed when complete."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vllm_quant_plugin.checkpoint import INDEX_NAME
+from vllm_quant_plugin.errors import OutputError
+
+RECORD_NAME = "quantization.json"
+# Small files that belong to a model: tokenizer, generation defaults, chat template, licence, remote code.
+_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py", "LICENSE*", "NOTICE*")
+_OURS = ("config.json", INDEX_NAME, RECORD_NAME, "quantize_config.json")
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step (Linux renameat2); False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    code = rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(code == 0)
+
+
+class OutputFolder:
+    """Context manager that yields a temporary folder and moves it to ``final`` when the block succeeds.
+
+    Args:
+        final: where the result goes.
+        overwrite: replace what is there.
+        source: the input model, which is never replaced.
+        work: temporary folder to use and keep on failure (resume); None makes a fresh one that goes on failure.
+
+    Raises:
+        OutputError: it exists, is no model folder, is the input, or cannot be written.
+    """
+
+    def __init__(self, final: Path, *, overwrite: bool, source: Path, work: Path | None = None) -> None:
+        self.final = final.expanduser().absolute()
+        self._overwrite = overwrite
+        self._keep = work is not None
+        self.path = work or self.final.with_name(f".{self.final.name}.partial-{os.getpid()}")
+        self._check(source)
+
+    def _check(self, source: Path) -> None:
+        final = self.final
+        if final.exists():
+            if final.resolve() == source.resolve():
+                raise OutputError(f"{final}: the output is the input", "give another -o")
+            if not self._overwrite:
+                raise OutputError(f"{final}: exists already", "give another -o, or --overwrite to replace it")
+            inside = list(final.iterdir()) if final.is_dir() else None
+            if inside is None or (inside and not (final / "config.json").exists()):
+                raise OutputError(f"{final}: not a model folder, so it is not replaced", "give another -o")
+        parent = final.parent
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise OutputError(f"{final}: cannot write into {parent}", "give an -o in a writable folder")
+
+    def __enter__(self) -> Path:
+        try:
+            if self.path.exists() and not self._keep:
+                shutil.rmtree(self.path)
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise OutputError(f"{self.path}: {err.strerror}", "give an -o in a writable folder") from None
+        return self.path
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            if not self._keep:
+                shutil.rmtree(self.path, ignore_errors=True)
+            if isinstance(value, OSError) and value.errno is not None:
+                raise OutputError(f"{self.final}: {value.strerror}", "free some space or give another -o") from None
+            return
+        if not self.final.exists():
+            self.path.rename(self.final)
+        elif _exchange(self.path, self.final):
+            shutil.rmtree(self.path)
+        else:
+            old = self.final.with_name(f".{self.final.name}.old-{os.getpid()}")
+            self.final.rename(old)
+            self.path.rename(self.final)
+            shutil.rmtree(old)
+
+
+def copy_companions(source: Path, target: Path) -> list[str]:
+    """Copy tokenizer, generation and licence files; returns their names."""
+    names = sorted({p.name for pattern in _COMPANIONS for p in source.glob(pattern) if p.is_file()} - set(_OURS))
+    for name in names:
+        shutil.copyfile(source / name, target / name)
+    return names

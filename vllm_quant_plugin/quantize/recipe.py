@@ -1,0 +1,237 @@
+"""What to do to a model: method, bits, group size and calibration. No torch.
+
+A ``Recipe`` is complete and validated: equal recipes on equal inputs give equal files.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ActivationScheme, Scheme, StorageFormat, WeightKind
+
+Method = Literal["awq", "gptq", "fp8", "int8", "rtn"]
+Backend = Literal["builtin", "gptqmodel", "autoawq"]
+METHODS: tuple[Method, ...] = ("awq", "gptq", "fp8", "int8", "rtn")
+DATA_FREE = ("fp8", "int8", "rtn")
+BITS: dict[Method, tuple[int, ...]] = {
+    "awq": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "fp8": (8,), "int8": (8,), "rtn": (2, 3, 4, 5, 6, 7, 8),
+}  # fmt: skip
+BACKENDS: dict[Method, tuple[Backend, ...]] = {
+    "awq": ("builtin", "autoawq", "gptqmodel"), "gptq": ("gptqmodel", "builtin"),
+    "fp8": ("builtin",), "int8": ("builtin",), "rtn": ("builtin",),
+}  # fmt: skip
+FP8_BLOCK = (128, 128)
+_LEVEL = re.compile(r"^(?P<bits>\d+)bit(?P<rest>(-(\d+g|channel|actorder|sym|asym))*)$")
+LEVEL_EXAMPLES = "4bit, 4bit-64g, 4bit-128g, 4bit-actorder, 3bit, 8bit, W8A8, W8A16, W4A16, channel, tensor, block"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which text, and how much of it.
+
+    Attributes:
+        source: a file, or None for the text that ships with the package.
+        samples: number of windows.
+        seq_len: tokens in a window.
+        seed: of the choice of windows.
+    """
+
+    source: str | None = None
+    samples: int = 128
+    seq_len: int = 512
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to quantize a model.
+
+    Attributes:
+        method: the algorithm.
+        scheme: what each linear module of the decoder layers becomes.
+        backend: who runs the algorithm.
+        calibration: None for methods that need no data.
+        damp: GPTQ: share of the mean diagonal added to the Hessian.
+        mse: GPTQ: exponent of the scale search's error, 0 for no search.
+        static_groups: GPTQ: fix all groups' scales before the first column is rounded.
+    """
+
+    method: Method
+    scheme: Scheme
+    backend: Backend = "builtin"
+    calibration: Calibration | None = None
+    damp: float = 0.05
+    mse: float = 2.4
+    static_groups: bool = False
+
+    def describe(self) -> str:
+        """One line for people."""
+        data = f", {self.calibration.samples} x {self.calibration.seq_len} tokens" if self.calibration else ""
+        return f"{self.method.upper()} {self.scheme.describe()} as {self.scheme.storage} by {self.backend}{data}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``from_json`` is its inverse."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(fields: dict[str, Any]) -> Recipe:
+        """The recipe that ``to_json`` wrote."""
+        scheme = dict(fields["scheme"])
+        activation = scheme.pop("activation")
+        block = scheme.pop("block")
+        calibration = fields["calibration"]
+        return Recipe(
+            **{
+                **fields,
+                "scheme": Scheme(
+                    **scheme,
+                    block=tuple(block) if block else None,
+                    activation=ActivationScheme(**activation) if activation else None,
+                ),
+                "calibration": Calibration(**calibration) if calibration else None,
+            }
+        )
+
+
+@dataclass
+class _Choice:
+    bits: int | None = None
+    group_size: int | None = None
+    act_order: bool | None = None
+    symmetric: bool | None = None
+    activation: bool | None = None
+    fp8: str = "channel"
+
+
+def _read_level(method: Method, level: str) -> _Choice:
+    choice, text = _Choice(), level.strip()
+    found = _LEVEL.match(text.lower())
+    weights = re.match(r"^w(\d+)a(8|16)$", text.lower())
+    if found:
+        choice.bits = int(found["bits"])
+        for part in filter(None, found["rest"].split("-")):
+            if part in ("sym", "asym"):
+                choice.symmetric = part == "sym"
+            elif part == "actorder":
+                choice.act_order = True
+            else:
+                choice.group_size = PER_CHANNEL if part == "channel" else int(part[:-1])
+    elif weights:
+        choice.bits, choice.activation = int(weights[1]), weights[2] == "8"
+    elif method == "fp8" and text.lower() in ("channel", "tensor", "block"):
+        choice.fp8 = text.lower()
+    else:
+        raise UsageError(f"--level {level!r} is not known", f"use one of {LEVEL_EXAMPLES}")
+    return choice
+
+
+def _check_numbers(method: Method, bits: int, group_size: int) -> None:
+    if bits not in BITS[method]:
+        listed = ", ".join(map(str, BITS[method]))
+        raise UsageError(f"{method} cannot store {bits} bits per weight", f"--bits is one of {listed} for {method}")
+    if group_size != PER_CHANNEL and group_size < 1:
+        raise UsageError(
+            f"group size {group_size} is impossible", "--group-size is positive, or -1 for one per channel"
+        )
+
+
+def _integer_scheme(method: Method, choice: _Choice) -> Scheme:
+    bits = choice.bits if choice.bits is not None else (8 if method == "int8" else 4)
+    group_size = choice.group_size
+    if group_size is None:
+        group_size = PER_CHANNEL if method == "int8" else 128
+    _check_numbers(method, bits, group_size)
+    activation = choice.activation if choice.activation is not None else method == "int8"
+    if activation and method != "int8":
+        raise UsageError(f"{method} quantizes weights only", "use -m int8 for 8-bit activations")
+    if choice.act_order and method != "gptq":
+        raise UsageError(f"{method} has no act-order", "leave --act-order to gptq")
+    symmetric = choice.symmetric if choice.symmetric is not None else method != "awq"
+    if method == "int8":
+        if activation and group_size != PER_CHANNEL:
+            raise UsageError("INT8 W8A8 has one weight scale per channel", "leave --group-size, or use --level W8A16")
+        dynamic = ActivationScheme("int") if activation else None
+        return Scheme("int-quantized", "int", 8, group_size, symmetric, activation=dynamic)
+    if method == "gptq":
+        act_order = bool(choice.act_order) if choice.act_order is not None else True
+        return Scheme("gptq", "int", bits, group_size, symmetric, act_order=act_order, zero_offset=1)
+    # AutoAWQ's layout always carries zero points and packs 4 bits for everyone; the rest has a layout of its own.
+    storage: StorageFormat = "awq" if method == "awq" and bits == 4 and not symmetric else "pack-quantized"
+    return Scheme(storage, "int", bits, group_size, symmetric)
+
+
+def _fp8_scheme(choice: _Choice) -> Scheme:
+    if choice.bits not in (None, 8):
+        raise UsageError(f"fp8 cannot store {choice.bits} bits per weight", "leave --bits out")
+    if choice.symmetric is False or choice.act_order or choice.group_size not in (None, PER_CHANNEL):
+        raise UsageError("fp8 takes no --group-size, --act-order or --asym", "use --level channel, tensor or block")
+    kind: WeightKind = "fp8_e4m3"
+    if choice.fp8 == "channel":
+        token = ActivationScheme(kind) if choice.activation is not False else None
+        return Scheme("float-quantized", kind, 8, PER_CHANNEL, activation=token)
+    if choice.fp8 == "tensor":
+        return Scheme("fp8", kind, 8, PER_TENSOR, activation=ActivationScheme(kind))
+    group = ActivationScheme(kind, strategy="group", group_size=FP8_BLOCK[1])
+    return Scheme("fp8", kind, 8, FP8_BLOCK[1], block=FP8_BLOCK, activation=group)
+
+
+def make_recipe(
+    method: str,
+    *,
+    level: str | None = None,
+    bits: int | None = None,
+    group_size: int | None = None,
+    act_order: bool | None = None,
+    symmetric: bool | None = None,
+    backend: str | None = None,
+    calibration: str | None = None,
+    samples: int | None = None,
+    seq_len: int | None = None,
+    seed: int = 0,
+    damp: float = 0.05,
+    mse: float = 2.4,
+    static_groups: bool = False,
+) -> Recipe:
+    """A validated recipe from what a user asks for; what is left out gets the method's default.
+
+    Args:
+        method: ``awq``, ``gptq``, ``fp8``, ``int8`` or ``rtn``.
+        level: a preset, e.g. ``4bit-64g`` or ``W8A8``; explicit values win over it.
+        bits, group_size, act_order, symmetric: see ``Scheme``.
+        backend: None for the method's default.
+        calibration: a text, JSON or JSONL file; None for the shipped text.
+        samples, seq_len, seed: see ``Calibration``.
+        damp, mse, static_groups: see ``Recipe``.
+
+    Raises:
+        UsageError: unknown names, values out of range, combinations that do not exist.
+    """
+    if method not in METHODS:
+        raise UsageError(f"method {method!r} is not known", f"-m is one of {', '.join(METHODS)}")
+    name: Method = method  # type: ignore[assignment]
+    choice = _read_level(name, level) if level else _Choice()
+    for field, value in (
+        ("bits", bits),
+        ("group_size", group_size),
+        ("act_order", act_order),
+        ("symmetric", symmetric),
+    ):
+        if value is not None:
+            setattr(choice, field, value)
+    scheme = _fp8_scheme(choice) if name == "fp8" else _integer_scheme(name, choice)
+    if backend is not None and backend not in BACKENDS[name]:
+        raise UsageError(f"--backend {backend!r} does not do {name}", f"use {' or '.join(BACKENDS[name])}")
+    chosen: Backend = backend or BACKENDS[name][0]  # type: ignore[assignment]
+    if chosen in ("autoawq", "gptqmodel") and name == "awq" and scheme.storage != "awq":
+        raise UsageError(f"--backend {chosen} writes 4-bit AWQ with zero points only", "use the builtin backend")
+    wanted = Calibration(calibration, samples or 128, seq_len or 512, seed)
+    if wanted.samples < 1 or wanted.seq_len < 8:
+        raise UsageError("calibration needs at least 1 sample of 8 tokens", "raise --calibration-samples or --seq-len")
+    if name in DATA_FREE and calibration is not None:
+        raise UsageError(f"{name} uses no calibration data", "leave --calibration out")
+    if not 0 < damp < 1:
+        raise UsageError(f"damp {damp} is out of range", "it lies between 0 and 1")
+    return Recipe(name, scheme, chosen, None if name in DATA_FREE else wanted, damp, mse, static_groups)

