@@ -1,4 +1,7 @@
-"""``vllm-quant serve`` around the real vLLM on the bundled model: one server for the whole file, stopped by its last test."""
+"""``vllm-quant serve`` around the real vLLM on the bundled model.
+
+One server for the whole file: it takes half a minute to start. The last test stops it.
+"""
 
 from __future__ import annotations
 
