@@ -17,7 +17,6 @@ import argparse
 import ast
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,13 +40,41 @@ class Check:
     problem: str
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """``(module, name)`` of every import of vLLM in a file, at any depth; the name is empty for ``import vllm.x``."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, "") for alias in node.names if alias.name.split(".")[0] == "vllm")
-        elif isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "vllm":
-            yield from ((node.module or "", alias.name) for alias in node.names)
+def named(node: ast.AST) -> list[tuple[str, str]]:
+    """``(module, name)`` for each vLLM import of one statement; the name is empty for ``import vllm.x``."""
+    if isinstance(node, ast.Import):
+        return [(alias.name, "") for alias in node.names if alias.name.split(".")[0] == "vllm"]
+    if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "vllm":
+        return [(node.module or "", alias.name) for alias in node.names]
+    return []
+
+
+def catches_import_errors(handler: ast.ExceptHandler) -> bool:
+    """Whether an ``except`` clause names ImportError or ModuleNotFoundError."""
+    names = {node.id for node in ast.walk(handler.type or ast.Pass()) if isinstance(node, ast.Name)}
+    return bool(names & {"ImportError", "ModuleNotFoundError"})
+
+
+def check_imports(sources: Sources, used_in: str, node: ast.AST) -> list[Check]:
+    """Check every import of vLLM under ``node``, at any depth.
+
+    ``try: import ... except ImportError: import ...`` is how the code spans versions: one side has
+    to be there whole, and that side is what is reported.
+    """
+    found = [check_import(sources, used_in, module, name) for module, name in named(node)]
+    if isinstance(node, ast.Try):
+        fallbacks = [handler for handler in node.handlers if catches_import_errors(handler)]
+        first = [check for child in node.body for check in check_imports(sources, used_in, child)]
+        second = [check for handler in fallbacks for check in check_imports(sources, used_in, handler)]
+        if second and not any(check.problem for check in first):
+            second = []
+        elif second and not any(check.problem for check in second):
+            first = []
+        others = [child for child in ast.iter_child_nodes(node) if child not in [*node.body, *fallbacks]]
+        return [*first, *second, *(check for child in others for check in check_imports(sources, used_in, child))]
+    for child in ast.iter_child_nodes(node):
+        found += check_imports(sources, used_in, child)
+    return found
 
 
 def check_import(sources: Sources, used_in: str, module: str, name: str) -> Check:
@@ -67,7 +94,10 @@ def check_import(sources: Sources, used_in: str, module: str, name: str) -> Chec
 
 
 def check_signature(sources: Sources, used_in: str, name: str, wanted: tuple[str, ...]) -> Check:
-    """Check that ``name`` ("module:qualified.name") has the parameters ``wanted``, in any order."""
+    """Check that ``name`` ("module:qualified.name") has the parameters ``wanted``, in any order, and requires no other.
+
+    One that it requires and we do not know breaks our call of it, or vLLM's call of our override.
+    """
     module, _, path = name.partition(":")
     found_in = problem = ""
     try:
@@ -76,10 +106,14 @@ def check_signature(sources: Sources, used_in: str, name: str, wanted: tuple[str
         for part in rest:
             definition = member(sources, definition, part)
         found_in = f"{definition.module}:{definition.name}"
-        has = parameters(sources, definition) if wanted else ()
-        absent = [parameter for parameter in wanted if parameter not in has]
-        if absent:
-            problem = f"{found_in} has no parameter {', '.join(absent)} (it has {', '.join(has)})"
+        if wanted:
+            has = parameters(sources, definition)
+            absent = [parameter for parameter in wanted if parameter not in has.names]
+            added = [parameter for parameter in has.required if parameter not in wanted]
+            words = [f"has no parameter {', '.join(absent)}"] * bool(absent)
+            words += [f"requires {', '.join(added)} as well"] * bool(added)
+            if words:
+                problem = f"{found_in} {' and '.join(words)} (it has {', '.join(has.names)})"
     except Missing as error:
         problem = str(error)
     return Check("signature", name, wanted, used_in, found_in, problem)
@@ -99,8 +133,8 @@ def run(sources: Sources, root: Path) -> list[Check]:
     files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
     for file in files:
         used_in = str(file.relative_to(root))
-        wanted = sorted(set(imports(ast.parse(file.read_text(encoding="utf-8")))))
-        checks += [check_import(sources, used_in, module, name) for module, name in wanted]
+        found = check_imports(sources, used_in, ast.parse(file.read_text(encoding="utf-8")))
+        checks += sorted(set(found), key=lambda check: check.name)
     declared = relied_on(ast.parse((root / COMPAT).read_text(encoding="utf-8")))
     checks += [check_signature(sources, str(COMPAT), name, wanted) for name, wanted in declared.items()]
     return checks

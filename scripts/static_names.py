@@ -166,8 +166,16 @@ def member(sources: Sources, owner: Definition, name: str) -> Definition:
     raise Missing(f"{owner.module}:{owner.name} has no {name}")
 
 
-def parameters(sources: Sources, definition: Definition) -> tuple[str, ...]:
-    """Parameter names of a function or, for a class, of its constructor. Raises ``Missing``.
+@dataclass(frozen=True)
+class Parameters:
+    """The parameter names of a function or constructor, and those of them that have no default."""
+
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+
+
+def parameters(sources: Sources, definition: Definition) -> Parameters:
+    """Parameters of a function or, for a class, of its constructor. Raises ``Missing``.
 
     A class without ``__init__`` takes its annotated fields, as dataclasses and pydantic models do.
     """
@@ -176,10 +184,13 @@ def parameters(sources: Sources, definition: Definition) -> tuple[str, ...]:
         try:
             return parameters(sources, member(sources, definition, "__init__"))
         except Missing:
-            fields = [n.target for n in run_time(node.body) if isinstance(n, ast.AnnAssign)]
-            return tuple(target.id for target in fields if isinstance(target, ast.Name))
+            fields = [n for n in run_time(node.body) if isinstance(n, ast.AnnAssign)]
+            names = tuple(ast.unparse(field.target) for field in fields)
+            return Parameters(names, tuple(ast.unparse(field.target) for field in fields if field.value is None))
     if node is None:
         raise Missing(f"{definition.module}:{definition.name} is not a function")
-    arguments = node.args
-    names = [a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]]
-    return tuple(name for name in names if name not in ("self", "cls"))
+    positional = [*node.args.posonlyargs, *node.args.args]
+    defaults = [*[None] * (len(positional) - len(node.args.defaults)), *node.args.defaults, *node.args.kw_defaults]
+    pairs = list(zip([*positional, *node.args.kwonlyargs], defaults, strict=True))
+    given = [(argument.arg, default) for argument, default in pairs if argument.arg not in ("self", "cls")]
+    return Parameters(tuple(name for name, _ in given), tuple(name for name, default in given if default is None))

@@ -121,6 +121,8 @@ def test_wheels_and_folders_read_alike(tmp_path: Path) -> None:
         (("vllm/layers/linear.py", "class Fields", "class Other"), "vllm.layers has no Fields"),
         (("vllm/layers/linear.py", "size: int", "extent: int"), "has no parameter size"),
         (("vllm/layers/linear.py", "def apply", "def call"), "has no apply"),
+        (("vllm/layers/linear.py", "x, bias", "x, y, bias"), "requires y as well"),
+        (("vllm/layers/linear.py", "second: int = 0", "second: int = 0\n    third: int"), "requires third as well"),
         (("vllm/layers/linear.py", "second: int", "third: int"), "has no parameter second"),
         (("vllm/layers/__init__.py", "Method as Renamed", "Base"), "vllm.layers has no Renamed"),
         (("vllm/layers/__init__.py", "from .linear", "from .moved"), "there is no module vllm.layers.moved"),
@@ -143,6 +145,28 @@ def test_a_missing_module_is_named(tmp_path: Path) -> None:
     result = check(tree, project(tmp_path))
     assert result.returncode == 1
     assert "there is no module vllm.platforms" in result.stderr
+
+
+SPAN = """\
+RELIED_ON: dict[str, tuple[str, ...]] = {{}}
+try:
+    from vllm.layers.new import Method
+except ImportError:
+    from vllm.layers.linear import {fallback} as Method
+"""
+
+
+def test_an_import_with_a_fallback_needs_one_of_its_sides(tmp_path: Path) -> None:
+    old = write(tmp_path / "old", VLLM)
+    new = write(tmp_path / "new", {**VLLM, "vllm/layers/new.py": "class Method: ...\n", "vllm/layers/linear.py": ""})
+    spanning = project(tmp_path / "a", SPAN.format(fallback="Method"))
+    for tree, found in ((old, "vllm.layers.linear:Method"), (new, "vllm.layers.new:Method")):
+        result = check(tree, spanning, "--json")
+        assert result.returncode == 0, result.stderr
+        assert [item["found_in"] for item in json.loads(result.stdout)["checks"]] == [found]
+    result = check(old, project(tmp_path / "b", SPAN.format(fallback="Gone")))
+    assert result.returncode == 1
+    assert "vllm.layers.linear has no Gone" in result.stderr
 
 
 def test_a_failed_check_leaves_the_committed_result_alone(tmp_path: Path) -> None:
