@@ -7,7 +7,8 @@ For versions that cannot be imported on the machine at hand (wheels built for CU
     python scripts/check_vllm_wheel.py path/to/site-packages
 
 Looked at are every import of vLLM in the project's packages, followed through re-exports
-to the definition, and the parameters in ``compat.RELIED_ON``, looked up through base classes.
+to the definition, and the parameters in the ``RELIED_ON`` tables of its compat modules,
+looked up through base classes.
 Exit code: 0 everything is there, 1 something is missing, 2 wrong usage.
 """
 
@@ -24,7 +25,6 @@ from static_names import Missing, Sources, member, parameters, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("vllm_quant_plugin", "kernels/vllm_quant_kernels", "serve/vllm_quant_serve")
-COMPAT = Path("vllm_quant_plugin/compat.py")
 MARKER = "<!-- written by scripts/check_vllm_wheel.py -->"
 
 
@@ -119,24 +119,22 @@ def check_signature(sources: Sources, used_in: str, name: str, wanted: tuple[str
     return Check("signature", name, wanted, used_in, found_in, problem)
 
 
-def relied_on(compat: ast.Module) -> dict[str, tuple[str, ...]]:
-    """The literal ``RELIED_ON`` of compat.py, read without importing it."""
-    for node in compat.body:
+def relied_on(tree: ast.Module) -> dict[str, tuple[str, ...]]:
+    """The literal ``RELIED_ON`` of a module, read without importing it; empty where there is none."""
+    for node in tree.body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "RELIED_ON" and node.value:
             return {str(name): tuple(wanted) for name, wanted in ast.literal_eval(node.value).items()}
-    raise Missing("compat.py has no RELIED_ON")
+    return {}
 
 
 def run(sources: Sources, root: Path) -> list[Check]:
     """Every check of the project at ``root`` against ``sources``."""
     checks: list[Check] = []
-    files = sorted(file for package in PACKAGES for file in (root / package).rglob("*.py"))
-    for file in files:
+    for file in sorted(file for package in PACKAGES for file in (root / package).rglob("*.py")):
         used_in = str(file.relative_to(root))
-        found = check_imports(sources, used_in, ast.parse(file.read_text(encoding="utf-8")))
-        checks += sorted(set(found), key=lambda check: check.name)
-    declared = relied_on(ast.parse((root / COMPAT).read_text(encoding="utf-8")))
-    checks += [check_signature(sources, str(COMPAT), name, wanted) for name, wanted in declared.items()]
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        checks += sorted(set(check_imports(sources, used_in, tree)), key=lambda check: check.name)
+        checks += [check_signature(sources, used_in, name, wanted) for name, wanted in relied_on(tree).items()]
     return checks
 
 
