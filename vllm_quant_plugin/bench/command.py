@@ -17,7 +17,9 @@ SHAPES = {
 }
 
 
-def run(shapes: dict[str, tuple[int, int]], batch: list[int], threads: int, rounds: int) -> dict[str, Any]:
+def run(
+    shapes: dict[str, tuple[int, int]], batch: list[int], threads: int, rounds: int, cold_bytes: int = 256 << 20
+) -> dict[str, Any]:
     """Measure; returns plain JSON values: bandwidth in bytes/s and seconds per call of each contender."""
     import torch
 
@@ -28,7 +30,7 @@ def run(shapes: dict[str, tuple[int, int]], batch: list[int], threads: int, roun
     results: dict[str, Any] = {"threads": threads, "read_bandwidth": read_bandwidth(), "cases": []}
     for name, (n, k) in shapes.items():
         for m in batch:
-            contenders = cpu_contenders(n, k, m, with_vllm=_has_vllm_cpu())
+            contenders = cpu_contenders(n, k, m, with_vllm=_has_vllm_cpu(), cold_bytes=cold_bytes)
             times = side_by_side(contenders, rounds=rounds)
             rows = [{"name": c.name, "seconds": times[c.name], "nbytes": c.nbytes} for c in contenders]
             results["cases"].append({"shape": name, "n": n, "k": k, "m": m, "contenders": rows})

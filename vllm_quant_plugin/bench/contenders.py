@@ -3,58 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.ops import linear, linear_int8
-from vllm_quant_kernels.pack import pack, pack_int8
-from vllm_quant_plugin.bench.measure import Call, Contender, copies_for
+from vllm_quant_kernels.pack import PackedWeight, pack, pack_int8
+from vllm_quant_plugin.bench.measure import COLD_BYTES, Call, Contender, copies_for
 from vllm_quant_plugin.formats.bits import pack_dense
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
 
-Builder = Callable[[torch.Tensor, torch.Tensor], Contender]
+
+@dataclass(frozen=True)
+class Source:
+    """What is not yet a contender: a computation on one fresh copy of the weights, per call of ``make``."""
+
+    name: str
+    nbytes: int
+    make: Callable[[], Call]
+
+    def rotate(self, cold_bytes: int) -> Contender:
+        """A contender over as many copies as keep the weights out of the caches."""
+        return Contender(self.name, [self.make() for _ in range(copies_for(self.nbytes, cold_bytes))], self.nbytes)
 
 
-def _rotate(name: str, nbytes: int, make: Callable[[], Call]) -> Contender:
-    return Contender(name, [make() for _ in range(copies_for(nbytes))], nbytes)
-
-
-def torch_bf16(weight: torch.Tensor, x: torch.Tensor) -> Contender:
+def torch_bf16(weight: torch.Tensor, x: torch.Tensor) -> Source:
     """torch.nn.functional.linear in bfloat16, which is oneDNN."""
 
     def make() -> Call:
         copy = weight.clone()
         return lambda: torch.nn.functional.linear(x, copy)
 
-    return _rotate("torch BF16", weight.nbytes, make)
+    return Source("torch BF16", weight.nbytes, make)
 
 
-def weight_only(weight: torch.Tensor, x: torch.Tensor, bits: int, group_size: int = 128) -> Contender:
+def weight_only(weight: torch.Tensor, x: torch.Tensor, bits: int, group_size: int = 128) -> Source:
     """``vqp::wna16_linear`` with integer weights."""
     packed = pack(quantize_int(weight, bits, group_size, symmetric=False, scale_dtype=torch.bfloat16))
     return _weight_only(f"vqp W{bits}A16 g{group_size}", packed, x)
 
 
-def fp8_weight_only(weight: torch.Tensor, x: torch.Tensor) -> Contender:
+def fp8_weight_only(weight: torch.Tensor, x: torch.Tensor) -> Source:
     """``vqp::wna16_linear`` with FP8 weights, one scale per channel."""
     return _weight_only("vqp FP8 W8A16", pack(quantize_fp8(weight)), x)
 
 
-def _weight_only(name: str, packed, x: torch.Tensor) -> Contender:  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
+def _weight_only(name: str, packed: PackedWeight, x: torch.Tensor) -> Source:
     def make() -> Call:
         copy = replace(packed, data=packed.data.clone())
         return lambda: linear(x, copy)
 
-    return _rotate(name, packed.nbytes, make)
+    return Source(name, packed.nbytes, make)
 
 
-def w8a8(weight: torch.Tensor, x: torch.Tensor) -> Contender:
+def w8a8(weight: torch.Tensor, x: torch.Tensor) -> Source:
     """``vqp::w8a8_linear`` with dynamic symmetric activations."""
-    from dataclasses import replace
-
     canonical = quantize_int(weight, 8)
     packed = pack_int8((canonical.codes ^ 0x80).view(torch.int8), canonical.scales)
 
@@ -62,10 +66,10 @@ def w8a8(weight: torch.Tensor, x: torch.Tensor) -> Contender:
         copy = replace(packed, data=packed.data.clone())
         return lambda: linear_int8(x, copy)
 
-    return _rotate("vqp W8A8", packed.nbytes, make)
+    return Source("vqp W8A8", packed.nbytes, make)
 
 
-def in_tree_w4a16(weight: torch.Tensor, x: torch.Tensor, group_size: int = 128) -> Contender:
+def in_tree_w4a16(weight: torch.Tensor, x: torch.Tensor, group_size: int = 128) -> Source:
     """In-tree ``cpu_gemm_wna16`` (vllm/model_executor/kernels/linear/mixed_precision/cpu.py)."""
     from vllm import _custom_ops
 
@@ -76,7 +80,7 @@ def in_tree_w4a16(weight: torch.Tensor, x: torch.Tensor, group_size: int = 128) 
         copy = data.clone()
         return lambda: _custom_ops.cpu_gemm_wna16(x, copy, scales, None, None, 8, "vec")
 
-    return _rotate("in-tree W4A16", data.nbytes + scales.nbytes, make)
+    return Source("in-tree W4A16", data.nbytes + scales.nbytes, make)
 
 
 def in_tree_layout(weight: CanonicalWeight) -> torch.Tensor:
@@ -86,7 +90,7 @@ def in_tree_layout(weight: CanonicalWeight) -> torch.Tensor:
     return words.view(k, n // 16, 2).permute(1, 0, 2).reshape(n // 16, k * 2).contiguous()
 
 
-def in_tree_w8a8(weight: torch.Tensor, x: torch.Tensor) -> Contender:
+def in_tree_w8a8(weight: torch.Tensor, x: torch.Tensor) -> Source:
     """In-tree oneDNN INT8 with dynamic per-token activations (kernels/linear/scaled_mm/cpu.py)."""
     from vllm import _custom_ops
 
@@ -97,16 +101,17 @@ def in_tree_w8a8(weight: torch.Tensor, x: torch.Tensor) -> Contender:
         handler = _custom_ops.create_onednn_scaled_mm(codes.t(), canonical.scales, x.dtype, True, False, 32)
         out = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
 
-        def call() -> object:
+        # The handler holds bare pointers to the scales: the closure keeps them alive.
+        def call(_keep: object = canonical.scales) -> object:
             quantized, scale, _ = _custom_ops.onednn_scaled_int8_quant(x)
             return _custom_ops.onednn_scaled_mm(handler, quantized, out, scale, None, None, None)
 
         return call
 
-    return _rotate("in-tree W8A8 (oneDNN)", codes.nbytes, make)
+    return Source("in-tree W8A8 (oneDNN)", codes.nbytes, make)
 
 
-def cpu_contenders(n: int, k: int, m: int, *, with_vllm: bool = True) -> list[Contender]:
+def cpu_contenders(n: int, k: int, m: int, *, with_vllm: bool = True, cold_bytes: int = COLD_BYTES) -> list[Contender]:
     """All contenders for an (M, K) x (N, K) linear layer with random BF16 weights."""
     generator = torch.Generator().manual_seed(0)
     weight = (torch.randn(n, k, generator=generator) / k**0.5).bfloat16()
@@ -116,4 +121,4 @@ def cpu_contenders(n: int, k: int, m: int, *, with_vllm: bool = True) -> list[Co
     found += [fp8_weight_only(weight, x), w8a8(weight, x)]
     if with_vllm:
         found += [in_tree_w4a16(weight, x), in_tree_w8a8(weight, x)]
-    return found
+    return [source.rotate(cold_bytes) for source in found]

@@ -29,9 +29,9 @@ class Contender:
     nbytes: int
 
 
-def copies_for(nbytes: int) -> int:
-    """How many copies of a weight of ``nbytes`` keep it out of the caches."""
-    return max(2, -(-COLD_BYTES // max(nbytes, 1)))
+def copies_for(nbytes: int, cold_bytes: int = COLD_BYTES) -> int:
+    """How many copies of a weight of ``nbytes`` make up ``cold_bytes``; at least two."""
+    return max(2, -(-cold_bytes // max(nbytes, 1)))
 
 
 def side_by_side(contenders: Sequence[Contender], *, rounds: int = 15, min_seconds: float = 0.02) -> dict[str, float]:

@@ -1,0 +1,60 @@
+"""What inspect says of real folders, for both devices."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vllm_quant_plugin.checkpoint import read_checkpoint
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.in_tree import Host
+from vllm_quant_plugin.inspect import as_dict, inspect_checkpoint
+from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
+from vllm_quant_plugin.scheme import Scheme
+
+CPU = Host("cpu", frozenset({"avx512f"}))
+CASES: dict[str, tuple[dict[str, Any], Scheme]] = {
+    "awq4": ({"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}, Scheme("awq", group_size=32)),
+    "gptq3": (
+        {"quant_method": "gptq", "bits": 3, "group_size": 32, "sym": True, "desc_act": False},
+        Scheme("gptq", bits=3, group_size=32, zero_offset=1),
+    ),
+    "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic"}, Scheme("fp8", "fp8_e4m3", 8, 0)),
+}
+
+
+@pytest.fixture(params=CASES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    config, scheme = CASES[request.param]
+    weight = torch.randn(64, 128)
+    canonical = (
+        quantize_fp8(weight, 0) if scheme.kind != "int" else quantize_int(weight, scheme.bits, 32, symmetric=False)
+    )
+    tensors = {f"model.layers.0.mlp.up_proj.{k}": v for k, v in get_format(scheme).pack(canonical, scheme).items()}
+    save_file(tensors | {"model.norm.weight": torch.ones(128)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["L"], "quantization_config": config}))
+    return request.param, tmp_path
+
+
+def test_shapes_schemes_and_verdict(checkpoint: tuple[str, Path]) -> None:
+    name, folder = checkpoint
+    on_cpu = inspect_checkpoint(read_checkpoint(folder), CPU)
+    module = next(m for m in on_cpu.modules if m.name.endswith("up_proj"))
+    assert (module.out_features, module.in_features) == (64, 128)
+    assert module.scheme is not None
+    automatic = {"awq4": False, "gptq3": True, "fp8": True}[name]
+    assert on_cpu.automatic is automatic
+    assert ("automatically" in as_dict(on_cpu)["verdict"]) is automatic
+    on_gpu = inspect_checkpoint(read_checkpoint(folder), Host("cuda"))
+    assert on_gpu.automatic is (name == "gptq3")
+
+
+def test_unquantized_model() -> None:
+    folder = Path(__file__).parents[2] / "vllm_quant_plugin/data/stdlib-llama"
+    found = as_dict(inspect_checkpoint(read_checkpoint(folder), CPU))
+    assert found["quant_method"] is None
+    assert "Unquantized" in found["verdict"]
+    assert sum(m["nbytes"] for m in found["modules"]) == found["nbytes"]

@@ -1,0 +1,54 @@
+"""Which scheme a module gets, and which TP sizes its groups allow."""
+
+import pytest
+
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.scheme import ModelScheme, Rule, Scheme
+
+W4 = Scheme("gptq", bits=4)
+W8 = Scheme("gptq", bits=8)
+
+
+def test_first_rule_wins_then_default() -> None:
+    model = ModelScheme("gptq", W4, (Rule(r".*\.1\.", None), Rule("down_proj", W8, "path")))
+    assert model.scheme_for("model.layers.1.down_proj") is None
+    assert model.scheme_for("model.layers.2.down_proj") is W8
+    assert model.scheme_for("model.layers.2.up_proj") is W4
+    assert model.scheme_for("lm_head") is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "expected"),
+    [
+        (Rule("mlp.gate", None, "path"), "model.layers.0.mlp.gate", True),
+        (Rule("mlp.gate", None, "path"), "model.layers.0.mlp.gate_proj", False),
+        (Rule("gate", None, "contains"), "model.layers.0.mlp.gate_proj", True),
+        (Rule("layers", None), "model.layers.0", False),
+        (Rule(".*layers", None), "model.layers.0", True),
+        (Rule("Linear", None, "class"), "anything", True),
+    ],
+)
+def test_rule_modes(rule: Rule, name: str, expected: bool) -> None:
+    assert rule.matches(name) is expected
+
+
+def test_fused_parts_must_agree() -> None:
+    model = ModelScheme("gptq", W4, (Rule("k_proj", W8, "path"),))
+    with pytest.raises(CheckpointError, match=r"different schemes.*k_proj: INT8"):
+        model.scheme_for_fused("model.layers.0.self_attn.qkv_proj", ["q_proj", "k_proj", "v_proj"])
+    assert model.scheme_for_fused("model.layers.0.mlp.gate_up_proj", ["gate_proj", "up_proj"]) is W4
+
+
+@pytest.mark.parametrize(
+    ("scheme", "k", "legal"),
+    [
+        (Scheme("gptq", group_size=128), 11008, [1, 2]),
+        (Scheme("gptq", group_size=32), 11008, [1, 2, 4, 8]),
+        (Scheme("gptq", group_size=-1), 11008, [1, 2, 4, 8, 16]),
+        (Scheme("gptq", group_size=128, act_order=True), 11008, [1, 2, 4, 8, 16]),
+        (Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128)), 7168, [1, 2, 4, 8]),
+        (Scheme("gptq", group_size=128), 100, [1]),
+    ],
+)
+def test_legal_tp(scheme: Scheme, k: int, legal: list[int]) -> None:
+    assert scheme.legal_tp(k) == legal
