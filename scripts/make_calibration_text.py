@@ -45,7 +45,7 @@ def main() -> None:
     merged: list[str] = []
     # Alternate in proportion, so that any prefix of the file holds both kinds.
     while code or prose:
-        merged.append((code if len(code) * len(prose) == 0 and code or len(code) > len(prose) else prose).pop(0))
+        merged.append((code if (len(code) * len(prose) == 0 and code) or len(code) > len(prose) else prose).pop(0))
     TARGET.parent.mkdir(parents=True, exist_ok=True)
     TARGET.write_text("\n\0".join(merged) + "\n", "utf-8")
     print(f"{TARGET}: {len(merged)} documents, {TARGET.stat().st_size} bytes")

@@ -1,0 +1,166 @@
+"""Activation-aware weight quantization (Lin et al., 2023, arXiv:2306.00978) from second moments.
+
+The paper searches per-channel scales and clipping that minimise the output error of a linear
+module on calibration data. For one module that error is a quadratic form of the input's second
+moment H = sum x x^T:
+
+    sum over tokens of |D x|^2 = tr(D H D^T),    D = dequantized(W s) / s - W
+
+so every candidate costs (N, K) x (K, K) instead of a pass over the data, and is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vllm_quant_kernels.canonical import CanonicalWeight
+
+SCALE_GRID = 20
+CLIP_STEPS = 10
+MAX_SHRINK = 0.5
+# Elements of a float32 temporary; bounds memory on wide modules.
+CHUNK_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How weights are rounded: see ``Scheme``; ``scale_dtype`` is what scales are stored in."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    scale_dtype: torch.dtype = torch.float16
+
+    def affine(self, values: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scales and zero points, float32 (N, G, 1), of (N, G, group) values whose range is shrunk first."""
+        top = (1 << self.bits) - 1
+        if self.symmetric:
+            middle = 1 << (self.bits - 1)
+            scales = values.abs().amax(-1, keepdim=True) * shrink / (middle - 1)
+            scales = self._store(scales)
+            return scales, torch.full_like(scales, middle)
+        high = values.amax(-1, keepdim=True).clamp(min=0) * shrink
+        low = values.amin(-1, keepdim=True).clamp(max=0) * shrink
+        scales = self._store((high - low) / top)
+        return scales, (-low / scales).round().clamp(0, top)
+
+    def _store(self, scales: torch.Tensor) -> torch.Tensor:
+        scales = torch.where(scales == 0, torch.ones_like(scales), scales)
+        return scales.clamp(min=torch.finfo(self.scale_dtype).tiny).to(self.scale_dtype).float()
+
+    def codes(self, values: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor) -> torch.Tensor:
+        """Integer codes as float32, the shape of ``values``."""
+        return ((values / scales).round() + zeros).clamp(0, (1 << self.bits) - 1)
+
+    def grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        """(N, G, group) view of (N, K)."""
+        n, k = weight.shape
+        return weight.reshape(n, -1, self.group_size if self.group_size > 0 else k)
+
+    def round(self, weight: torch.Tensor) -> torch.Tensor:
+        """The (N, K) weight after rounding to nearest."""
+        values = self.grouped(weight)
+        scales, zeros = self.affine(values)
+        return ((self.codes(values, scales, zeros) - zeros) * scales).reshape(weight.shape)
+
+
+def _row_chunks(weight: torch.Tensor) -> Sequence[torch.Tensor]:
+    return weight.split(max(1, CHUNK_ELEMENTS // weight.shape[1]))
+
+
+def output_error(weights: Sequence[torch.Tensor], scale: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> float:
+    """tr(D H D^T) summed over the weights (N_i, K) when rounded after multiplication with ``scale`` (K,)."""
+    total = 0.0
+    for weight in weights:
+        for rows in _row_chunks(weight):
+            delta = grid.round(rows * scale) / scale - rows
+            total += float(((delta @ hessian) * delta).sum())
+    return total
+
+
+def _candidates(weights: Sequence[torch.Tensor], hessian: torch.Tensor, group_size: int) -> list[torch.Tensor]:
+    """Scales x^r and x^r / w^(1-r), from the inputs' RMS x and the weights' mean magnitude w within their groups."""
+    x = hessian.diagonal().clamp(min=0).sqrt()
+    x = x / x.mean().clamp(min=1e-12)
+    magnitude = torch.zeros_like(x)
+    for weight in weights:
+        k = weight.shape[1]
+        grouped = weight.abs().reshape(weight.shape[0], -1, group_size if group_size > 0 else k)
+        magnitude += (grouped / grouped.amax(-1, keepdim=True).clamp(min=1e-12)).reshape(-1, k).sum(0)
+    w = magnitude / sum(weight.shape[0] for weight in weights)
+    found = []
+    for step in range(SCALE_GRID):
+        ratio = step / SCALE_GRID
+        for scale in (x**ratio, x**ratio / (w ** (1 - ratio) + 1e-4)):
+            scale = scale.clamp(min=1e-4)
+            found.append(scale / (scale.max() * scale.min()).sqrt())
+    return found
+
+
+def tie_heads(scale: torch.Tensor, shared: int, head_dim: int) -> torch.Tensor:
+    """Make scales (K,) equal over the ``shared`` query heads that read one KV head (geometric mean)."""
+    heads = scale.log().reshape(-1, shared, head_dim)
+    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1).exp()
+
+
+def search_scale(
+    weights: Sequence[torch.Tensor],
+    hessian: torch.Tensor,
+    grid: Grid,
+    *,
+    shared_heads: int = 1,
+    head_dim: int = 0,
+) -> torch.Tensor:
+    """The per-channel scale (K,) with the smallest output error; ones where none is better.
+
+    Args:
+        weights: float32 (N_i, K), modules that read the same input.
+        hessian: float32 (K, K).
+        shared_heads, head_dim: for an attention output: query heads per KV head, which must share a scale.
+    """
+    best = torch.ones(hessian.shape[0], device=hessian.device)
+    least = output_error(weights, best, hessian, grid)
+    for scale in _candidates(weights, hessian, grid.group_size):
+        if shared_heads > 1:
+            scale = tie_heads(scale, shared_heads, head_dim)
+        error = output_error(weights, scale, hessian, grid)
+        if error < least:
+            best, least = scale, error
+    return best
+
+
+def search_clip(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """How much to shrink each group's range, float32 (N, G, 1) in [1 - MAX_SHRINK, 1].
+
+    The error of a group is taken alone, with its own block of ``hessian``.
+    """
+    k = weight.shape[1]
+    group = grid.group_size if grid.group_size > 0 else k
+    blocks = torch.stack([hessian[i : i + group, i : i + group] for i in range(0, k, group)])
+    chosen = []
+    for rows in _row_chunks(weight):
+        values = grid.grouped(rows)
+        best = torch.ones(*values.shape[:2], 1, device=weight.device)
+        least = torch.full_like(best, torch.inf)
+        for step in range(CLIP_STEPS):
+            shrink = 1 - step * MAX_SHRINK / CLIP_STEPS
+            scales, zeros = grid.affine(values, shrink)
+            delta = ((grid.codes(values, scales, zeros) - zeros) * scales - values).transpose(0, 1)
+            error = (torch.bmm(delta, blocks) * delta).sum(-1).T.unsqueeze(-1)
+            better = error < least
+            best = torch.where(better, torch.full_like(best, shrink), best)
+            least = torch.where(better, error, least)
+        chosen.append(best)
+    return torch.cat(chosen)
+
+
+def quantize(weight: torch.Tensor, grid: Grid, shrink: torch.Tensor | float = 1.0) -> CanonicalWeight:
+    """Canonical form of a float32 (N, K) weight, with ranges shrunk by ``shrink`` (N, G, 1)."""
+    values = grid.grouped(weight)
+    scales, zeros = grid.affine(values, shrink)
+    codes = grid.codes(values, scales, zeros).to(torch.uint8).reshape(weight.shape)
+    stored = None if grid.symmetric else zeros.squeeze(-1).to(torch.uint8)
+    return CanonicalWeight(codes, scales.squeeze(-1).to(grid.scale_dtype), grid.bits, values.shape[-1], stored)

@@ -1,0 +1,96 @@
+"""Multiplying a layer's weights by per-channel scales and dividing what produces their input: the function stays.
+
+norm -> q, k, v      norm -> gate, up      v -> o (through attention)      up -> down (elementwise)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from vllm_quant_plugin.quantize.statistics import Group
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A place where a scale can go.
+
+    Attributes:
+        group: the modules that are multiplied.
+        producer: the module that is divided, by name within the layer.
+        is_norm: the producer is a norm (its weight is divided), else a linear module (its rows are).
+        shared_heads: for v -> o: query heads per KV head.
+        head_dim: for v -> o.
+    """
+
+    group: Group
+    producer: str
+    is_norm: bool
+    shared_heads: int = 1
+    head_dim: int = 0
+
+
+_LINEAR_PRODUCERS = {"o_proj": "v_proj", "down_proj": "up_proj", "w2": "w3"}
+
+
+def find_fold(layer: nn.Module, group: Group, head_dim: int) -> Fold | None:
+    """Where a scale of ``group``'s input can go, None when nowhere."""
+    modules = dict(layer.named_modules())
+    if group.producer is not None:
+        weight = getattr(modules[group.producer], "weight", None)
+        # A norm has one weight per channel; anything else cannot take the scale.
+        return Fold(group, group.producer, True) if weight is not None and weight.ndim == 1 else None
+    if len(group.names) != 1:
+        return None
+    stem, _, leaf = group.names[0].rpartition(".")
+    producer = f"{stem}.{_LINEAR_PRODUCERS.get(leaf, '')}"
+    made = modules.get(producer)
+    if not isinstance(made, nn.Linear):
+        return None
+    k, rows = modules[group.names[0]].weight.shape[1], made.weight.shape[0]
+    if k == rows:
+        return Fold(group, producer, False)
+    if leaf == "o_proj" and head_dim and k % rows == 0 and rows % head_dim == 0:
+        return Fold(group, producer, False, k // rows, head_dim)
+    return None
+
+
+def _offset(norm: nn.Module) -> float:
+    """Gemma-like norms multiply by 1 + weight."""
+    return 1.0 if "Gemma" in type(norm).__name__ or "ZeroCentered" in type(norm).__name__ else 0.0
+
+
+def apply_fold(layer: nn.Module, fold: Fold, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Divide the producer by ``scale`` (K,) and multiply the group's weights.
+
+    A norm's weight is stored in ``dtype``, so it is rounded to that first and the weights get the
+    scale that it really was divided by.
+
+    Returns:
+        The scale that was applied, (K,).
+    """
+    producer = layer.get_submodule(fold.producer)
+    if fold.is_norm:
+        offset = _offset(producer)
+        old = producer.weight + offset
+        rounded = (old / scale - offset).to(dtype).float()
+        new = rounded + offset
+        safe = (new != 0) & (old != 0)
+        applied = torch.where(safe, old / torch.where(safe, new, torch.ones_like(new)), torch.ones_like(scale))
+        producer.weight.data.copy_(torch.where(safe, rounded, producer.weight))
+        bias = getattr(producer, "bias", None)
+        if bias is not None:
+            bias.data.div_(applied)
+    else:
+        applied = scale
+        rows = scale
+        if fold.shared_heads > 1:
+            rows = scale.reshape(-1, fold.shared_heads, fold.head_dim)[:, 0].reshape(-1)
+        producer.weight.data.div_(rows[:, None])
+        if producer.bias is not None:
+            producer.bias.data.div_(rows)
+    for name in fold.group.names:
+        layer.get_submodule(name).weight.data.mul_(applied)
+    return applied

@@ -1,0 +1,147 @@
+"""AWQ and GPTQ one decoder layer at a time: load, measure, quantize, write, go on with its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.quantize import awq
+from vllm_quant_plugin.quantize.datafree import Progress, stored_scale_dtype
+from vllm_quant_plugin.quantize.fold import apply_fold, find_fold
+from vllm_quant_plugin.quantize.layered_model import LayeredModel, run_layer
+from vllm_quant_plugin.quantize.modules import Linear
+from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
+from vllm_quant_plugin.quantize.statistics import collect_moments, find_groups, relative_error
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# A fold that changes a layer's output by more than this share is undone: the architecture is not what it seemed.
+FOLD_TOLERANCE = 1e-3
+# AutoAWQ leaves these unclipped: their product, not their output, enters the softmax.
+_UNCLIPPED = ("q_proj", "k_proj")
+
+Batches = list[torch.Tensor]
+Solved = tuple[dict[str, CanonicalWeight], dict[str, float]]
+
+
+def quantize_layerwise(
+    checkpoint: Checkpoint,
+    modules: list[Linear],
+    recipe: Recipe,
+    tokens: list[list[int]],
+    writer: ModelWriter,
+    progress: Progress,
+) -> dict[str, float]:
+    """Write every tensor of the checkpoint, the given modules quantized with calibration windows ``tokens``.
+
+    Returns:
+        Relative output error of each module on the calibration text.
+
+    Raises:
+        BackendError: the architecture does not fit this engine.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = LayeredModel(checkpoint, device)
+    wanted = {m.name for m in modules}
+    batches, kwargs = model.embed(tokens)
+    solve = _SOLVERS[recipe.method]
+    errors: dict[str, float] = {}
+    in_layers: set[str] = set()
+    layout = get_format(recipe.scheme)
+    for index in range(model.layers):
+        prefix = model.layer_prefix(index)
+        names = model.layer_tensors(index)
+        in_layers.update(names)
+        local = {n.removeprefix(f"{prefix}.") for n in wanted if n.startswith(f"{prefix}.")}
+        with model.layer(index) as layer:
+            solved, found = solve(layer, local, batches, kwargs[index], recipe, checkpoint.config)
+            errors.update({f"{prefix}.{name}": round(error, 8) for name, error in found.items()})
+            for name, weight in solved.items():
+                target = layer.get_submodule(name)
+                target.weight.data.copy_(weight.dequantize())
+                writer.add_module(f"{prefix}.{name}", layout.pack(weight, recipe.scheme))
+            _write_rest(checkpoint, layer, prefix, names, set(solved), writer)
+            if index + 1 < model.layers:
+                for i, hidden in enumerate(batches):
+                    batches[i] = run_layer(layer, hidden, kwargs[index])
+        progress(prefix, index + 1, model.layers)
+    for name in sorted(set(checkpoint.tensors) - in_layers):
+        writer.add(name, read_tensor(checkpoint, name))
+    return errors
+
+
+def _write_rest(
+    checkpoint: Checkpoint, layer: nn.Module, prefix: str, names: list[str], solved: set[str], writer: ModelWriter
+) -> None:
+    """A layer's other tensors, as folding left them, in their stored dtype."""
+    parameters = dict(layer.named_parameters())
+    for name in names:
+        local = name.removeprefix(f"{prefix}.")
+        owner, _, leaf = local.rpartition(".")
+        if leaf == "weight" and owner in solved:
+            continue
+        if local in parameters:
+            writer.add(name, parameters[local].detach().to(DTYPES[checkpoint.tensors[name].dtype]))
+        else:
+            writer.add(name, read_tensor(checkpoint, name))
+
+
+def _fold_scales(
+    layer: nn.Module, grid: awq.Grid, groups: list[Any], moments: list[Any], head_dim: int, dtype: torch.dtype,
+    check: Callable[[], torch.Tensor],
+) -> None:  # fmt: skip
+    """Search and fold a scale for each group; moments follow. Undone where the layer's function changes."""
+    for group, found in zip(groups, moments, strict=True):
+        fold = find_fold(layer, group, head_dim)
+        if fold is None:
+            continue
+        weights = [layer.get_submodule(n).weight.data for n in group.names]
+        scale = awq.search_scale(
+            weights, found.hessian, grid, shared_heads=fold.shared_heads, head_dim=fold.head_dim
+        )  # fmt: skip
+        before, expected = {n: p.data.clone() for n, p in layer.named_parameters()}, check()
+        applied = apply_fold(layer, fold, scale, dtype)
+        change = (check() - expected).norm() / expected.norm().clamp(min=1e-12)
+        if float(change) > FOLD_TOLERANCE:
+            for name, parameter in layer.named_parameters():
+                parameter.data.copy_(before[name])
+            continue
+        found.hessian.div_(applied[:, None]).div_(applied[None, :])
+
+
+def _awq_layer(
+    layer: nn.Module, wanted: set[str], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
+    config: Mapping[str, Any],
+) -> Solved:  # fmt: skip
+    scheme = recipe.scheme
+    dtype = DTYPES.get(_stored_dtype(config), torch.bfloat16)
+    grid = awq.Grid(scheme.bits, scheme.group_size, scheme.symmetric, stored_scale_dtype(scheme, dtype))
+    groups = find_groups(layer, wanted, batches[0], kwargs)
+    moments = collect_moments(layer, groups, batches, kwargs)
+    sample = batches[0][:1]
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    _fold_scales(layer, grid, groups, moments, head_dim, dtype, lambda: run_layer(layer, sample, kwargs))
+    solved, errors = {}, {}
+    for group, found in zip(groups, moments, strict=True):
+        for name in group.names:
+            weight = layer.get_submodule(name).weight.data
+            shrink: torch.Tensor | float = 1.0
+            if not name.endswith(_UNCLIPPED):
+                shrink = awq.search_clip(weight, found.hessian, grid)
+            solved[name] = awq.quantize(weight, grid, shrink)
+            errors[name] = relative_error(weight, solved[name].dequantize(), found.hessian)
+    return solved, errors
+
+
+def _stored_dtype(config: Mapping[str, Any]) -> str:
+    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+    return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(name, "BF16")
+
+
+_SOLVERS: dict[str, Callable[..., Solved]] = {"awq": _awq_layer}

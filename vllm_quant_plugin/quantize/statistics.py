@@ -1,0 +1,136 @@
+"""What a layer's linear modules see: which share an input, who made it, and its second moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm_quant_plugin.quantize.layered_model import run_layer
+
+
+@dataclass
+class Group:
+    """Linear modules of one layer that multiply the same input.
+
+    Attributes:
+        names: module names within the layer, in order of execution.
+        producer: name of the module whose output the input is (a norm), None when it is computed.
+    """
+
+    names: list[str]
+    producer: str | None = None
+
+
+@dataclass
+class Moments:
+    """Second moment of a group's input.
+
+    Attributes:
+        hessian: float32 (K, K), the sum of x x^T over tokens.
+        tokens: number of tokens seen.
+    """
+
+    hessian: torch.Tensor
+    tokens: int = 0
+
+
+class _Enough(Exception):
+    """Raised inside a forward pass when nothing behind this point is needed."""
+
+
+@dataclass
+class _Trace:
+    inputs: dict[int, Group] = field(default_factory=dict)
+    outputs: dict[int, str] = field(default_factory=dict)
+    # Keeps tensors alive, so that no two share an id.
+    kept: list[torch.Tensor] = field(default_factory=list)
+
+
+def find_groups(
+    layer: nn.Module, wanted: Collection[str], hidden: torch.Tensor, kwargs: Mapping[str, Any]
+) -> list[Group]:
+    """The wanted linear modules grouped by the tensor they read, in order of execution."""
+    trace, handles = _Trace(), []
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            trace.kept.append(args[0])
+            group = trace.inputs.setdefault(id(args[0]), Group([], trace.outputs.get(id(args[0]))))
+            if name not in group.names:
+                group.names.append(name)
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            if isinstance(out, torch.Tensor):
+                trace.kept.append(out)
+                trace.outputs[id(out)] = name
+
+        return hook
+
+    for name, module in layer.named_modules():
+        if name in wanted:
+            handles.append(module.register_forward_pre_hook(before(name)))
+        elif name and not list(module.children()):
+            handles.append(module.register_forward_hook(after(name)))
+    try:
+        run_layer(layer, hidden, kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(trace.inputs.values())
+
+
+@torch.no_grad()
+def collect_moments(
+    layer: nn.Module,
+    groups: Sequence[Group],
+    batches: Iterable[torch.Tensor],
+    kwargs: Mapping[str, Any],
+    *,
+    stop_early: bool = False,
+) -> list[Moments]:
+    """Second moments of the groups' inputs over all batches.
+
+    Args:
+        stop_early: leave each forward pass as soon as the last group's input was seen.
+    """
+    moments = []
+    handles = []
+    for index, group in enumerate(groups):
+        module = layer.get_submodule(group.names[0])
+        k = module.weight.shape[1]  # type: ignore[union-attr]
+        found = Moments(torch.zeros(k, k, dtype=torch.float32, device=module.weight.device))  # type: ignore[union-attr, arg-type]
+        moments.append(found)
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], *, found: Moments = found, last: bool = False) -> None:
+            x = args[0].reshape(-1, args[0].shape[-1])
+            found.hessian.addmm_(x.T, x)
+            found.tokens += x.shape[0]
+            if last:
+                raise _Enough
+
+        last = stop_early and index == len(groups) - 1
+        handles.append(module.register_forward_pre_hook(lambda m, a, f=found, e=last, h=hook: h(m, a, found=f, last=e)))
+    try:
+        for hidden in batches:
+            try:
+                run_layer(layer, hidden, kwargs)
+            except _Enough:
+                continue
+    finally:
+        for handle in handles:
+            handle.remove()
+    return moments
+
+
+def relative_error(original: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
+    """Share of a module's output energy that the error is: tr(D H D^T) / tr(W H W^T), D = quantized - original."""
+    total = float(((original @ hessian) * original).sum())
+    delta = quantized - original
+    return float(((delta @ hessian) * delta).sum()) / total if total > 0 else 0.0
