@@ -32,6 +32,16 @@ def library_path() -> Path | None:
     return None
 
 
+def _declare(lib: ctypes.CDLL) -> None:
+    """Argument types, as in kernels/include/vqp_cpu.h: p pointer, i int, l int64."""
+    types = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64}
+    for name, signature in {
+        "vqp_wna16_linear": "piplplpipiplpiilllli",
+        "vqp_w8a8_linear": "piplplpppppilli",
+    }.items():
+        getattr(lib, name).argtypes = [types[letter] for letter in signature]
+
+
 @functools.cache
 def load() -> ctypes.CDLL:
     """The loaded library, at the level that VQP_CPU_ISA allows.
@@ -49,6 +59,7 @@ def load() -> ctypes.CDLL:
         raise LibraryError(f"{path} cannot be loaded: {error}") from error
     if version != ABI_VERSION:
         raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
+    _declare(lib)
     wanted = os.environ.get("VQP_CPU_ISA", "")
     if wanted:
         set_level(lib, wanted)
@@ -73,8 +84,7 @@ def level() -> str | None:
 @functools.cache
 def available() -> bool:
     """Whether the ops run native code here. A library that exists but cannot be used still raises."""
-    path = library_path()
-    if path is None or not hasattr(ctypes.CDLL(str(path)), "vqp_wna16_linear"):
+    if library_path() is None:
         return False
     load()
     return True

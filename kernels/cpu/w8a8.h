@@ -1,0 +1,169 @@
+// W8A8: activations to INT8, int8 x int8 products summed in int32, one FP32 scaling at the end.
+//
+// The ISA unit provides a micro-kernel K:
+//   K::Element              what an activation becomes: uint8_t or int16_t
+//   K::kOffset              added to q; the end subtracts (zero + offset) * sum of the channel's codes
+//   K::put(q, out)          stores four neighbouring activations in the order the products want
+//   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels
+#pragma once
+
+#include "lanes.h"
+
+namespace {
+
+constexpr int64_t kInt8Chunk = 256;  // input features between reads of the totals: weights stay in L1
+
+template <class Element>
+struct Int8Args {
+    const int8_t *const *weights;  // one pointer per panel: [quad of features][16 lanes][4]
+    const Element *x;              // [row][feature]
+    int64_t x_stride, quads;
+    int32_t *total;  // [row][panel][16]
+};
+
+// Round half to even; |v| <= 2^22.
+VQP_INLINE float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
+
+VQP_INLINE float clamp(float v, float low, float high) { return v > low ? (v < high ? v : high) : low; }
+
+// clamp(round_half_even(x / scale) + zero, -128, 127), as reference.quantize_activation; |zero| <= 128.
+VQP_INLINE int32_t quantize(float x, float scale, float zero) {
+    return static_cast<int32_t>(clamp(round_even(clamp(x / scale, -512.0f, 512.0f)) + zero, -128.0f, 127.0f));
+}
+
+// Sixteen activations of a row, zero beyond k.
+VQP_INLINE void load_row16(const W8a8 &a, int64_t row, int64_t i, float *out) {
+    if (i + kLanes <= a.k) {
+        load16(a.x, a.x_dtype, row * a.k + i, out);
+    } else {
+        for (int64_t l = 0; l < kLanes; ++l) {
+            out[l] = i + l < a.k ? load_element(a.x, a.x_dtype, row * a.k + i + l) : 0.0f;
+        }
+    }
+}
+
+static void row_scale(const W8a8 &a, int64_t row, float *scale, float *zero) {
+    if (a.in_scale) {
+        *scale = *a.in_scale;
+        *zero = a.in_zero ? static_cast<float>(*a.in_zero) : 0.0f;
+        return;
+    }
+    float low[kLanes] = {}, high[kLanes] = {}, x[kLanes];
+    for (int64_t i = 0; i < a.kp; i += kLanes) {
+        load_row16(a, row, i, x);
+        for (int l = 0; l < kLanes; ++l) {
+            low[l] = x[l] < low[l] ? x[l] : low[l];
+            high[l] = x[l] > high[l] ? x[l] : high[l];
+        }
+    }
+    float bottom = 0, top = 0;
+    for (int l = 0; l < kLanes; ++l) {
+        bottom = low[l] < bottom ? low[l] : bottom;
+        top = high[l] > top ? high[l] : top;
+    }
+    *zero = 0;
+    if (a.symmetric) {
+        *scale = (top > -bottom ? top : -bottom) / 127.0f;
+        if (!(*scale > 0)) *scale = 1;
+    } else {
+        *scale = (top - bottom) / 255.0f;
+        if (!(*scale > 0)) *scale = 1;
+        *zero = clamp(round_even(clamp(-128.0f - bottom / *scale, -512.0f, 512.0f)), -128.0f, 127.0f);
+    }
+}
+
+template <class K>
+void prepare_int8(const W8a8 &a, int64_t begin, int64_t end) {
+    using Element = typename K::Element;
+    for (int64_t row = begin; row < end; ++row) {
+        Element *out = static_cast<Element *>(a.xq) + row * a.kp;
+        float scale, zero, x[kLanes];
+        row_scale(a, row, &scale, &zero);
+        for (int64_t i = 0; i < a.kp; i += kLanes) {
+            load_row16(a, row, i, x);
+            int32_t q[kLanes];
+            for (int l = 0; l < kLanes; ++l) q[l] = quantize(x[l], scale, zero) + K::kOffset;
+            for (int l = 0; l < kLanes; l += 4) K::put(q + l, out + i + l);
+        }
+        a.x_scale[row] = scale;
+        a.x_zero[row] = static_cast<int32_t>(zero) + K::kOffset;
+    }
+}
+
+template <class K>
+size_t int8_scratch(int64_t rows, int64_t panels) {
+    (void)panels;  // totals of one group of panels at a time
+    return static_cast<size_t>(rows * K::kPanels * kLanes) * sizeof(int32_t);
+}
+
+// total (16 lanes of one panel) to y. Must round as the reference does: no contraction to FMA.
+VQP_INLINE void finish_int8(const W8a8 &a, int64_t row, int64_t panel, const int32_t *total) {
+    float out[kLanes];
+    const float *w_scale = a.w_scale + panel * kLanes;
+    const int32_t *w_sum = a.w_sum + panel * kLanes;
+    for (int l = 0; l < kLanes; ++l) {
+        // Unsigned: the intermediate may wrap, the difference does not.
+        const uint32_t sum = static_cast<uint32_t>(total[l]) -
+                             static_cast<uint32_t>(a.x_zero[row]) * static_cast<uint32_t>(w_sum[l]);
+        out[l] = static_cast<float>(static_cast<int32_t>(sum)) * (a.x_scale[row] * w_scale[l]);
+    }
+    finish16(a.y, a.x_dtype, row, panel, a.n, a.bias, out);
+}
+
+template <class K, int PANELS, int ROWS>
+VQP_INLINE void int8_dispatch(int64_t rows, const Int8Args<typename K::Element> &args) {
+    if constexpr (ROWS > 0) {
+        if (rows == ROWS) {
+            K::template micro<ROWS, PANELS>(args);
+        } else {
+            int8_dispatch<K, PANELS, ROWS - 1>(rows, args);
+        }
+    }
+}
+
+// Rows of all panels in [begin, end), PANELS at a time.
+template <class K, int PANELS>
+void int8_tile(const W8a8 &a, int64_t begin, int64_t end, int64_t chunk_features, int32_t *total) {
+    using Element = typename K::Element;
+    const Element *xq = static_cast<const Element *>(a.xq);
+    constexpr int64_t width = PANELS * kLanes;
+    for (int64_t panel0 = begin; panel0 < end; panel0 += PANELS) {
+        std::memset(total, 0, static_cast<size_t>(a.m * width) * sizeof(int32_t));
+        for (int64_t start = 0; start < a.kp; start += chunk_features) {
+            const int8_t *weights[PANELS];
+            for (int64_t p = 0; p < PANELS; ++p) {
+                // Past the last panel the last one is read again, and its result dropped.
+                weights[p] = a.data + (least(panel0 + p, end - 1) * a.kp + start) * kLanes;
+            }
+            const int64_t quads = least(chunk_features, a.kp - start) / 4;
+            const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
+            for (int64_t b = 0; b < blocks; ++b) {
+                const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
+                const Int8Args<Element> args{weights, xq + row * a.kp + start, a.kp, quads, total + row * width};
+                int8_dispatch<K, PANELS, K::kRowBlock>(rows, args);
+            }
+        }
+        for (int64_t row = 0; row < a.m; ++row) {
+            for (int64_t p = 0; p < PANELS && panel0 + p < end; ++p) {
+                finish_int8(a, row, panel0 + p, total + row * width + p * kLanes);
+            }
+        }
+    }
+}
+
+template <class K>
+void gemm_int8(const W8a8 &a, int64_t begin, int64_t end, void *scratch) {
+    int32_t *total = static_cast<int32_t *>(scratch);
+    if (a.m == 1) {
+        int8_tile<K, 1>(a, begin, end, a.kp, total);  // one sequential stream of weights
+    } else {
+        int8_tile<K, K::kPanels>(a, begin, end, a.m <= K::kRowBlock ? a.kp : kInt8Chunk, total);
+    }
+}
+
+template <class K>
+constexpr W8a8Kernels int8_kernels() {
+    return {sizeof(typename K::Element), K::kPanels, prepare_int8<K>, int8_scratch<K>, gemm_int8<K>};
+}
+
+}  // namespace

@@ -1,0 +1,25 @@
+/* Who holds what in mma.sync.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"), as index maps.
+ *
+ * The weight is A (16 output channels x 16 input features), the activation is B (16 x 8 tokens):
+ * the output is C (16 channels x 8 tokens), so a batch of 1 to 8 wastes columns of B, not rows of A.
+ * Every register of A and B is a pair of neighbouring k, the lower one in the low half.
+ */
+#ifndef VQP_CUDA_FRAGMENTS_H
+#define VQP_CUDA_FRAGMENTS_H
+
+#include "host_device.h"
+
+namespace vqp {
+
+VQP_HD constexpr int a_row(int lane, int reg) { return (lane >> 2) + 8 * (reg & 1); }
+VQP_HD constexpr int a_col(int lane, int reg, int half) { return 2 * (lane & 3) + half + 8 * (reg >> 1); }
+
+VQP_HD constexpr int b_row(int lane, int reg, int half) { return 2 * (lane & 3) + half + 8 * reg; }
+VQP_HD constexpr int b_col(int lane) { return lane >> 2; }
+
+VQP_HD constexpr int c_row(int lane, int reg) { return (lane >> 2) + 8 * (reg >> 1); }
+VQP_HD constexpr int c_col(int lane, int reg) { return 2 * (lane & 3) + (reg & 1); }
+
+}  // namespace vqp
+
+#endif

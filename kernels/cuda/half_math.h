@@ -1,0 +1,166 @@
+/* Two 16-bit floats in one register: the few operations the kernels need, with a software twin for the CPU.
+ * Conversions and arithmetic round to nearest, ties to even; subnormals are kept, as in the hardware.
+ */
+#ifndef VQP_CUDA_HALF_MATH_H
+#define VQP_CUDA_HALF_MATH_H
+
+#include <math.h>
+#include <string.h>
+
+#include "host_device.h"
+
+namespace vqp {
+
+struct Half {
+  static constexpr int kMantissa = 10, kBias = 15;
+  static constexpr uint32_t kOne = 0x3C003C00u, kMinusOne = 0xBC00BC00u;
+  static constexpr uint32_t kMagic = 0x64006400u; /* 1024: an integer below 2^10 in the mantissa adds itself */
+};
+struct BFloat16 {
+  static constexpr int kMantissa = 7, kBias = 127;
+  static constexpr uint32_t kOne = 0x3F803F80u, kMinusOne = 0xBF80BF80u;
+  static constexpr uint32_t kMagic = 0x43004300u; /* 128 */
+};
+
+VQP_HD constexpr uint32_t both(uint32_t half) { return half * 0x00010001u; }
+
+VQP_HD float as_float(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  return __uint_as_float(bits);
+#else
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+#endif
+}
+VQP_HD uint32_t as_bits(float value) {
+#ifdef __CUDA_ARCH__
+  return __float_as_uint(value);
+#else
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+#endif
+}
+
+/* The value of a 16-bit float with the format's mantissa and bias. */
+template <class T>
+double soft_value(uint32_t bits) {
+  const int exponent_bits = 15 - T::kMantissa, top = (1 << exponent_bits) - 1;
+  const int exponent = (bits >> T::kMantissa) & top, mantissa = bits & ((1 << T::kMantissa) - 1);
+  double value = exponent == top   ? (mantissa ? NAN : INFINITY)
+                 : exponent == 0 ? ldexp(mantissa, 1 - T::kBias - T::kMantissa)
+                                 : ldexp(mantissa + (1 << T::kMantissa), exponent - T::kBias - T::kMantissa);
+  return bits & 0x8000 ? -value : value;
+}
+
+/* Round a double to the format, ties to even. */
+template <class T>
+uint32_t soft_round(double value) {
+  const uint32_t sign = signbit(value) ? 0x8000 : 0, infinity = 0x7FFF & ~((1u << T::kMantissa) - 1);
+  if (value != value) return sign | 0x7FFF;
+  value = fabs(value);
+  if (isinf(value)) return sign | infinity;
+  int exponent = value == 0 ? 1 - T::kBias : ilogb(value);
+  if (exponent < 1 - T::kBias) exponent = 1 - T::kBias;
+  const double steps = nearbyint(ldexp(value, T::kMantissa - exponent));
+  const int64_t code = static_cast<int64_t>(steps) + (static_cast<int64_t>(exponent + T::kBias - 1) << T::kMantissa);
+  return sign | static_cast<uint32_t>(code < infinity ? code : infinity);
+}
+
+template <class T>
+VQP_HD float to_float(uint32_t bits);
+template <>
+VQP_HD float to_float<Half>(uint32_t bits) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
+  return value;
+#else
+  return static_cast<float>(soft_value<Half>(bits));
+#endif
+}
+template <>
+VQP_HD float to_float<BFloat16>(uint32_t bits) {
+  return as_float(bits << 16);
+}
+
+/* Two floats to a pair, `low` in the low half. */
+template <class T>
+VQP_HD uint32_t to_pair(float low, float high);
+template <>
+VQP_HD uint32_t to_pair<Half>(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return soft_round<Half>(low) | soft_round<Half>(high) << 16;
+#endif
+}
+template <>
+VQP_HD uint32_t to_pair<BFloat16>(float low, float high) {
+#ifdef __CUDA_ARCH__
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return soft_round<BFloat16>(low) | soft_round<BFloat16>(high) << 16;
+#endif
+}
+
+template <class T>
+uint32_t soft_fma_pair(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t out = 0;
+  for (int shift = 0; shift <= 16; shift += 16) {
+    const double x = soft_value<T>(a >> shift & 0xFFFF), y = soft_value<T>(b >> shift & 0xFFFF);
+    out |= soft_round<T>(x * y + soft_value<T>(c >> shift & 0xFFFF)) << shift;
+  }
+  return out;
+}
+
+/* a * b + c on pairs, one rounding. */
+template <class T>
+VQP_HD uint32_t fma_pair(uint32_t a, uint32_t b, uint32_t c);
+template <>
+VQP_HD uint32_t fma_pair<Half>(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+#else
+  return soft_fma_pair<Half>(a, b, c);
+#endif
+}
+template <>
+VQP_HD uint32_t fma_pair<BFloat16>(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+#else
+  return soft_fma_pair<BFloat16>(a, b, c);
+#endif
+}
+
+/* a + b on pairs. BF16 has no add before sm_90; fma by one is the same instruction there. */
+template <class T>
+VQP_HD uint32_t add_pair(uint32_t a, uint32_t b) {
+  return fma_pair<T>(a, T::kOne, b);
+}
+
+/* Four bytes chosen from a (0..3) and b (4..7) by the nibbles of `select`. */
+VQP_HD uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t select) {
+#ifdef __CUDA_ARCH__
+  return __byte_perm(a, b, select);
+#else
+  const uint64_t bytes = static_cast<uint64_t>(b) << 32 | a;
+  uint32_t out = 0;
+  for (int i = 0; i < 4; ++i) out |= static_cast<uint32_t>(bytes >> 8 * (select >> 4 * i & 7) & 0xFF) << 8 * i;
+  return out;
+#endif
+}
+
+}  // namespace vqp
+
+#endif

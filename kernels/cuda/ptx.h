@@ -1,0 +1,136 @@
+/* The instructions of the kernels, one function each. nvcc sees PTX; without nvcc the same names come from the
+ * emulator of tests/cuda, which runs the threads of a block on the CPU.
+ */
+#ifndef VQP_CUDA_PTX_H
+#define VQP_CUDA_PTX_H
+
+#include "half_math.h"
+
+#ifndef __CUDACC__
+#include "emulator.h"
+#else
+
+namespace vqp {
+
+#define VQP_KERNEL(threads, blocks) __global__ void __launch_bounds__(threads, blocks)
+#define VQP_PARAMETER __grid_constant__
+
+VQP_DEVICE int thread_index() { return threadIdx.x; }
+VQP_DEVICE int block_x() { return blockIdx.x; }
+VQP_DEVICE int block_y() { return blockIdx.y; }
+VQP_DEVICE int block_z() { return blockIdx.z; }
+VQP_DEVICE void barrier() { __syncthreads(); }
+
+/* A multiple of 16 bytes, given at launch. */
+VQP_DEVICE char *shared_memory() {
+  extern __shared__ __align__(128) char vqp_shared[];
+  return vqp_shared;
+}
+VQP_DEVICE uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+template <class V>
+VQP_DEVICE V load_global(const V *pointer) {
+  return __ldg(pointer);
+}
+template <class V>
+VQP_DEVICE void store_global(V *pointer, V value) {
+  *pointer = value;
+}
+template <class V>
+VQP_DEVICE V load_shared(const void *pointer) {
+  return *static_cast<const V *>(pointer);
+}
+template <class V>
+VQP_DEVICE void store_shared(void *pointer, V value) {
+  *static_cast<V *>(pointer) = value;
+}
+
+/* How long L2 should keep what is read: streamed weights must not push out the activations. */
+VQP_DEVICE uint64_t read_once_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+VQP_DEVICE uint64_t read_again_policy() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+/* 16 bytes to shared memory; zeros, and nothing is read, unless `valid`. */
+VQP_DEVICE void copy_async(void *to, const void *from, bool valid, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid ? 16 : 0), "l"(policy)
+               : "memory");
+}
+VQP_DEVICE void copy_async(void *to, const void *from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
+VQP_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/* Wait until at most `pending` of this thread's groups are under way. */
+VQP_DEVICE void copy_wait(int pending) {
+  switch (pending) {
+    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+    case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+    case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+    case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
+    default: asm volatile("cp.async.wait_group 6;" ::: "memory"); break;
+  }
+}
+
+/* 8 x 8 matrices of 16-bit elements: lane i gives the row address i % 8 of matrix i / 8; lane l receives of
+ * matrix j, in r[j], the pair of columns 2 (l % 4) of row l / 4. */
+VQP_DEVICE void load_matrices(uint32_t (&r)[2], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(shared_address(row))
+               : "memory");
+}
+VQP_DEVICE void load_matrices(uint32_t (&r)[4], const void *row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+template <class T>
+VQP_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b);
+template <>
+VQP_DEVICE void mma<Half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+template <>
+VQP_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* Clusters (sm_90): a barrier over all blocks, and a float of another block's shared memory. */
+VQP_DEVICE void cluster_barrier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+VQP_DEVICE float load_cluster(const void *pointer, int rank) {
+  float value = 0;
+#if __CUDA_ARCH__ >= 900
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(pointer)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+#endif
+  return value;
+}
+
+}  // namespace vqp
+
+#endif
+#endif

@@ -1,0 +1,168 @@
+/* The arithmetic of a launch: tiles, split-K ranges, the stage of the ring, and the closed-form choice among them.
+ *
+ * A block computes 128 output channels x `tokens` tokens over a range of K tiles of 128, streamed through
+ * a ring of stages. Its 8 warps are 4 along N (32 channels each) x 2 along K (64 columns of each K tile).
+ * That shape is the same for every `tokens`, and so is the order of a row's sums: with the same number
+ * of splits a row has the same bits in any batch.
+ */
+#ifndef VQP_CUDA_SCHEDULE_H
+#define VQP_CUDA_SCHEDULE_H
+
+#include "layout.h"
+#include "vqp_cuda.h"
+
+namespace vqp {
+
+constexpr int kThreads = 256;
+constexpr int kWarpsN = 4, kWarpsK = 2;
+constexpr int kTileN = 128, kTileK = 128;
+constexpr int kRowTiles = kTileN / kRowTile; /* of a block */
+constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
+constexpr int kMaxStages = 8, kMaxSplits = 8;
+constexpr int kOneGroup = 30; /* the group shift of one scale a row */
+
+/* Half-open range of K tiles of a split; sizes differ by one at most. */
+struct Range {
+  int begin, end;
+};
+VQP_HD Range split_range(int k_tiles, int splits, int split) {
+  return {static_cast<int>(static_cast<int64_t>(k_tiles) * split / splits),
+          static_cast<int>(static_cast<int64_t>(k_tiles) * (split + 1) / splits)};
+}
+
+/* Groups are counted in steps of 16 columns: group = step >> shift. */
+VQP_HD int group_shift(int64_t groups, int group_size) {
+  if (groups == 1) return kOneGroup;
+  int shift = 0;
+  while ((kStep << shift) < group_size) ++shift;
+  return shift;
+}
+VQP_HD int groups_of_tile(int shift) { return shift < 3 ? 8 >> shift : 1; }
+/* Bit s: the sums of a slab are scaled after step s. */
+VQP_HD int flush_mask(int shift) { return shift == 0 ? 0xF : shift == 1 ? 0xA : 0x8; }
+
+VQP_HD int dtype_bytes(int dtype) {
+  return dtype == VQP_CUDA_F32 ? 4 : dtype == VQP_CUDA_U8 ? 1 : dtype == VQP_CUDA_NONE ? 0 : 2;
+}
+
+/* Byte offsets in a stage: codes, then activations, scales, zeros. Every part is a multiple of 16 bytes. */
+struct Stage {
+  int x, scales, zeros, bytes;
+};
+VQP_HD Stage stage_of(int bits, int tokens, int shift, int scale_bytes, int zero_bytes) {
+  Stage stage;
+  const int table = kRowTiles * groups_of_tile(shift) * kRowTile;
+  stage.x = kTileN * kTileK / 8 * bits;
+  stage.scales = stage.x + tokens * kTileK * 2;
+  stage.zeros = stage.scales + table * scale_bytes;
+  stage.bytes = stage.zeros + table * zero_bytes;
+  return stage;
+}
+
+/* Byte offset of 16-byte chunk `chunk` (8 columns) of token `token` among the activations of a stage.
+ * The XOR spreads the rows that one ldmatrix reads over all banks. */
+VQP_HD constexpr int x_offset(int token, int chunk) { return token * (kTileK * 2) + ((chunk ^ (token & 7)) << 4); }
+
+VQP_HD constexpr int sum_tile_bytes(int tokens) { return tokens * kSumStride * 4; }
+
+/* What the choice needs to know of a device. */
+struct Device {
+  int multiprocessors, shared_per_block, shared_per_multiprocessor, clusters;
+};
+
+/* Blocks of this plan that fit one multiprocessor: shared memory (1 KB a block is the system's) and registers. */
+inline int resident_blocks(const Device &device, const vqp_cuda_plan &plan) {
+  const int by_memory = device.shared_per_multiprocessor / (plan.shared_bytes + 1024);
+  const int by_registers = plan.tokens >= 64 ? 1 : 2;
+  return by_memory < 1 ? 1 : by_memory < by_registers ? by_memory : by_registers;
+}
+
+/* Clocks of a plan. Per K tile a multiprocessor needs the time of its bytes at about 18 bytes a clock (an H200's
+ * copy bandwidth), or of its mma at about 3.5 clocks each over four tensor cores; blocks beyond one wave wait. */
+inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, int k_tiles) {
+  const double blocks = static_cast<double>(plan.n_tiles) * plan.m_tiles * plan.splits;
+  const int resident = resident_blocks(device, plan);
+  const double per_wave = static_cast<double>(device.multiprocessors) * resident;
+  const double waves = blocks <= per_wave ? 1 : static_cast<double>(ceil_div(static_cast<int64_t>(blocks), static_cast<int64_t>(per_wave)));
+  const double sharing = blocks < per_wave ? blocks / device.multiprocessors : resident;
+  const double bytes = kTileN * kTileK / 8.0 * bits / 18.0;
+  const double mma = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0) * 3.5;
+  const double tile = (bytes > mma ? bytes : mma) * (sharing < 1 ? 1 : sharing);
+  const double reduce = plan.splits == 1 ? 0 : plan.clustered ? 700 + 6.0 * plan.tokens : 4000;
+  return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500) + reduce;
+}
+
+/* As many stages as let two blocks share a multiprocessor (one where two stages do not fit that way). */
+inline bool set_shared(const Device &device, vqp_cuda_plan &plan) {
+  const int half = device.shared_per_multiprocessor / 2 - 1024;
+  int stages = (half < device.shared_per_block ? half : device.shared_per_block) / plan.stage_bytes;
+  if (stages < 2) stages = device.shared_per_block / plan.stage_bytes;
+  if (stages < 2) return false;
+  plan.stages = stages < kMaxStages ? stages : kMaxStages;
+  const int ring = plan.stages * plan.stage_bytes, sums = sum_tile_bytes(plan.tokens);
+  plan.shared_bytes = ring > sums ? ring : sums;
+  return plan.shared_bytes <= device.shared_per_block;
+}
+
+inline int check_call(const vqp_cuda_linear &c) {
+  if (c.m < 0 || c.n < 1 || c.k < 1 || c.k_padded < c.k || c.k_padded % kSlab || c.groups < 1) return VQP_CUDA_ESHAPE;
+  if (c.k_padded > (1 << 28) || c.n > (1 << 23) || c.m > (1 << 24)) return VQP_CUDA_ESHAPE;
+  if (c.kind < 2 || c.kind > kFp8 || (c.kind == kFp8 && c.zeros)) return VQP_CUDA_EDTYPE;
+  if (c.x_dtype != VQP_CUDA_F16 && c.x_dtype != VQP_CUDA_BF16) return VQP_CUDA_EDTYPE;
+  if (c.scale_dtype < VQP_CUDA_F32 || c.scale_dtype > VQP_CUDA_F16) return VQP_CUDA_EDTYPE;
+  if (c.zeros && c.zero_dtype != VQP_CUDA_U8 && c.zero_dtype != VQP_CUDA_F32) return VQP_CUDA_EDTYPE;
+  if (c.bias && (c.bias_dtype < VQP_CUDA_F32 || c.bias_dtype > VQP_CUDA_F16)) return VQP_CUDA_EDTYPE;
+  if (c.groups > 1) {
+    const int size = c.group_size;
+    if (size < kStep || (size & (size - 1)) || ceil_div(c.k_padded, size) < c.groups || c.groups * size < c.k)
+      return VQP_CUDA_ESHAPE;
+  }
+  if (c.rows && (!c.experts || !c.padded_rows || c.top_k < 1 || c.sorted_rows < 1)) return VQP_CUDA_ESHAPE;
+  const uintptr_t wide = reinterpret_cast<uintptr_t>(c.data) | reinterpret_cast<uintptr_t>(c.scales) |
+                         reinterpret_cast<uintptr_t>(c.zeros);
+  return wide & 15 ? VQP_CUDA_EALIGN : VQP_CUDA_OK;
+}
+
+/* Zero points in FP32 need the sums of the activations, which only the kernels of 16 tokens keep. */
+inline bool float_zeros(const vqp_cuda_linear &c) { return c.zeros && c.zero_dtype == VQP_CUDA_F32; }
+
+inline int tokens_for(int64_t m) { return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64; }
+
+/* Choose tile, splits and stages: the cheapest of at most kMaxSplits candidates. */
+inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens, vqp_cuda_plan *out) {
+  const int error = check_call(c);
+  if (error) return error;
+  const int bits = bits_of(c.kind), k_tiles = static_cast<int>(ceil_div(c.k_padded, kTileK));
+  vqp_cuda_plan plan = {};
+  plan.tokens = float_zeros(c) ? 16 : tokens ? tokens : tokens_for(c.m);
+  if (plan.tokens != 8 && plan.tokens != 16 && plan.tokens != 32 && plan.tokens != 64) return VQP_CUDA_ESHAPE;
+  if (c.rows && (tokens != plan.tokens || c.sorted_rows % tokens)) return VQP_CUDA_ESHAPE;
+  const int64_t rows = c.rows ? c.sorted_rows : c.m, m_tiles = ceil_div(rows, plan.tokens);
+  if (m_tiles > 65535) return VQP_CUDA_ESHAPE;
+  plan.m_tiles = static_cast<int>(m_tiles);
+  plan.n_tiles = static_cast<int>(ceil_div(c.n, kTileN));
+  plan.stage_bytes = stage_of(bits, plan.tokens, group_shift(c.groups, c.group_size), dtype_bytes(c.scale_dtype),
+                              c.zeros ? dtype_bytes(c.zero_dtype) : 0).bytes;
+  if (!set_shared(device, plan)) return VQP_CUDA_EDEVICE;
+  plan.clustered = device.clusters;
+  double best = -1;
+  int splits = 1;
+  for (int s = 1; s <= kMaxSplits && s <= k_tiles; ++s) {
+    vqp_cuda_plan candidate = plan;
+    candidate.splits = s;
+    /* The number of splits sets the order of a row's sums: then it may not depend on the batch. */
+    if (c.batch_invariant) candidate.tokens = 8, candidate.m_tiles = 1;
+    const double clocks = cost(device, candidate, bits, k_tiles);
+    if (best < 0 || clocks < best) best = clocks, splits = s;
+  }
+  plan.splits = splits;
+  if (splits == 1) plan.clustered = 0;
+  plan.workspace_bytes =
+      splits == 1 || plan.clustered ? 0 : static_cast<int64_t>(splits) * plan.m_tiles * plan.tokens * c.n * 4;
+  *out = plan;
+  return VQP_CUDA_OK;
+}
+
+}  // namespace vqp
+
+#endif

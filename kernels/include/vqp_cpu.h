@@ -1,0 +1,48 @@
+/* The C interface of libvqp_cpu.so. No torch, no Python: plain pointers to contiguous memory.
+ *
+ * The packed layouts are drawn in vllm_quant_kernels/layout.py and pack.py. Every function that
+ * returns int gives 0 or one of VQP_E*. Nothing is kept between calls but scratch memory.
+ */
+#ifndef VQP_CPU_H
+#define VQP_CPU_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define VQP_API __attribute__((visibility("default")))
+
+enum { VQP_ABI_VERSION = 2, VQP_LAYOUT_VERSION = 1 };
+enum { VQP_OK = 0, VQP_ELAYOUT = 1, VQP_EDTYPE = 2, VQP_EMEMORY = 3, VQP_EPERM = 4 };
+enum { VQP_F32 = 0, VQP_BF16 = 1, VQP_F16 = 2, VQP_U8 = 3 };
+enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_AMX, VQP_LEVELS };
+
+VQP_API int vqp_cpu_abi_version(void);
+/* The best level of this CPU, and the one in use. */
+VQP_API int vqp_cpu_max_level(void);
+VQP_API int vqp_cpu_level(void);
+/* Use no instruction beyond `level`; nonzero where the CPU does not reach it. */
+VQP_API int vqp_cpu_set_level(int level);
+
+/* y (m, n) = x (m, k) . W^T + bias, W weight-only quantized. x and y have dtype `x_dtype`
+ * (F32, BF16, F16); bias is F32 (n) or null; zeros null, U8 or F32; perm null or int32[perm_len].
+ * kind is the layout version in its high byte and 0 int, 1 FP8 E4M3, 2 FP8 E5M2 in its low byte.
+ */
+VQP_API int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
+                             const void *scales, int scale_dtype, const void *zeros, int zero_dtype,
+                             const int32_t *perm, int64_t perm_len, const float *bias, int kind, int bits,
+                             int64_t group_size, int64_t groups, int64_t n, int64_t k, int threads);
+
+/* y (m, n) = dequantized (q(x) . W^T) + bias, W int8 with one scale per channel. in_scale null:
+ * one scale per row of x, symmetric or not; else static, with in_zero (null = 0).
+ */
+VQP_API int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, const int8_t *data, int64_t data_bytes,
+                            const float *w_scale, const int32_t *w_sum, const float *bias, const float *in_scale,
+                            const int32_t *in_zero, int symmetric, int64_t n, int64_t k, int threads);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
