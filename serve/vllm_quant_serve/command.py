@@ -12,10 +12,12 @@ from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.flags import ServeWords, read_words
 from vllm_quant_serve.launch import Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
-from vllm_quant_serve.planning import plan_document, plan_request, plan_summary
+from vllm_quant_serve.planning import installed_for_cpu, plan_document, plan_request, plan_summary
+from vllm_quant_serve.relax import Relaxer
 from vllm_quant_serve.report import Report
 from vllm_quant_serve.rundir import RunDirectory
-from vllm_quant_serve.supervisor import Options, Supervisor
+from vllm_quant_serve.state import Options
+from vllm_quant_serve.supervisor import Supervisor
 
 
 class Goal(Enum):
@@ -41,6 +43,12 @@ def serve(
     as_json: Annotated[bool, typer.Option("--json", help="Events as one JSON object per line.")] = False,
     startup_timeout: Annotated[float, typer.Option(min=1, help="Seconds until ready.")] = 1800.0,
     drain_timeout: Annotated[float, typer.Option(min=0, help="Seconds for requests in flight after SIGTERM.")] = 30.0,
+    hang_timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Requests wait without an engine step so long: hung. [30, CPU 120, 0: off]"),
+    ] = None,
+    deep_check: Annotated[float, typer.Option(min=0, help="Ask an idle engine for a token this often; 0 off.")] = 30.0,
+    restart: Annotated[int, typer.Option(min=0, help="Start a dead or hung server again, at most N times.")] = 0,
 ) -> None:
     """Plan, launch vllm serve, supervise it, export metrics.
 
@@ -60,14 +68,23 @@ def serve(
         return
     launch.endpoint.check_free()
     _announce(report, plan, launch)
-    options = Options(startup_timeout=startup_timeout, drain_timeout=drain_timeout)
-    code = asyncio.run(_supervise(launch, report, options, plan_document(plan)))
+    if hang_timeout is None:
+        # One step of a long prompt's chunk takes far longer on a CPU.
+        hang_timeout = 120.0 if cpu or installed_for_cpu() else 30.0
+    options = Options(
+        startup_timeout, drain_timeout, hang_timeout=hang_timeout, deep_check=deep_check, restarts=restart
+    )
+    document = plan_document(plan)
+    relaxer = Relaxer.of(launch.planned, words, document)
+    code = asyncio.run(_supervise(launch, report, options, document, relaxer))
     if code:
         raise typer.Exit(code)
 
 
-async def _supervise(launch: Launch, report: Report, options: Options, plan: dict[str, Any] | None) -> int:
-    return await Supervisor(launch, RunDirectory.create(), report, options, plan).run()
+async def _supervise(
+    launch: Launch, report: Report, options: Options, plan: dict[str, Any] | None, relaxer: Relaxer
+) -> int:
+    return await Supervisor(launch, RunDirectory.create(), report, options, plan, relaxer).run()
 
 
 def _refuse_reserved(words: ServeWords) -> None:

@@ -11,52 +11,33 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
-from vllm_quant_plugin.errors import EngineDiedError, StartupError
+from vllm_quant_plugin.errors import EngineDiedError, StartupError, UsageError
+from vllm_quant_serve.failures import Cause, Failure, classify
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.probe import Probe
 from vllm_quant_serve.process import Guard, ServerProcess, become_subreaper
+from vllm_quant_serve.relax import MAX_ATTEMPTS, Relaxer
 from vllm_quant_serve.report import Report
 from vllm_quant_serve.rundir import VARIABLE, RunDirectory, ServerPage
+from vllm_quant_serve.state import Counts, Options, State
+from vllm_quant_serve.watch import HEALTH_PATIENCE, Watchdog
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READY_POLL = 0.25
 HEALTH_POLL = 1.0
-# A server whose /health fails this long is dead, though its process may linger.
-HEALTH_PATIENCE = 15.0
-
-
-class State(Enum):
-    """Where the server is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    UNHEALTHY = "unhealthy"
-    DRAINING = "draining"
-    STOPPING = "stopping"
-    STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to supervise; all times in seconds.
-
-    Attributes:
-        startup_timeout: until ``/health`` and ``/v1/models`` answer.
-        drain_timeout: for requests in flight after the first SIGTERM.
-        stop_timeout: for vLLM's own shutdown after that, before SIGKILL.
-    """
-
-    startup_timeout: float = 1800.0
-    drain_timeout: float = 30.0
-    stop_timeout: float = 15.0
 
 
 class _Interrupted(Exception):
     """A signal arrived before the server was ready."""
+
+
+class _StartFailed(Exception):
+    """One attempt to start failed."""
+
+    def __init__(self, failure: Failure, message: str) -> None:
+        self.failure, self.message = failure, message
 
 
 class Supervisor:
@@ -69,17 +50,20 @@ class Supervisor:
         report: Report,
         options: Options,
         plan: dict[str, Any] | None = None,
+        relaxer: Relaxer | None = None,
     ) -> None:
-        self.launch, self.run_dir, self.report, self.options, self.plan = launch, run_dir, report, options, plan
+        self.launch, self.run_dir, self.report, self.options = launch, run_dir, report, options
+        self.plan, self.relaxer = plan, relaxer
         self.state = State.STARTING
+        self.counts = Counts()
         self.server: ServerProcess | None = None
-        self.started_at = time.monotonic()
+        self.watchdog: Watchdog | None = None
+        self.probe = Probe(launch)
         self.load_seconds: float | None = None
+        self.ready_at: float | None = None
         self._signals: list[int] = []
         self._first = asyncio.Event()
         self._second = asyncio.Event()
-
-    # Signals -----------------------------------------------------------------
 
     def on_signal(self, number: int) -> None:
         """The first asks for a drain, the second forces."""
@@ -93,8 +77,9 @@ class Supervisor:
             0 when it was asked to stop and every request finished, 128 + n when signal n cut it short.
 
         Raises:
+            UsageError: vLLM does not know one of the flags.
             StartupError: the server did not become ready.
-            EngineDiedError: it became ready and then died.
+            EngineDiedError: it became ready, then died or hung, and no restart was left.
         """
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
@@ -103,61 +88,99 @@ class Supervisor:
         guard = Guard(self.run_dir.path)
         try:
             return await self._live(guard)
+        except _Interrupted:
+            return await self._abandon()
         finally:
-            if self.server is not None and self.server.alive:
+            if self.server is not None and self.server.leftovers():
                 await self.server.kill()
             self.state = State.STOPPED
+            await self.probe.close()
             guard.close()
             self.run_dir.remove()
             for number in _SIGNALS:
                 loop.remove_signal_handler(number)
 
     async def _live(self, guard: Guard) -> int:
-        probe = Probe(self.launch)
-        try:
+        used = 0
+        while True:
+            await self._bring_up(guard)
             try:
-                await self._start(guard, probe)
-            except _Interrupted:
-                return await self._abandon()
-            await self._watch(probe)
-            return await self._drain()
-        finally:
-            await probe.close()
+                await self._watch()
+                return await self._drain()
+            except EngineDiedError as died:
+                if self.ready_at is not None and time.monotonic() - self.ready_at > self.options.stable:
+                    used = 0
+                if used >= self.options.restarts:
+                    raise
+                await self._back_off(died, used)
+                used += 1
 
     # Start -------------------------------------------------------------------
 
-    async def _start(self, guard: Guard, probe: Probe) -> None:
+    async def _bring_up(self, guard: Guard) -> None:
+        """Start until ready, asking for less after memory failures."""
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                await self._start(guard)
+                return
+            except _StartFailed as failed:
+                failure = failed.failure
+                self.counts.failed(failure.cause.value)
+                relaxed = self.relaxer.step(failure) if self.relaxer and attempt < MAX_ATTEMPTS else None
+                if relaxed is None:
+                    raise self._startup_error(failed, attempt) from None
+                self.counts.retries += 1
+                self.launch = self.launch.with_planned(relaxed.flags)
+                self.report.event(
+                    "retry", f"not enough memory ({failure.line[:200]}); trying again with {relaxed.change}",
+                    cause=failure.cause.value, change=relaxed.change, attempt=attempt + 1, command=self.launch.line,
+                )  # fmt: skip
+
+    def _startup_error(self, failed: _StartFailed, attempts: int) -> StartupError | UsageError:
+        failure = failed.failure
+        tries = f" after {attempts} attempts" if attempts > 1 else ""
+        message = f"{failed.message}{tries}: {failure.line[:300]}"
+        kind = UsageError if failure.cause is Cause.FLAGS else StartupError
+        return kind(message, failure.hint)
+
+    async def _start(self, guard: Guard) -> None:
+        """One attempt."""
         self.state, begin = State.STARTING, time.monotonic()
         self.launch.endpoint.check_free()
         self.run_dir.forget_pages()
-        self.run_dir.write_plan({"plan": self.plan, "launched_at": time.time()})
+        self.run_dir.write_plan(
+            {"plan": self.plan, "launched_at": time.time(), "restarts": self.counts.restarts,
+             "retries": self.counts.retries}
+        )  # fmt: skip
         environment = {**self.launch.environment, VARIABLE: str(self.run_dir.path)}
         self.server = server = await ServerProcess.start(self.launch.argv, environment, guard)
         self.report.event("started", f"started vLLM, process {server.pid}", pid=server.pid)
-        while not await self._is_ready(probe):
+        while not await self._is_ready():
             await self._wait(server, READY_POLL)
             if self._first.is_set():
                 raise _Interrupted
             if not server.alive:
                 status = await server.kill()
-                raise StartupError(f"the server ended before it was ready ({_status(status)})", _last_words(server))
+                raise _StartFailed(classify(server.pump.tail, status), f"vLLM did not start ({status_words(status)})")
             if time.monotonic() - begin > self.options.startup_timeout:
                 await server.kill()
+                seconds = f"{self.options.startup_timeout:g} s (--startup-timeout)"
                 raise StartupError(
-                    f"the server was not ready after {self.options.startup_timeout:g} s",
-                    "raise --startup-timeout, or look for what it waits for in its log above",
+                    f"vLLM was not ready after {seconds}", "allow more, or see in its log what it awaits"
                 )
-        self.load_seconds = time.monotonic() - begin
+        self.ready_at = time.monotonic()
+        self.load_seconds = self.ready_at - begin
         self.state = State.READY
+        # Without its plugin vLLM tells no engine steps, and without those nothing is known of hangs.
+        allowed = os.environ.get("VLLM_PLUGINS")
+        self.watchdog = Watchdog(self.options, heartbeat=allowed is None or "vqp_metrics" in allowed.split(","))
         url = self.launch.endpoint.url
-        self.report.event(
-            "ready",
-            f"ready after {self.load_seconds:.1f} s: {url}/v1, model {probe.model or self.launch.model}",
-            url=url, model=probe.model, load_seconds=round(self.load_seconds, 3),
-        )  # fmt: skip
+        model = self.probe.model or self.launch.model
+        self.report.event("ready", f"ready after {self.load_seconds:.1f} s: {url}/v1, model {model}",
+                          url=url, model=model, load_seconds=round(self.load_seconds, 3))  # fmt: skip
 
-    async def _is_ready(self, probe: Probe) -> bool:
-        return self.launch.headless or await probe.ready()
+    async def _is_ready(self) -> bool:
+        return self.launch.headless or await self.probe.ready()
 
     async def _wait(self, server: ServerProcess, seconds: float) -> None:
         """Until the server ends, a signal comes, or ``seconds`` have passed."""
@@ -165,38 +188,73 @@ class Supervisor:
         await asyncio.wait([server.exited, first], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         first.cancel()
 
+    async def _back_off(self, died: EngineDiedError, used: int) -> None:
+        """Wait before a restart; a signal meanwhile ends it all."""
+        delay = min(self.options.backoff * 2**used, self.options.backoff_limit)
+        self.state = State.RESTARTING
+        self.counts.restarts += 1
+        self.report.event("restart", f"{died.message}; restart {used + 1} of {self.options.restarts} in {delay:g} s",
+                          reason=died.message, restart=used + 1)  # fmt: skip
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._first.wait(), delay)
+            raise _Interrupted
+
     async def _abandon(self) -> int:
-        assert self.server is not None
+        """A signal came while no request could be in flight."""
         self.state = State.STOPPING
-        name = signal.Signals(self._signals[0]).name
-        self.report.event("stopping", f"{name} while starting: stopping the server", signal=name)
+        number = self._signals[0]
+        self.report.event("stopping", f"{signal.Signals(number).name} before it was ready: stopping", signal=number)
         await self._stop_server()
-        return 128 + self._signals[0]
+        return 128 + number
 
     # Watch -------------------------------------------------------------------
 
-    async def _watch(self, probe: Probe) -> None:
-        """Return when a signal asks for a stop; raise when the server dies."""
+    async def _watch(self) -> None:
+        """Return when a signal asks for a stop; raise EngineDiedError when the server dies or hangs."""
         assert self.server is not None
-        server, unhealthy_since = self.server, None
+        assert self.watchdog is not None
+        server, dog, check = self.server, self.watchdog, None
         while not self._first.is_set():
             await self._wait(server, HEALTH_POLL)
             if self._first.is_set():
-                return
+                break
             if not server.alive:
                 status = await server.kill()
-                raise EngineDiedError(f"the server died ({_status(status)})", _last_words(server))
-            if self.launch.headless or await probe.healthy():
-                self.state, unhealthy_since = State.READY, None
+                words = classify(server.pump.tail, status).line
+                raise EngineDiedError(f"the server died ({status_words(status)})", f"its log says: {words[:300]}")
+            if self.launch.headless:
                 continue
-            now = time.monotonic()
-            if unhealthy_since is None:
-                unhealthy_since = now
-                self.state = State.UNHEALTHY
-                self.report.event("unhealthy", "the server no longer answers /health with 200")
-            elif now - unhealthy_since > HEALTH_PATIENCE:
+            healthy, now = await self.probe.healthy(), time.monotonic()
+            dog.observe(self.pages(), healthy, now)
+            if dog.hung(now):
+                await self._hung(dog.stalled(now))
+            if dog.gone(now):
                 await server.kill()
-                raise EngineDiedError(f"the server was unhealthy for {HEALTH_PATIENCE:g} s", _last_words(server))
+                raise EngineDiedError(f"the server was unhealthy for {HEALTH_PATIENCE:g} s", "see its log above")
+            if check is None or check.done():
+                check = asyncio.ensure_future(dog.deep_check(self.probe)) if dog.deep_check_due(now) else None
+            self._judge(dog)
+        if check is not None:
+            check.cancel()
+
+    async def _hung(self, seconds: float) -> None:
+        assert self.server is not None
+        self.state = State.HUNG
+        self.counts.hangs += 1
+        self.report.event("hung", f"requests wait and the engine has made no step for {seconds:.0f} s: killing it",
+                          seconds=round(seconds, 1))  # fmt: skip
+        await self.server.kill()
+        raise EngineDiedError(f"the engine hung for {seconds:.0f} s", "--hang-timeout sets how long a step may take")
+
+    def _judge(self, dog: Watchdog) -> None:
+        before, self.state = self.state, State.READY if dog.healthy else State.UNHEALTHY
+        if self.state is before:
+            return
+        if self.state is State.READY:
+            self.report.event("recovered", "the server is healthy again")
+        else:
+            what = "it no longer answers /health with 200" if dog.deep_ok is not False else "it generates no token"
+            self.report.event("unhealthy", f"the server is unhealthy: {what}")
 
     # Stop --------------------------------------------------------------------
 
@@ -213,39 +271,40 @@ class Supervisor:
         """Refuse new requests, let those in flight finish, stop the server; the exit code."""
         assert self.server is not None
         self.state = State.DRAINING
-        name = signal.Signals(self._signals[0]).name
+        number = self._signals[0]
+        name, limit = signal.Signals(number).name, self.options.drain_timeout
         self.run_dir.set_draining(True)
         waiting = self.in_flight()
-        limit = self.options.drain_timeout
         self.report.event(
             "draining", f"{name}: refusing new requests, {waiting} in flight have {limit:g} s (again to force)",
             signal=name, in_flight=waiting,
         )  # fmt: skip
-        deadline, quiet = time.monotonic() + limit, 0
+        deadline, quiet, left = time.monotonic() + limit, 0, waiting
         # Twice at zero: the flag and the count are two memory locations, and a request may just have passed.
         while quiet < 2 and time.monotonic() < deadline and not self._second.is_set() and self.server.alive:
-            quiet = quiet + 1 if self.in_flight() == 0 else 0
+            # A server that dies now takes the requests of the last look with it.
+            left = self.in_flight() if self.server.alive else left
+            quiet = quiet + 1 if left == 0 else 0
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._second.wait(), 0.1)
-        left = self.in_flight()
         self.state = State.STOPPING
         await self._stop_server()
+        self.counts.drained("cut" if left else "clean")
         if self._second.is_set():
             number = self._signals[1]
-            self.report.event("stopped", f"forced by a second {signal.Signals(number).name}, {left} requests cut",
-                              exit_code=128 + number, cut=left)  # fmt: skip
-            return 128 + number
-        if left:
-            number = self._signals[0]
-            self.report.event("stopped", f"stopped; {left} requests were cut after {limit:g} s (--drain-timeout)",
-                              exit_code=128 + number, cut=left)  # fmt: skip
-            return 128 + number
-        self.report.event("stopped", "stopped; every request in flight was answered", exit_code=0, cut=0)
-        return 0
+            text = f"forced by a second {signal.Signals(number).name}, {left} requests cut"
+        elif left:
+            text = f"stopped; {left} requests were cut after {limit:g} s (--drain-timeout)"
+        else:
+            self.report.event("stopped", "stopped; every request in flight was answered", exit_code=0, cut=0)
+            return 0
+        self.report.event("stopped", text, exit_code=128 + number, cut=left)
+        return 128 + number
 
     async def _stop_server(self) -> None:
         """vLLM's own shutdown, cut short by a second signal; then whatever is left is killed."""
-        assert self.server is not None
+        if self.server is None:
+            return
         stop = asyncio.ensure_future(self.server.stop(self.options.stop_timeout))
         force = asyncio.ensure_future(self._second.wait())
         await asyncio.wait([stop, force], return_when=asyncio.FIRST_COMPLETED)
@@ -255,7 +314,7 @@ class Supervisor:
         await stop
 
 
-def _status(status: int) -> str:
+def status_words(status: int) -> str:
     """An exit status in words."""
     if status >= 0:
         return f"exit status {status}"
@@ -263,11 +322,3 @@ def _status(status: int) -> str:
         return f"killed by {signal.Signals(-status).name}"
     except ValueError:
         return f"killed by signal {-status}"
-
-
-def _last_words(server: ServerProcess) -> str:
-    """The last line of the log that speaks of an error."""
-    lines = [line.strip() for line in server.pump.tail if line.strip()]
-    telling = [line for line in lines if "Error" in line or "error:" in line.lower()]
-    chosen = (telling or lines or [""])[-1]
-    return f"its log ends: {chosen[:300]}" if chosen else f"its log is empty (process {os.getpid()})"

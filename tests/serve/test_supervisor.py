@@ -164,7 +164,7 @@ def test_an_early_end_is_a_startup_failure_with_the_servers_last_words() -> None
     with Supervised("--fake-fail", "RuntimeError: something is wrong") as running:
         processes = running.descendants()
         assert running.wait_exit() == 4
-        assert "something is wrong" in running.error()["hint"]
+        assert "something is wrong" in running.error()["message"]
         assert wait_gone(processes) == []
 
 
@@ -196,3 +196,115 @@ def test_an_unhealthy_server_is_reported_at_once(ready: Supervised) -> None:
     httpx.get(f"{ready.url}/health?unhealthy")
     ready.wait_event("unhealthy", timeout=10)
     assert time.monotonic() - begin < 5
+
+
+PLAN = {"max_model_len": 4096, "max_num_seqs": 64, "kv_bytes_per_token": 4096, "gpu_memory_utilization": 0.92}
+
+
+def test_memory_failures_are_retried_with_less_of_what_the_planner_chose() -> None:
+    fields = {"plan": PLAN, "planned": ["--kv-cache-memory-bytes", str(100 << 20), "--max-num-seqs", "64"]}
+    with Supervised("--fake-memory", str(60 << 20), options=fields) as running:
+        ready = running.wait_event("ready")
+        assert ready["url"] == running.url
+        retries = [event for event in running.events if event["event"] == "retry"]
+        assert len(retries) == 2, "the third attempt fits"
+        sizes = [int(event["change"].split("-> ")[1]) for event in retries]
+        assert (100 << 20) > sizes[0] > sizes[1]
+        assert {event["cause"] for event in retries} == {"host-memory"}
+        running.send(signal.SIGTERM)
+        assert running.wait_exit() == 0
+
+
+def test_a_memory_failure_of_the_users_own_choice_is_not_retried() -> None:
+    words = ["--fake-memory", "1", "--kv-cache-memory-bytes", "4096", "--max-num-seqs", "4", "--max-model-len", "512"]
+    with Supervised(*words, options={"plan": PLAN}) as running:
+        assert running.wait_exit() == 4
+        assert running.names().count("started") == 1
+        assert running.names().count("retry") == 0
+
+
+def test_retries_end_after_three_attempts() -> None:
+    fields = {"plan": PLAN, "planned": ["--kv-cache-memory-bytes", str(100 << 20)]}
+    with Supervised("--fake-memory", "1", options=fields) as running:
+        assert running.wait_exit() == 4
+        assert running.names().count("started") == 3
+        assert "after 3 attempts" in running.error()["message"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "hint"),
+    [
+        (
+            "ValueError: Total number of attention heads (52) must be divisible by tensor parallel size (3).",
+            4,
+            "tensor",
+        ),
+        ("OSError: [Errno 98] Address already in use", 4, "--port"),
+        ("error: unrecognized arguments: --no-such-flag", 2, "--help"),
+    ],
+)
+def test_other_failures_are_told_and_not_retried(line: str, code: int, hint: str) -> None:
+    with Supervised("--fake-fail", line, options={"plan": PLAN}) as running:
+        assert running.wait_exit() == code
+        assert hint in running.error()["hint"]
+        assert running.names().count("started") == 1
+
+
+def test_a_dead_server_is_restarted_as_often_as_allowed() -> None:
+    with Supervised(options={"restarts": 1, "backoff": 0.1}) as running:
+        running.wait_event("ready")
+        first = running.descendants()
+        os.kill(running.server_pid(), signal.SIGKILL)
+        running.wait_event("restart", timeout=20)
+        running.wait_event("ready", timeout=30)
+        assert httpx.get(f"{running.url}/health").status_code == 200
+        assert wait_gone([p for p in first if "guard.py" not in " ".join(cmdline_of(p))]) == []
+        os.kill(running.server_pid(), signal.SIGKILL)
+        assert running.wait_exit(30) == 5
+        assert can_bind(running.port)
+
+
+def cmdline_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_signal_while_backing_off_ends_it() -> None:
+    with Supervised(options={"restarts": 3, "backoff": 30.0}) as running:
+        running.wait_event("ready")
+        os.kill(running.server_pid(), signal.SIGKILL)
+        running.wait_event("restart", timeout=20)
+        running.send(signal.SIGTERM)
+        assert running.wait_exit(20) == 128 + signal.SIGTERM
+
+
+def test_an_engine_that_makes_no_step_while_requests_wait_is_hung() -> None:
+    with Supervised(options={"hang_timeout": 1.0}) as running:
+        running.wait_event("ready")
+        httpx.get(f"{running.url}/health?hang")
+        stream = Stream(running.url, tokens=5, pause=0.0)
+        stream.start()
+        assert stream.begun.wait(20)
+        assert running.wait_event("hung", timeout=20)["seconds"] >= 1.0
+        assert running.wait_exit(20) == 5
+
+
+def test_a_slow_engine_that_makes_steps_is_not_hung() -> None:
+    with Supervised(options={"hang_timeout": 1.0}) as running:
+        running.wait_event("ready")
+        stream = Stream(running.url, tokens=10, pause=0.4)
+        stream.start()
+        stream.join(30)
+        assert stream.complete
+        running.send(signal.SIGTERM)
+        assert running.wait_exit() == 0
+
+
+def test_an_idle_engine_that_hangs_is_found_by_the_deep_check() -> None:
+    with Supervised(options={"hang_timeout": 1.0, "deep_check": 0.5}) as running:
+        running.wait_event("ready")
+        httpx.get(f"{running.url}/health?hang")
+        running.wait_event("hung", timeout=20)
+        assert running.wait_exit(20) == 5

@@ -1,0 +1,117 @@
+"""Why a server did not start, told from its log.
+
+The patterns are vLLM's and PyTorch's own messages; ``tests/serve/test_failures.py`` holds them
+against the sources of the installed vLLM, so that a reworded message is noticed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Cause(Enum):
+    """Classes of start-up failures."""
+
+    KV_CACHE = "kv-cache-memory"
+    MEMORY = "device-memory"
+    HOST_MEMORY = "host-memory"
+    SHARED_MEMORY = "shared-memory"
+    HEADS = "divisibility"
+    PORT = "port"
+    WEIGHTS = "weights"
+    DEVICE = "device"
+    FLAGS = "flags"
+    QUANTIZATION = "quantization"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_memory(self) -> bool:
+        """Whether asking for less may help."""
+        return self in (Cause.KV_CACHE, Cause.MEMORY, Cause.HOST_MEMORY)
+
+
+HINTS = {
+    Cause.KV_CACHE: "lower --max-model-len or --concurrency, raise --gpu-memory-utilization, or add devices",
+    Cause.MEMORY: "free the device, lower --gpu-memory-utilization or --max-num-seqs, or quantize to fewer bits",
+    Cause.HOST_MEMORY: "free host memory, lower --kv-cache-memory-bytes, or raise the container's limit",
+    Cause.SHARED_MEMORY: "give the container more /dev/shm (docker run --ipc=host or --shm-size=8g)",
+    Cause.HEADS: "choose another --tensor-parallel-size; `vllm-quant plan` lists those that are legal",
+    Cause.PORT: "choose another --port, or stop what holds it",
+    Cause.WEIGHTS: "check the model folder or hub id; `vllm-quant inspect` reads it without loading",
+    Cause.DEVICE: "check `nvidia-smi`, the driver's version and CUDA_VISIBLE_DEVICES, or install the CPU build",
+    Cause.FLAGS: "`vllm serve --help=all` lists vLLM's flags, `vllm-quant serve --help` ours",
+    Cause.QUANTIZATION: "`vllm-quant inspect` says which --quantization reads this checkpoint",
+    Cause.UNKNOWN: "read the server's log above",
+}
+
+# First match wins, so the telling message stands before the general one.
+PATTERNS: tuple[tuple[Cause, str], ...] = (
+    (Cause.KV_CACHE, r"No available memory for the cache blocks"),
+    (Cause.KV_CACHE, r"To serve at least one request with the model's max seq len"),
+    (Cause.MEMORY, r"Free memory on device .* is less than"),
+    (Cause.MEMORY, r"CUDA out of memory|torch\.OutOfMemoryError|HIP out of memory"),
+    (Cause.HOST_MEMORY, r"Available memory on node .* is less than"),
+    (Cause.HOST_MEMORY, r"can't allocate memory|Cannot allocate memory|MemoryError"),
+    (Cause.SHARED_MEMORY, r"No space left on device.*shm|unable to (open|write to|mmap|resize).*(shm|shared memory)"),
+    (Cause.SHARED_MEMORY, r"Bus error"),
+    (Cause.HEADS, r"Total number of attention heads \(\d+\) must be divisible by"),
+    (Cause.HEADS, r"is not divisible by"),
+    (Cause.PORT, r"[Aa]ddress already in use"),
+    (Cause.WEIGHTS, r"Cannot find any model weights with"),
+    (Cause.WEIGHTS, r"Invalid repository ID or local directory specified"),
+    (Cause.WEIGHTS, r"weights were not initialized from checkpoint"),
+    (Cause.WEIGHTS, r"(SafetensorError|Error while deserializing header|does not appear to have a file named)"),
+    (Cause.DEVICE, r"World size \(\d+\) is larger than the number of"),
+    (Cause.DEVICE, r"Failed to infer device type"),
+    (Cause.DEVICE, r"No CUDA GPUs are available|CUDA driver version is insufficient|NVIDIA driver on your system"),
+    (Cause.DEVICE, r"CUDA error:|CUDA initialization:|NVMLError"),
+    (Cause.FLAGS, r"error: unrecognized arguments:|error: argument "),
+    (Cause.QUANTIZATION, r"Unknown quantization method"),
+    (Cause.QUANTIZATION, r"does not match the quantization method specified in the `quantization` argument"),
+)  # fmt: skip
+_COMPILED = tuple((cause, re.compile(pattern)) for cause, pattern in PATTERNS)
+# "(EngineCore pid=7) ERROR 11-20 16:09:01 [core.py:1]" before a message.
+_PREFIX = re.compile(r"^(\([^)]* pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ \[[^\]]*\]\s*)?")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A start-up failure.
+
+    Attributes:
+        line: the message that tells it, without vLLM's log prefix.
+    """
+
+    cause: Cause
+    line: str
+
+    @property
+    def hint(self) -> str:
+        return HINTS[self.cause]
+
+
+def message_of(line: str) -> str:
+    """A log line without process and time."""
+    return _PREFIX.sub("", line.strip()).strip()
+
+
+def classify(lines: Iterable[str], status: int = 1) -> Failure:
+    """The failure behind a log.
+
+    Args:
+        lines: of the log, oldest first.
+        status: exit status as subprocess gives it; -9 without a message is the kernel's out-of-memory killer.
+    """
+    messages = [text for line in lines if (text := message_of(line))]
+    for cause, pattern in _COMPILED:
+        for text in messages:
+            if pattern.search(text):
+                return Failure(cause, text)
+    if status == -9:
+        return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
+    errors = [text for text in messages if re.search(r"\b\w*(Error|Exception)\b: ", text)]
+    # The first error is the cause, the later ones what followed from it.
+    return Failure(Cause.UNKNOWN, (errors or messages[-1:] or ["its log is empty"])[0])

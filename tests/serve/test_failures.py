@@ -1,0 +1,173 @@
+"""Start-up failures: every message is vLLM's or PyTorch's own, and every step after one is strictly smaller."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from vllm_quant_serve.failures import Cause, Failure, classify, message_of
+from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.relax import Relaxer
+
+# (file below vllm/, literal in it, a message as it is logged, cause)
+FROM_VLLM = [
+    ("v1/core/kv_cache_utils.py", "No available memory for the cache blocks. ",
+     "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", Cause.KV_CACHE),
+    ("v1/core/kv_cache_utils.py", "To serve at least one request with the model's max seq len (",
+     "ValueError: To serve at least one request with the model's max seq len (131072), (16.0 GiB KV cache is needed, "
+     "which is larger than the available KV cache memory (9.1 GiB). Based on the available memory, the estimated "
+     "maximum model length is 74544. Try increasing", Cause.KV_CACHE),
+    ("v1/worker/utils.py", " GiB) on startup is less than desired GPU memory utilization (",
+     "ValueError: Free memory on device cuda:0 (31.2/79.2 GiB) on startup is less than desired GPU memory utilization "
+     "(0.92, 72.86 GiB). Decrease GPU memory utilization", Cause.MEMORY),
+    ("v1/worker/gpu_model_runner.py", "CUDA out of memory occurred when warming up sampler with ",
+     "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy requests.", Cause.MEMORY),
+    ("v1/worker/cpu_worker.py", "Available memory on node ",
+     "ValueError: Available memory on node 0 (3.1/24.0 GiB) on kv cache allocation is less than requested",
+     Cause.HOST_MEMORY),
+    ("config/model.py", " must be divisible by tensor parallel size (",
+     "ValueError: Total number of attention heads (52) must be divisible by tensor parallel size (3).", Cause.HEADS),
+    ("distributed/utils.py", " is not divisible by ", "AssertionError: 6912 is not divisible by 5", Cause.HEADS),
+    ("config/parallel.py", ") is larger than the number of",
+     "ValueError: World size (8) is larger than the number of available GPUs (4) in this node.", Cause.DEVICE),
+    ("config/device.py", "Failed to infer device type, please set ",
+     "RuntimeError: Failed to infer device type, please set the environment variable", Cause.DEVICE),
+    ("model_executor/model_loader/default_loader.py", "Cannot find any model weights with `",
+     "RuntimeError: Cannot find any model weights with `/models/x`", Cause.WEIGHTS),
+    ("transformers_utils/config.py", "Invalid repository ID or local directory specified:",
+     "ValueError: Invalid repository ID or local directory specified: '/models/x'.", Cause.WEIGHTS),
+    ("config/model.py", "Unknown quantization method: ",
+     "ValueError: Unknown quantization method: mystery. Must be one of [...]", Cause.QUANTIZATION),
+]  # fmt: skip
+ELSEWHERE = [
+    ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total", Cause.MEMORY),
+    ("RuntimeError: [enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory",
+     Cause.HOST_MEMORY),
+    ("RuntimeError: unable to open shared memory object </torch_1_2> in read-write mode: No space left on device (28)",
+     Cause.SHARED_MEMORY),
+    ("OSError: [Errno 98] Address already in use", Cause.PORT),
+    ("RuntimeError: No CUDA GPUs are available", Cause.DEVICE),
+    ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).", Cause.DEVICE),
+    ("api_server.py: error: unrecognized arguments: --no-such", Cause.FLAGS),
+    ("safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata", Cause.WEIGHTS),
+    ("ZeroDivisionError: division by zero", Cause.UNKNOWN),
+]  # fmt: skip
+
+
+@cache
+def strings_of(path: Path) -> str:
+    """All string literals of a module, f-string parts joined by what stands between them left out."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            found.append("".join(str(part.value) if isinstance(part, ast.Constant) else "" for part in node.values))
+            found += [str(part.value) for part in node.values if isinstance(part, ast.Constant)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize(("file", "literal", "message", "cause"), FROM_VLLM)
+def test_messages_of_the_installed_vllm(file: str, literal: str, message: str, cause: Cause) -> None:
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    assert literal in strings_of(Path(spec.submodule_search_locations[0], file)), "vLLM has reworded it"
+    assert literal.strip(" (`") in message or re.search(literal.strip(" ()`"), message)
+    assert classify(log_of(message)).cause is cause
+
+
+@pytest.mark.parametrize(("message", "cause"), ELSEWHERE)
+def test_messages_of_others(message: str, cause: Cause) -> None:
+    failure = classify(log_of(message))
+    assert failure.cause is cause
+    assert failure.line == message
+    assert failure.hint
+
+
+def log_of(message: str) -> list[str]:
+    """A start-up log with ``message`` in the engine's traceback and what follows from it."""
+    engine = "(EngineCore pid=11456) ERROR 11-20 16:09:21 [core.py:1111] "
+    return [
+        "(APIServer pid=1) INFO 11-20 16:09:01 [model.py:733] Resolved architecture: LlamaForCausalLM",
+        engine + "EngineCore failed to start.",
+        engine + "Traceback (most recent call last):",
+        engine + message,
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s)",
+    ]
+
+
+def test_the_root_cause_is_shown_not_its_consequence() -> None:
+    assert classify(log_of("KeyError: 'model.layers.0'")).line == "KeyError: 'model.layers.0'"
+
+
+def test_sigkill_without_a_word_is_the_out_of_memory_killer() -> None:
+    assert classify(["INFO loading"], -9).cause is Cause.HOST_MEMORY
+    assert classify([], 1).cause is Cause.UNKNOWN
+
+
+def test_prefixes_are_taken_off() -> None:
+    line = "(EngineCore pid=11456) ERROR 11-20 16:09:21 [core.py:1111] ValueError: no"
+    assert message_of(line) == "ValueError: no"
+    assert message_of("ValueError: no") == "ValueError: no"
+
+
+PLAN = {"max_model_len": 32768, "max_num_seqs": 256, "kv_bytes_per_token": 131072, "gpu_memory_utilization": 0.92}
+
+
+def steps(words: list[str], planned: list[str], line: str, count: int = 2) -> list[dict[str, str]]:
+    """The planner's flags after each of ``count`` steps, until none is left."""
+    relaxer = Relaxer.of(planned, read_words(["m", *words]), PLAN)
+    found = []
+    for _ in range(count):
+        if relaxer.step(classify([line])) is None:
+            break
+        found.append(dict(relaxer.flags))
+    return found
+
+
+FREE = FROM_VLLM[2][2]
+TOO_LONG = FROM_VLLM[1][2]
+NO_BLOCKS = FROM_VLLM[0][2]
+
+
+def test_free_memory_tells_how_much_may_be_used() -> None:
+    first, second = steps([], [], FREE)
+    assert float(first["--gpu-memory-utilization"]) <= 31.2 / 79.2
+    assert float(second["--gpu-memory-utilization"]) < float(first["--gpu-memory-utilization"])
+
+
+def test_the_estimated_length_is_taken() -> None:
+    assert steps([], ["--max-model-len", "131072"], TOO_LONG, 1)[0]["--max-model-len"] == "74544"
+    # The plan's own length is below the estimate: then half of it.
+    assert steps([], [], TOO_LONG, 1)[0]["--max-model-len"] == "16384"
+
+
+def test_without_cache_blocks_fewer_sequences_are_run() -> None:
+    assert [s["--max-num-seqs"] for s in steps([], [], NO_BLOCKS)] == ["128", "64"]
+
+
+def test_a_pinned_cache_shrinks_but_keeps_room_for_one_request() -> None:
+    one = PLAN["max_model_len"] * PLAN["kv_bytes_per_token"]
+    planned = ["--kv-cache-memory-bytes", str(2 * one)]
+    sizes = [int(s["--kv-cache-memory-bytes"]) for s in steps([], planned, ELSEWHERE[1][0], 9)]
+    assert sizes[0] == int(1.5 * one)
+    assert min(sizes) > one
+
+
+@pytest.mark.parametrize("line", [FREE, TOO_LONG, NO_BLOCKS, ELSEWHERE[0][0], ELSEWHERE[1][0]])
+def test_what_the_user_set_is_never_touched(line: str) -> None:
+    words = ["--gpu-memory-utilization=0.9", "--max_num_seqs", "8", "--max-model-len", "4096",
+             "--kv-cache-memory-bytes", "1G"]  # fmt: skip
+    assert steps(words, [], line) == []
+
+
+def test_only_memory_is_retried() -> None:
+    relaxer = Relaxer.of([], read_words(["m"]), PLAN)
+    for cause in Cause:
+        assert (relaxer.step(Failure(cause, "")) is not None) == cause.is_memory
