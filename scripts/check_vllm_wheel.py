@@ -18,7 +18,7 @@ import argparse
 import ast
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from static_names import Missing, Sources, member, parameters, resolve
@@ -55,21 +55,24 @@ def catches_import_errors(handler: ast.ExceptHandler) -> bool:
     return bool(names & {"ImportError", "ModuleNotFoundError"})
 
 
+def excused(check: Check) -> Check:
+    """The check of an import whose other side is there."""
+    return replace(check, problem="", found_in="absent, another import serves") if check.problem else check
+
+
 def check_imports(sources: Sources, used_in: str, node: ast.AST) -> list[Check]:
     """Check every import of vLLM under ``node``, at any depth.
 
     ``try: import ... except ImportError: import ...`` is how the code spans versions: one side has
-    to be there whole, and that side is what is reported.
+    to be there whole.
     """
     found = [check_import(sources, used_in, module, name) for module, name in named(node)]
     if isinstance(node, ast.Try):
         fallbacks = [handler for handler in node.handlers if catches_import_errors(handler)]
         first = [check for child in node.body for check in check_imports(sources, used_in, child)]
         second = [check for handler in fallbacks for check in check_imports(sources, used_in, handler)]
-        if second and not any(check.problem for check in first):
-            second = []
-        elif second and not any(check.problem for check in second):
-            first = []
+        if second and not (any(c.problem for c in first) and any(c.problem for c in second)):
+            first, second = ([excused(check) for check in side] for side in (first, second))
         others = [child for child in ast.iter_child_nodes(node) if child not in [*node.body, *fallbacks]]
         return [*first, *second, *(check for child in others for check in check_imports(sources, used_in, child))]
     for child in ast.iter_child_nodes(node):
@@ -150,7 +153,7 @@ def version(sources: Sources) -> str:
 def table(checks: list[Check]) -> str:
     """The checks as a Markdown table, as docs/compat.md has it."""
     rows = sorted({(check.name, ", ".join(check.parameters), check.found_in) for check in checks})
-    lines = [f"| `{name}` | {wanted} | `{found}` |" for name, wanted, found in rows]
+    lines = [f"| `{name}` | {wanted} | {f'`{found}`' if ':' in found else found} |" for name, wanted, found in rows]
     return "\n".join(["| name | parameters relied on | defined in |", "|---|---|---|", *lines, ""])
 
 

@@ -163,7 +163,8 @@ def test_an_import_with_a_fallback_needs_one_of_its_sides(tmp_path: Path) -> Non
     for tree, found in ((old, "vllm.layers.linear:Method"), (new, "vllm.layers.new:Method")):
         result = check(tree, spanning, "--json")
         assert result.returncode == 0, result.stderr
-        assert [item["found_in"] for item in json.loads(result.stdout)["checks"]] == [found]
+        places = {item["found_in"] for item in json.loads(result.stdout)["checks"]}
+        assert places == {found, "absent, another import serves"}
     result = check(old, project(tmp_path / "b", SPAN.format(fallback="Gone")))
     assert result.returncode == 1
     assert "vllm.layers.linear has no Gone" in result.stderr
