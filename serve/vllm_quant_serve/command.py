@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any
 
@@ -10,7 +13,7 @@ import typer
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.flags import ServeWords, read_words
-from vllm_quant_serve.launch import Launch, build_launch
+from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
 from vllm_quant_serve.planning import installed_for_cpu, plan_document, plan_request, plan_summary
 from vllm_quant_serve.relax import Relaxer
@@ -49,6 +52,11 @@ def serve(
     ] = None,
     deep_check: Annotated[float, typer.Option(min=0, help="Ask an idle engine for a token this often; 0 off.")] = 30.0,
     restart: Annotated[int, typer.Option(min=0, help="Start a dead or hung server again, at most N times.")] = 0,
+    admin_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of the status page and probes. [the server's + 1]")
+    ] = None,
+    admin_host: Annotated[str, typer.Option(help="Beyond loopback it needs VQP_ADMIN_TOKEN.")] = LOOPBACK,
+    no_admin: Annotated[bool, typer.Option("--no-admin", help="No status page and probes.")] = False,
 ) -> None:
     """Plan, launch vllm serve, supervise it, export metrics.
 
@@ -76,15 +84,35 @@ def serve(
     )
     document = plan_document(plan)
     relaxer = Relaxer.of(launch.planned, words, document)
-    code = asyncio.run(_supervise(launch, report, options, document, relaxer))
+
+    def make() -> Supervisor:
+        return Supervisor(launch, RunDirectory.create(), report, options, document, relaxer)
+
+    admin = None if no_admin else _bind_admin(admin_host, admin_port, launch)
+    code = asyncio.run(_supervise(make, admin))
     if code:
         raise typer.Exit(code)
 
 
-async def _supervise(
-    launch: Launch, report: Report, options: Options, plan: dict[str, Any] | None, relaxer: Relaxer
-) -> int:
-    return await Supervisor(launch, RunDirectory.create(), report, options, plan, relaxer).run()
+async def _supervise(make: Callable[[], Supervisor], admin: socket.socket | None) -> int:
+    supervisor = make()
+    if admin is None:
+        return await supervisor.run()
+    from vllm_quant_serve.admin import TOKEN_VARIABLE, AdminServer
+
+    app = AdminServer(supervisor, admin, os.environ.get(TOKEN_VARIABLE) or None)
+    app.start()
+    supervisor.report.event("admin", f"status page and probes: {app.address}", url=app.address)
+    try:
+        return await supervisor.run()
+    finally:
+        await app.stop()
+
+
+def _bind_admin(host: str, port: int | None, launch: Launch) -> socket.socket:
+    from vllm_quant_serve.admin import TOKEN_VARIABLE, bind
+
+    return bind(host, port, launch.endpoint.port, os.environ.get(TOKEN_VARIABLE) or None)
 
 
 def _refuse_reserved(words: ServeWords) -> None:

@@ -4,6 +4,7 @@ It is a private temporary folder, named to the server by the environment variabl
 ``VQP_RUN_DIR``:
 
 - ``plan.json``, written by the supervisor before launch, read by the stat logger;
+- ``actual.json``, what the engine's log told of its memory, likewise;
 - ``draining``, one byte: 1 while new requests are to be refused;
 - ``server-PID``, a page that each API server maps: requests in flight, time of the last engine step.
 
@@ -27,6 +28,7 @@ from typing import Any
 
 VARIABLE = "VQP_RUN_DIR"
 PLAN_FILE = "plan.json"
+ACTUAL_FILE = "actual.json"
 DRAIN_FILE = "draining"
 PAGE_PREFIX = "server-"
 # Requests in flight, requests begun, monotonic time of the last engine step (0: none yet).
@@ -58,9 +60,16 @@ class RunDirectory:
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         """Hand the plan to the stat logger; replaced as a whole."""
-        partial = self.path / (PLAN_FILE + ".partial")
-        partial.write_text(json.dumps(plan), "utf-8")
-        partial.replace(self.path / PLAN_FILE)
+        self._write(PLAN_FILE, plan)
+
+    def write_actuals(self, actuals: Mapping[str, Any]) -> None:
+        """What the engine's log told of its memory; replaced as a whole."""
+        self._write(ACTUAL_FILE, actuals)
+
+    def _write(self, name: str, value: Mapping[str, Any]) -> None:
+        partial = self.path / (name + ".partial")
+        partial.write_text(json.dumps(value), "utf-8")
+        partial.replace(self.path / name)
 
     def set_draining(self, draining: bool) -> None:
         with open(self.path / DRAIN_FILE, "r+b") as file:
@@ -76,8 +85,8 @@ class RunDirectory:
         return found
 
     def forget_pages(self) -> None:
-        """Remove the pages of a server that has ended."""
-        for path in self.path.glob(PAGE_PREFIX + "*"):
+        """Remove what a server that has ended told."""
+        for path in (*self.path.glob(PAGE_PREFIX + "*"), self.path / ACTUAL_FILE):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -132,11 +141,20 @@ def attach() -> ServerSide | None:
 
 def read_plan() -> dict[str, Any] | None:
     """The plan that the supervisor wrote; None without one."""
+    return _read(PLAN_FILE)
+
+
+def read_actuals() -> dict[str, Any]:
+    """What the engine's log told so far."""
+    return _read(ACTUAL_FILE) or {}
+
+
+def _read(name: str) -> dict[str, Any] | None:
     folder = os.environ.get(VARIABLE)
     if not folder:
         return None
     try:
-        loaded = json.loads(Path(folder, PLAN_FILE).read_text("utf-8"))
+        loaded = json.loads(Path(folder, name).read_text("utf-8"))
     except (OSError, ValueError):
         return None
     return loaded if isinstance(loaded, dict) else None

@@ -11,10 +11,13 @@ import os
 import signal
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 from vllm_quant_plugin.errors import EngineDiedError, StartupError, UsageError
+from vllm_quant_serve.actuals import Actuals
 from vllm_quant_serve.failures import Cause, Failure, classify
+from vllm_quant_serve.history import History
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.probe import Probe
 from vllm_quant_serve.process import Guard, ServerProcess, become_subreaper
@@ -59,6 +62,8 @@ class Supervisor:
         self.server: ServerProcess | None = None
         self.watchdog: Watchdog | None = None
         self.probe = Probe(launch)
+        self.actuals = Actuals()
+        self.history = History()
         self.load_seconds: float | None = None
         self.ready_at: float | None = None
         self._signals: list[int] = []
@@ -86,6 +91,7 @@ class Supervisor:
             loop.add_signal_handler(number, self.on_signal, number)
         become_subreaper()
         guard = Guard(self.run_dir.path)
+        following = asyncio.ensure_future(self.history.follow(self.probe))
         try:
             return await self._live(guard)
         except _Interrupted:
@@ -94,6 +100,7 @@ class Supervisor:
             if self.server is not None and self.server.leftovers():
                 await self.server.kill()
             self.state = State.STOPPED
+            following.cancel()
             await self.probe.close()
             guard.close()
             self.run_dir.remove()
@@ -114,6 +121,25 @@ class Supervisor:
                     raise
                 await self._back_off(died, used)
                 used += 1
+
+    def status(self) -> dict[str, Any]:
+        """What ``/status`` of the admin app shows."""
+        serving = self.server is not None and self.server.alive
+        return {
+            "state": self.state.value,
+            "model": self.probe.model or self.launch.model,
+            "url": self.launch.endpoint.url,
+            "command": self.launch.line,
+            "pid": self.server.pid if serving and self.server else None,
+            "ready_seconds": time.monotonic() - self.ready_at if self.ready_at is not None and serving else None,
+            "load_seconds": self.load_seconds,
+            "in_flight": self.in_flight() if serving else None,
+            "plan": self.plan,
+            "actual": self.actuals.known(),
+            "counts": asdict(self.counts),
+            "events": self.report.history[-30:],
+            "history": self.history.to_json(),
+        }
 
     # Start -------------------------------------------------------------------
 
@@ -153,7 +179,9 @@ class Supervisor:
              "retries": self.counts.retries}
         )  # fmt: skip
         environment = {**self.launch.environment, VARIABLE: str(self.run_dir.path)}
-        self.server = server = await ServerProcess.start(self.launch.argv, environment, guard)
+        self.actuals = Actuals()
+        self.history.forget()
+        self.server = server = await ServerProcess.start(self.launch.argv, environment, guard, self._on_log)
         self.report.event("started", f"started vLLM, process {server.pid}", pid=server.pid)
         while not await self._is_ready():
             await self._wait(server, READY_POLL)
@@ -178,6 +206,11 @@ class Supervisor:
         model = self.probe.model or self.launch.model
         self.report.event("ready", f"ready after {self.load_seconds:.1f} s: {url}/v1, model {model}",
                           url=url, model=model, load_seconds=round(self.load_seconds, 3))  # fmt: skip
+
+    def _on_log(self, line: str) -> None:
+        """Called for each line of the server's log, on the log's thread."""
+        if self.actuals.read(line):
+            self.run_dir.write_actuals(self.actuals.known())
 
     async def _is_ready(self) -> bool:
         return self.launch.headless or await self.probe.ready()

@@ -123,7 +123,7 @@ def main() -> None:
     print(f"fake engine {engine.pid}", flush=True)
     time.sleep(options.fake_load)
     if options.fake_memory is not None and options.kv_cache_memory_bytes > options.fake_memory:
-        print("ValueError: Available memory on node 0 (0.10/24.0 GiB) on kv cache allocation is less", flush=True)
+        print("ValueError: Available memory on node 0 (0.10/24.0 GiB) on kv cache allocation is less than", flush=True)
         os._exit(1)
     if options.fake_fail is not None:
         print(options.fake_fail, flush=True)

@@ -14,7 +14,7 @@ from vllm_quant_serve.compat import AggregateStatLoggerBase, init_logger
 from vllm_quant_serve.metrics.catalogue import metrics
 from vllm_quant_serve.metrics.facts import read_facts
 from vllm_quant_serve.metrics.rates import SlidingRate
-from vllm_quant_serve.rundir import attach, read_plan
+from vllm_quant_serve.rundir import attach, read_actuals, read_plan
 
 logger = init_logger("vllm.vllm_quant_serve.stat_logger")
 PUBLISH_EVERY = 0.5
@@ -32,6 +32,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self._generation = {index: SlidingRate() for index in self.engines}
         self._prompt = {index: SlidingRate() for index in self.engines}
         self._published = 0.0
+        self._told = False
         self._guarded(self._publish_facts)
 
     def record(
@@ -52,6 +53,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
     def log(self) -> None:
         """Called by vLLM every ten seconds; lets the rates fall to zero when no step comes."""
         self._guarded(self._publish_rates, time.monotonic())
+        self._guarded(self._publish_told)
 
     # -------------------------------------------------------------------------
 
@@ -88,6 +90,13 @@ class VqpStatLogger(AggregateStatLoggerBase):
         launched = (read_plan() or {}).get("launched_at")
         if launched is not None:
             self._set("vqp_load_seconds", time.time() - launched)
+
+    def _publish_told(self) -> None:
+        """Figures that reach the supervisor from the engine's log, a moment after the engine is up."""
+        if not self._told:
+            weights = read_actuals().get("weight_bytes")
+            self._told = weights is not None
+            self._set("vqp_weight_bytes", weights, "actual")
 
     def _record(self, scheduler_stats: Any, iteration_stats: Any, engine: int) -> None:
         now = time.monotonic()

@@ -1,0 +1,112 @@
+"""The last hour of the server, sampled from its own ``/metrics``: what the status page draws."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_quant_serve.probe import Probe
+
+SAMPLE_EVERY = 5.0
+KEPT = 720
+
+# name in the sample -> metric whose samples are added up.
+GAUGES = {
+    "running": "vllm:num_requests_running",
+    "waiting": "vllm:num_requests_waiting",
+    "generation_rate": "vqp_generation_tokens_per_second",
+    "prompt_rate": "vqp_prompt_tokens_per_second",
+}
+# Ratios of several engines: the fullest one counts.
+PEAKS = {
+    "kv_usage": "vllm:kv_cache_usage_perc",
+    "bandwidth_utilization": "vqp_model_bandwidth_utilization_ratio",
+    "flops_utilization": "vqp_model_flops_utilization_ratio",
+}
+# Mean over the time between two samples, from a histogram's sum and count.
+MEANS = {
+    "ttft": "vllm:time_to_first_token_seconds",
+    "tpot": "vllm:request_time_per_output_token_seconds",
+}
+
+
+@dataclass(frozen=True)
+class Scrape:
+    """Sums and maxima of the samples of interest, by sample name."""
+
+    sums: dict[str, float]
+    peaks: dict[str, float]
+
+
+def read_scrape(text: str) -> Scrape:
+    """Parse a Prometheus text exposition.
+
+    Raises:
+        ValueError: it is none.
+    """
+    wanted = {*GAUGES.values(), *PEAKS.values()}
+    wanted |= {f"{name}_{part}" for name in MEANS.values() for part in ("sum", "count")}
+    sums: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if sample.name in wanted:
+                sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+                peaks[sample.name] = max(peaks.get(sample.name, sample.value), sample.value)
+    return Scrape(sums, peaks)
+
+
+class History:
+    """A ring of samples; a value that is unknown is absent from its sample."""
+
+    def __init__(self) -> None:
+        self.samples: deque[dict[str, float]] = deque(maxlen=KEPT)
+        self._before: Scrape | None = None
+
+    def add(self, text: str, now: float) -> None:
+        """Sample a scrape taken at ``now`` (seconds since the epoch)."""
+        scrape = read_scrape(text)
+        sample = {"time": round(now, 3)}
+        sample |= {name: scrape.sums[metric] for name, metric in GAUGES.items() if metric in scrape.sums}
+        sample |= {name: scrape.peaks[metric] for name, metric in PEAKS.items() if metric in scrape.peaks}
+        for name, metric in MEANS.items():
+            mean = self._mean(scrape, metric)
+            if mean is not None:
+                sample[name] = mean
+        self._before = scrape
+        self.samples.append(sample)
+
+    def _mean(self, scrape: Scrape, metric: str) -> float | None:
+        if self._before is None or f"{metric}_count" not in self._before.sums:
+            return None
+        count, total = (
+            scrape.sums.get(f"{metric}_{part}", 0.0) - self._before.sums[f"{metric}_{part}"]
+            for part in ("count", "sum")
+        )
+        # A restarted server begins at zero again, and without a request there is no mean.
+        return total / count if count > 0 and total >= 0 else None
+
+    def forget(self) -> None:
+        """A new server: its counters start at zero."""
+        self._before = None
+
+    async def follow(self, probe: Probe) -> None:
+        """Sample until cancelled."""
+        while True:
+            await asyncio.sleep(SAMPLE_EVERY)
+            answer = await probe.get("/metrics")
+            if answer is None or answer.status_code != 200:
+                self.forget()
+                continue
+            try:
+                self.add(answer.text, time.time())
+            except ValueError:
+                self.forget()
+
+    def to_json(self) -> list[dict[str, float]]:
+        """The samples, oldest first."""
+        return list(self.samples)
