@@ -13,6 +13,13 @@ _WEIGHTS = re.compile(r"Model loading took ([\d.]+) GiB memory")
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 _KV_BYTES = re.compile(r"Available KV cache memory: ([\d.]+) GiB|\(([\d.]+)/[\d.]+\)\)? GiB for KV cache on node")
 _GIB = 2**30
+# vLLM logs two decimals: below this the figure is more rounding than measurement.
+_LEAST_GIB = 0.5
+
+
+def _gib(text: str) -> int | None:
+    value = float(text)
+    return int(value * _GIB) if value >= _LEAST_GIB else None
 
 
 @dataclass
@@ -32,15 +39,17 @@ class Actuals:
     def read(self, line: str) -> bool:
         """Take what a log line tells; whether it told something."""
         if match := _WEIGHTS.search(line):
+            found = _gib(match[1])
             # One line per rank: plans speak of the fullest.
-            self.weight_bytes = max(self.weight_bytes or 0, int(float(match[1]) * _GIB))
-        elif match := _KV_TOKENS.search(line):
+            self.weight_bytes = max(self.weight_bytes or 0, found) if found is not None else self.weight_bytes
+            return found is not None
+        if match := _KV_TOKENS.search(line):
             self.kv_tokens = int(match[1].replace(",", ""))
-        elif match := _KV_BYTES.search(line):
-            self.kv_bytes = int(float(match[1] or match[2]) * _GIB)
-        else:
-            return False
-        return True
+            return True
+        if match := _KV_BYTES.search(line):
+            self.kv_bytes = _gib(match[1] or match[2])
+            return self.kv_bytes is not None
+        return False
 
     def known(self) -> dict[str, int]:
         """The figures that are known."""

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import httpx
 
 from vllm_quant_serve.launch import Launch
+
+
+class Health(Enum):
+    """What ``/health`` says."""
+
+    GOOD = "good"
+    DEAD = "it answers /health with an error"
+    SILENT = "it does not answer /health"
 
 
 class Probe:
@@ -28,14 +37,16 @@ class Probe:
         except httpx.HTTPError:
             return None
 
-    async def healthy(self) -> bool:
-        """``/health`` says 200: the API server is up and its engine is not dead."""
+    async def health(self) -> Health:
+        """``/health``: vLLM answers 503 once it knows that its engine is dead."""
         answer = await self.get("/health")
-        return answer is not None and answer.status_code == 200
+        if answer is None:
+            return Health.SILENT
+        return Health.GOOD if answer.status_code == 200 else Health.DEAD
 
     async def ready(self) -> bool:
         """Healthy, and ``/v1/models`` lists a model."""
-        if not await self.healthy():
+        if await self.health() is not Health.GOOD:
             return False
         answer = await self.get("/v1/models")
         if answer is None or answer.status_code != 200:

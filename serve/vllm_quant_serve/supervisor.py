@@ -25,7 +25,7 @@ from vllm_quant_serve.relax import MAX_ATTEMPTS, Relaxer
 from vllm_quant_serve.report import Report
 from vllm_quant_serve.rundir import VARIABLE, RunDirectory, ServerPage
 from vllm_quant_serve.state import Counts, Options, State
-from vllm_quant_serve.watch import HEALTH_PATIENCE, Watchdog
+from vllm_quant_serve.watch import Watchdog
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 READY_POLL = 0.25
@@ -257,13 +257,13 @@ class Supervisor:
                 raise EngineDiedError(f"the server died ({status_words(status)})", f"its log says: {words[:300]}")
             if self.launch.headless:
                 continue
-            healthy, now = await self.probe.healthy(), time.monotonic()
-            dog.observe(self.pages(), healthy, now)
+            health, now = await self.probe.health(), time.monotonic()
+            dog.observe(self.pages(), health, now)
             if dog.hung(now):
                 await self._hung(dog.stalled(now))
             if dog.gone(now):
                 await server.kill()
-                raise EngineDiedError(f"the server was unhealthy for {HEALTH_PATIENCE:g} s", "see its log above")
+                raise EngineDiedError(f"the server stayed unhealthy: {dog.complaint}", "see its log above")
             if check is None or check.done():
                 check = asyncio.ensure_future(dog.deep_check(self.probe)) if dog.deep_check_due(now) else None
             self._judge(dog)
@@ -286,8 +286,7 @@ class Supervisor:
         if self.state is State.READY:
             self.report.event("recovered", "the server is healthy again")
         else:
-            what = "it no longer answers /health with 200" if dog.deep_ok is not False else "it generates no token"
-            self.report.event("unhealthy", f"the server is unhealthy: {what}")
+            self.report.event("unhealthy", f"the server is unhealthy: {dog.complaint}")
 
     # Stop --------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from vllm_quant_serve.probe import Probe
+from vllm_quant_serve.probe import Health, Probe
 from vllm_quant_serve.rundir import ServerPage
 from vllm_quant_serve.state import Options
 
-# A server whose /health fails this long is dead, though its process may linger.
-HEALTH_PATIENCE = 15.0
+# How long a server may linger that says its engine is dead (it answers what was in flight), or says nothing.
+PATIENCE = {Health.DEAD: 3.0, Health.SILENT: 15.0}
 RECHECK = 5.0
 DEEP_TIMEOUT = 30.0
 
@@ -33,8 +33,9 @@ class Watchdog:
         self._last_step = 0.0
         self._checked = time.monotonic()
         self.deep_ok: bool | None = None
+        self.health = Health.GOOD
 
-    def observe(self, pages: Sequence[ServerPage], healthy: bool, now: float) -> None:
+    def observe(self, pages: Sequence[ServerPage], health: Health, now: float) -> None:
         """One look at the server."""
         busy = sum(page.in_flight for page in pages) > 0
         if not busy:
@@ -44,7 +45,8 @@ class Watchdog:
         self._last_step = max((page.last_step for page in pages), default=0.0)
         if self._last_step > self._checked:
             self.deep_ok = True
-        if healthy and self.deep_ok is not False:
+        self.health = health
+        if health is Health.GOOD and self.deep_ok is not False:
             self._unhealthy_since = None
         elif self._unhealthy_since is None:
             self._unhealthy_since = now
@@ -55,7 +57,13 @@ class Watchdog:
 
     def gone(self, now: float) -> bool:
         """Unhealthy for so long that it will not come back."""
-        return self._unhealthy_since is not None and now - self._unhealthy_since > HEALTH_PATIENCE
+        patience = PATIENCE.get(self.health, PATIENCE[Health.SILENT])
+        return self._unhealthy_since is not None and now - self._unhealthy_since > patience
+
+    @property
+    def complaint(self) -> str:
+        """Why it is unhealthy, in words."""
+        return self.health.value if self.health is not Health.GOOD else "it generates no token"
 
     def stalled(self, now: float) -> float:
         """Seconds that requests have waited without an engine step."""

@@ -308,3 +308,11 @@ def test_an_idle_engine_that_hangs_is_found_by_the_deep_check() -> None:
         httpx.get(f"{running.url}/health?hang")
         running.wait_event("hung", timeout=20)
         assert running.wait_exit(20) == 5
+
+
+def test_a_server_whose_engine_is_dead_is_not_waited_for(ready: Supervised) -> None:
+    begin = time.monotonic()
+    httpx.get(f"{ready.url}/health?unhealthy")
+    assert ready.wait_exit(30) == 5
+    assert time.monotonic() - begin < 15
+    assert "unhealthy" in ready.error()["message"]
