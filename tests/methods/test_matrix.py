@@ -1,0 +1,142 @@
+"""Every cell of the support matrix, through vLLM, against its dequantized twin and against in-tree vLLM.
+
+Tolerances: see tests/support/oracle.py, where they are derived.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.engines import Answer, ask, ask_engine, engine_args
+from tests.support.matrix import CELLS, Cell
+from tests.support.oracle import Oracle, input_ranges, judge
+from tests.support.quantized_checkpoints import Written, write_checkpoint
+from tests.support.tiny_models import LAYERS, TinyModel, tiny_model
+
+pytestmark = pytest.mark.engine
+
+SERVED = [cell for cell in CELLS if cell.refused is None and cell.tp == 1]
+# vLLM's reload keeps the old LM head when it is tied and the old experts: these get an engine each.
+NO_RELOAD = ("llama-tied", "mixtral")
+
+
+class Bench:
+    """Models, checkpoints and the twins' answers, each made once."""
+
+    def __init__(self, folder: Path, wanted: list[Cell]) -> None:
+        self.folder, self.wanted = folder, wanted
+        self._models: dict[str, TinyModel] = {}
+        self._ranges: dict[str, dict[str, tuple[float, float]]] = {}
+        self._written: dict[str, Written] = {}
+        self._twins: dict[str, Answer] = {}
+
+    def model(self, architecture: str) -> TinyModel:
+        if architecture not in self._models:
+            self._models[architecture] = tiny_model(architecture)
+            self._ranges[architecture] = input_ranges(self._models[architecture])
+        return self._models[architecture]
+
+    def written(self, cell: Cell) -> Written:
+        if cell.name not in self._written:
+            model = self.model(cell.architecture)
+            extra = {}
+            if cell.recipe.kv_scales:
+                for layer in range(LAYERS):
+                    for which, value in zip("kv", cell.recipe.kv_scales, strict=True):
+                        extra[f"model.layers.{layer}.self_attn.{which}_scale"] = torch.tensor([value])
+            ranges = self._ranges[cell.architecture]
+            folder = self.folder / cell.name
+            self._written[cell.name] = write_checkpoint(folder, model, cell.recipe, input_ranges=ranges, extra=extra)
+        return self._written[cell.name]
+
+    def twin(self, cell: Cell) -> Answer:
+        """vLLM's answer for the dequantized model; one engine serves all twins of an architecture."""
+        if cell.name not in self._twins:
+            if cell.architecture in NO_RELOAD:
+                self._twins[cell.name] = ask(self.written(cell).twin)
+            else:
+                self._ask_twins([c for c in self.wanted if c.architecture == cell.architecture])
+        return self._twins[cell.name]
+
+    def _ask_twins(self, cells: list[Cell]) -> None:
+        from vllm import LLM
+
+        gc.freeze()
+        llm = LLM(**engine_args(self.written(cells[0]).twin))
+        for cell in cells:
+            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.written(cell).twin)})
+            self._twins[cell.name] = ask_engine(llm)
+        del llm
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    calls = [getattr(item, "callspec", None) for item in request.session.items]
+    names = {call.params["cell"].name for call in calls if call is not None and "cell" in call.params}
+    return Bench(tmp_path_factory.mktemp("matrix"), [cell for cell in SERVED if cell.name in names])
+
+
+def options(cell: Cell) -> dict[str, object]:
+    """Engine arguments that give the cell's checkpoint to its method."""
+    chosen: dict[str, object] = {"quantization": cell.method}
+    if cell.recipe.online_options:
+        config = {"quant_method": cell.method, **cell.recipe.online_options}
+        chosen["hf_overrides"] = {"quantization_config": config}
+    return chosen
+
+
+def ids(cell: Cell) -> str:
+    return cell.name
+
+
+@pytest.mark.parametrize("cell", SERVED, ids=ids)
+def test_equals_dequantized_model(cell: Cell, bench: Bench) -> None:
+    """Greedy tokens are the twin's, and every logit of prompt and continuation within the derived tolerance.
+
+    Weight-only schemes: the twin is the dequantized model through vLLM, both in float32. W8A8: the
+    twin is a float64 model in plain PyTorch that rounds its activations.
+    """
+    written = bench.written(cell)
+    got = ask(written.folder, **options(cell))
+    oracle = Oracle(bench.model(cell.architecture), written)
+    expected = oracle.answer(got.tokens)
+    verdict = judge(got, expected)
+    assert verdict.same_choice
+    if oracle.rounds:
+        assert verdict.clean >= 0.75
+        assert verdict.worst <= oracle.flip_bound(expected)
+    else:
+        assert verdict.clean == 1
+        twin = bench.twin(cell)
+        assert got.tokens == twin.tokens
+        assert judge(got, twin).clean == 1
+
+
+def test_every_row_has_a_tensor_parallel_or_serial_cell() -> None:
+    assert len({cell.name for cell in CELLS}) == len(CELLS)
+    by_family = defaultdict(set)
+    for cell in CELLS:
+        by_family[cell.family].add(cell.architecture)
+    assert {"AWQ", "GPTQ", "FP8", "INT8"} == set(by_family)
+    for family, architectures in by_family.items():
+        assert {"llama", "qwen2", "qwen3", "llama-tied", "mixtral"} <= architectures, family
+
+
+def test_reference_is_vllm(bench: Bench) -> None:
+    """The PyTorch reference and vLLM agree on an unquantized model of every architecture, in float32 noise."""
+    cells = {cell.architecture: cell for cell in SERVED if cell in bench.wanted}
+    assert cells
+    for cell in cells.values():
+        vllm = bench.twin(cell)
+        oracle = Oracle(bench.model(cell.architecture), bench.written(cell))
+        oracle.rounds = False
+        expected = oracle.answer(vllm.tokens)
+        verdict = judge(vllm, expected)
+        assert verdict.clean == 1
+        assert verdict.same_choice

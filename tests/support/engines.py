@@ -1,0 +1,100 @@
+"""One question put to a vLLM engine in the test's own process: greedy tokens and all logits."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Lengths on both sides of the kernels' row blocks; token ids below every test model's vocabulary.
+PROMPTS = tuple([(37 * i + 5 * n) % 251 for i in range(n)] for n in (1, 2, 3, 5, 9, 17, 33))
+STEPS = 8
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an engine says to ``PROMPTS``.
+
+    Attributes:
+        tokens: greedy continuation of each prompt.
+        logits: per prompt, float32 (T, V): the logits after each token but the last, prompt and
+            continuation, in order.
+    """
+
+    tokens: list[list[int]]
+    logits: list[torch.Tensor]
+
+    def choices(self) -> list[torch.Tensor]:
+        """Per prompt, the most likely token after each position."""
+        return [part.argmax(dim=-1) for part in self.logits]
+
+    def sequences(self) -> list[list[int]]:
+        """The token sequences that ``logits`` belong to."""
+        return [[*prompt, *tokens[:-1]] for prompt, tokens in zip(PROMPTS, self.tokens, strict=True)]
+
+    def scale(self) -> float:
+        """Largest magnitude of a logit."""
+        return max(float(part.abs().max()) for part in self.logits)
+
+
+def engine_args(folder: Path, **options: Any) -> dict[str, Any]:
+    """Arguments of a small, quick, deterministic engine that reports every logit."""
+    return {
+        "model": str(folder),
+        "dtype": "float32",
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 16 << 20,
+        "max_model_len": 64,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 64,
+        "max_logprobs": -1,
+        "logprobs_mode": "raw_logits",
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "seed": 0,
+        **options,
+    }
+
+
+def _row(entries: dict[int, Any]) -> torch.Tensor:
+    row = torch.full((len(entries),), float("nan"))
+    for token, entry in entries.items():
+        row[token] = entry.logprob
+    return row
+
+
+def ask_engine(llm: Any) -> Answer:
+    """The answer of a running engine."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(
+        temperature=0, max_tokens=STEPS, logprobs=-1, prompt_logprobs=-1, ignore_eos=True, detokenize=False
+    )
+    tokens, logits = [], []
+    # vLLM compiles the function that ranks log-probabilities, which takes longer than all the rest.
+    with torch.compiler.set_stance("force_eager"):
+        outputs = llm.generate([{"prompt_token_ids": p} for p in PROMPTS], sampling, use_tqdm=False)
+    for output in outputs:
+        rows = [_row(entries) for entries in (output.prompt_logprobs or [])[1:]]
+        rows += [_row(entries) for entries in output.outputs[0].logprobs]
+        tokens.append(list(output.outputs[0].token_ids))
+        logits.append(torch.stack(rows))
+    return Answer(tokens, logits)
+
+
+def ask(folder: Path, **options: Any) -> Answer:
+    """Start an engine on ``folder``, ask, and let it go."""
+    from vllm import LLM
+
+    # vLLM collects garbage a dozen times per engine; the frozen rest of the process is not walked then.
+    gc.freeze()
+    llm = LLM(**engine_args(folder, **options))
+    try:
+        return ask_engine(llm)
+    finally:
+        del llm
+        gc.collect()

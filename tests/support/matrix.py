@@ -1,0 +1,226 @@
+"""Every combination of format, options, architecture and ranks that is proven: one cell each. Data, no torch.
+
+tests/methods/test_matrix.py runs the cells; scripts/support_table.py prints them into the README.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.support.recipes import (
+    STATIC_FP8,
+    STATIC_INT8,
+    STATIC_INT8_ASYM,
+    TOKEN_FP8,
+    TOKEN_INT8,
+    TOKEN_INT8_ASYM,
+    Recipe,
+    awq,
+    compressed_tensors,
+    fp8,
+    gptq,
+    gptq_scheme,
+    online_fp8,
+    online_int8,
+)
+from vllm_quant_plugin.scheme import PER_TENSOR
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One proven (or refused) combination.
+
+    Attributes:
+        name: the test's id.
+        family: AWQ, GPTQ, FP8 or INT8.
+        method: the name registered with vLLM.
+        variant: what is particular, for the table.
+        recipe: the checkpoint.
+        architecture: one of ``tiny_models.ARCHITECTURES``.
+        tp: tensor-parallel ranks, real worker processes when more than one.
+        in_tree: in-tree vLLM serves the checkpoint too on a CPU with AVX-512: its tokens must agree.
+        refused: what the error message must contain, for combinations that are turned down.
+    """
+
+    name: str
+    family: str
+    method: str
+    variant: str
+    recipe: Recipe
+    architecture: str = "llama"
+    tp: int = 1
+    in_tree: bool = False
+    refused: str | None = None
+
+
+def _awq(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
+    return Cell(f"awq-{name}", "AWQ", "vqp_awq", variant, recipe, architecture, **more)  # type: ignore[arg-type]
+
+
+def _gptq(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
+    return Cell(f"gptq-{name}", "GPTQ", "vqp_gptq", variant, recipe, architecture, **more)  # type: ignore[arg-type]
+
+
+def _fp8(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
+    return Cell(f"fp8-{name}", "FP8", "vqp_fp8", variant, recipe, architecture, **more)  # type: ignore[arg-type]
+
+
+def _int8(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
+    method = str(more.pop("method", "vqp_int8"))
+    return Cell(f"int8-{name}", "INT8", method, variant, recipe, architecture, **more)  # type: ignore[arg-type]
+
+
+AWQ = (
+    _awq("4bit-g128", "4-bit, group 128, zero points", awq(4, 128), in_tree=True),
+    _awq("4bit-g64-qwen2", "4-bit, group 64, zero points", awq(4, 64), "qwen2", in_tree=True),
+    _awq("4bit-g32-qwen3", "4-bit, group 32, zero points", awq(4, 32), "qwen3"),
+    _awq("4bit-channel-tied", "4-bit, per channel, zero points", awq(4, -1), "llama-tied"),
+    _awq("4bit-g128-nozero", "4-bit, group 128, no zero points", awq(4, 128, False)),
+    _awq("2bit-g64", "2-bit, group 64, zero points", awq(2, 64)),
+    _awq("2bit-g32-nozero", "2-bit, group 32, no zero points", awq(2, 32, False), "qwen2"),
+    _awq("8bit-g128", "8-bit, group 128, zero points", awq(8, 128)),
+    _awq("8bit-channel-nozero", "8-bit, per channel, no zero points", awq(8, -1, False), "qwen3"),
+    _awq(
+        "4bit-not-converted",
+        "4-bit, group 64, `modules_to_not_convert`",
+        awq(4, 64, modules_to_not_convert=["layers.0.mlp", "o_proj"]),
+    ),
+    _awq("4bit-g64-mixtral", "4-bit, group 64, zero points", awq(4, 64), "mixtral"),
+    _awq("4bit-g64-tp2", "4-bit, group 64, zero points", awq(4, 64), tp=2),
+    _awq("3bit", "3-bit (does not fill the layout's 32-bit words)", awq(3, 128), refused="AWQ with 3 bits"),
+)
+
+GPTQ = (
+    _gptq("v1-4bit-g128", "4-bit, group 128, symmetric, v1 zeros", gptq(4, 128), in_tree=True),
+    _gptq("v2-4bit-g64-qwen2", "4-bit, group 64, symmetric, v2 zeros", gptq(4, 64, v2=True), "qwen2"),
+    _gptq("v1-4bit-channel", "4-bit, per channel, symmetric, v1 zeros", gptq(4, -1), "qwen3", in_tree=True),
+    _gptq("v1-4bit-g16", "4-bit, group 16, symmetric, v1 zeros", gptq(4, 16)),
+    _gptq("v1-4bit-g256-asym", "4-bit, group 256, asymmetric, v1 zeros", gptq(4, 256, False)),
+    _gptq("v2-4bit-g32-asym", "4-bit, group 32, asymmetric, v2 zeros", gptq(4, 32, False, v2=True)),
+    _gptq("v1-2bit-g64", "2-bit, group 64, symmetric, v1 zeros", gptq(2, 64)),
+    _gptq("v2-2bit-g16-asym", "2-bit, group 16, asymmetric, v2 zeros", gptq(2, 16, False, v2=True)),
+    _gptq("v1-2bit-g32-asym", "2-bit, group 32, asymmetric, v1 zeros", gptq(2, 32, False), "qwen2"),
+    _gptq("v1-3bit-g128", "3-bit, group 128, symmetric, v1 zeros", gptq(3, 128)),
+    _gptq("v2-3bit-g64-asym", "3-bit, group 64, asymmetric, v2 zeros", gptq(3, 64, False, v2=True)),
+    _gptq("v1-3bit-g256-asym", "3-bit, group 256, asymmetric, v1 zeros", gptq(3, 256, False), "qwen3"),
+    _gptq("v1-8bit-g32", "8-bit, group 32, symmetric, v1 zeros", gptq(8, 32)),
+    _gptq("v2-8bit-channel-asym", "8-bit, per channel, asymmetric, v2 zeros", gptq(8, -1, False, v2=True)),
+    _gptq("v1-8bit-g128-asym", "8-bit, group 128, asymmetric, v1 zeros", gptq(8, 128, False), "llama-tied"),
+    _gptq("act-order-4bit-g64", "4-bit, group 64, symmetric, act-order", gptq(4, 64, act_order=True)),
+    _gptq("act-order-3bit-g32-asym", "3-bit, group 32, asymmetric, act-order", gptq(3, 32, False, True), "qwen2"),
+    _gptq("act-order-4bit-channel", "4-bit, per channel, symmetric, act-order", gptq(4, -1, act_order=True)),
+    _gptq(
+        "act-order-apart",
+        "4-bit, group 128, act-order, `g_idx` different in q, k, v and in gate, up",
+        gptq(4, 128, act_order=True, separate_g_idx=True),
+    ),
+    _gptq("act-order-4bit-g64-tp2", "4-bit, group 64, act-order", gptq(4, 64, act_order=True), tp=2),
+    _gptq(
+        "act-order-apart-tp2",
+        "4-bit, group 128, asymmetric, act-order, `g_idx` different in q, k, v and in gate, up",
+        gptq(4, 128, False, True, separate_g_idx=True),
+        tp=2,
+    ),
+    _gptq(
+        "dynamic",
+        "4-bit, group 128, `dynamic`: down_proj 8-bit group 32 asymmetric, layer 1's attention in 16 bits",
+        gptq(
+            4,
+            128,
+            overrides=((r"down_proj", gptq_scheme(8, 32, False)), (r"layers\.1\.self_attn", None)),
+            dynamic={
+                r"+:.*\.down_proj$": {"bits": 8, "group_size": 32, "sym": False},
+                r"-:.*layers\.1\.self_attn.*": {},
+            },
+        ),
+    ),
+    _gptq("lm-head", "4-bit, group 128, quantized `lm_head`", gptq(4, 128, lm_head=True)),
+    _gptq("lm-head-3bit-act-order", "3-bit, group 64, act-order, quantized `lm_head`",
+          gptq(3, 64, False, True, lm_head=True), "qwen3"),
+    _gptq("lm-head-tied", "4-bit, group 128, `lm_head: true` with tied embeddings", gptq(4, 128), "llama-tied"),
+    _gptq("v1-4bit-g64-mixtral", "4-bit, group 64, asymmetric, v1 zeros", gptq(4, 64, False), "mixtral"),
+    _gptq("act-order-mixtral", "4-bit, group 64, act-order", gptq(4, 64, act_order=True), "mixtral"),
+)  # fmt: skip
+
+FP8 = (
+    _fp8(
+        "ct-channel",
+        "compressed-tensors, per channel, dynamic per token",
+        compressed_tensors("float-quantized", activation=TOKEN_FP8),
+        in_tree=True,
+    ),
+    _fp8(
+        "ct-channel-qwen2",
+        "compressed-tensors, per channel, weight-only",
+        compressed_tensors("float-quantized"),
+        "qwen2",
+    ),
+    _fp8(
+        "ct-tensor-static",
+        "compressed-tensors, per tensor, static",
+        compressed_tensors("float-quantized", PER_TENSOR, STATIC_FP8),
+    ),
+    _fp8("tensor-dynamic", "`fp8`, per tensor, dynamic", fp8()),
+    _fp8("tensor-static", "`fp8`, per tensor, static", fp8(static=True), "qwen3"),
+    _fp8("tensor-ignored", "`fp8`, per tensor, `ignored_layers`", fp8(ignored=("model.layers.0.mlp.down_proj",))),
+    _fp8("block-128", "`fp8`, blocks of 128 x 128", fp8(block=(128, 128))),
+    _fp8("block-128-tied", "`fp8`, blocks of 128 x 128", fp8(block=(128, 128)), "llama-tied"),
+    _fp8(
+        "kv-scales",
+        "compressed-tensors, per channel, `kv_cache_scheme` scales",
+        compressed_tensors("float-quantized", activation=TOKEN_FP8, kv_scales=(0.5, 0.25)),
+    ),
+    _fp8("online-channel", "online, per channel", online_fp8()),
+    _fp8("online-block", "online, blocks of 128 x 128", online_fp8((128, 128)), "qwen2"),
+    _fp8("online-tied", "online, per channel", online_fp8(), "llama-tied"),
+    _fp8("tensor-mixtral", "`fp8`, per tensor, dynamic", fp8(), "mixtral"),
+    _fp8("block-mixtral", "`fp8`, blocks of 128 x 128", fp8(block=(128, 128)), "mixtral"),
+    _fp8("online-mixtral", "online, per channel", online_fp8(), "mixtral"),
+)
+
+INT8 = (
+    _int8(
+        "w8a8-token",
+        "compressed-tensors W8A8, dynamic per token, symmetric",
+        compressed_tensors("int-quantized", activation=TOKEN_INT8),
+        in_tree=True,
+    ),
+    _int8(
+        "w8a8-token-asym",
+        "compressed-tensors W8A8, dynamic per token, asymmetric",
+        compressed_tensors("int-quantized", activation=TOKEN_INT8_ASYM),
+        "qwen2",
+    ),
+    _int8(
+        "w8a8-static",
+        "compressed-tensors W8A8, static, symmetric",
+        compressed_tensors("int-quantized", activation=STATIC_INT8),
+    ),
+    _int8(
+        "w8a8-static-asym",
+        "compressed-tensors W8A8, static, asymmetric",
+        compressed_tensors("int-quantized", activation=STATIC_INT8_ASYM),
+        "qwen3",
+    ),
+    _int8(
+        "w8a8-tensor",
+        "compressed-tensors W8A8, weights per tensor, dynamic per token",
+        compressed_tensors("int-quantized", PER_TENSOR, TOKEN_INT8),
+    ),
+    _int8("w8a16", "compressed-tensors W8A16, per channel", compressed_tensors("int-quantized")),
+    _int8(
+        "w8a16-g64-asym",
+        "compressed-tensors W8A16, group 64, asymmetric",
+        compressed_tensors("int-quantized", 64, sym=False),
+        "llama-tied",
+    ),
+    _int8("online-w8a8", "online W8A8", online_int8()),
+    _int8("online-w8a8-alias", "online W8A8, as `int8`", online_int8(), "qwen3", method="int8"),
+    _int8("online-w8a16", "online W8A16", online_int8("none"), "qwen2"),
+    _int8("online-w8a16-g64", "online W8A16, group 64", online_int8("none", 64)),
+    _int8("online-tied", "online W8A16", online_int8("none"), "llama-tied"),
+    _int8("online-w8a8-mixtral", "online W8A8", online_int8(), "mixtral"),
+    _int8("online-w8a16-mixtral", "online W8A16", online_int8("none"), "mixtral"),
+)
+
+CELLS = (*AWQ, *GPTQ, *FP8, *INT8)

@@ -1,0 +1,144 @@
+"""Checkpoints in every format, written from a small dense model, each with its twin.
+
+The twin is the same model with the quantized weights multiplied out, unquantized on disk: what
+a correct loader and kernel must reproduce.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from tests.support.recipes import Recipe
+from tests.support.tiny_models import TinyModel
+from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
+from vllm_quant_plugin.scheme import Scheme
+
+# Modules that vLLM fuses share one activation-order permutation, unless a recipe says otherwise.
+_FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "up", "up_proj": "up", "w1": "up", "w3": "up"}
+
+
+def quantize_weight(weight: torch.Tensor, scheme: Scheme, permutation: torch.Tensor | None = None) -> CanonicalWeight:
+    """Round-to-nearest of a float32 (N, K) weight into ``scheme``.
+
+    With act-order the columns are quantized in the order of ``permutation``, and g_idx tells
+    each column's group, as GPTQ leaves them.
+    """
+    if scheme.kind != "int":
+        block_n = scheme.block[0] if scheme.block else 1
+        return quantize_fp8(weight, scheme.group_size, block_n=block_n, kind=scheme.kind)
+    scale_dtype = torch.float16 if scheme.storage in ("awq", "gptq") else None
+    if not scheme.act_order:
+        return quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=scale_dtype)
+    assert permutation is not None
+    ordered = quantize_int(
+        weight[:, permutation], scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=scale_dtype
+    )
+    back = torch.argsort(permutation)
+    group = torch.arange(weight.shape[1]) // scheme.group_of(weight.shape[1])
+    return replace(ordered, codes=ordered.codes[:, back].contiguous(), g_idx=group[back].int())
+
+
+def static_activation(scheme: Scheme, low: float, high: float) -> dict[str, torch.Tensor]:
+    """``input_scale`` (and ``input_zero_point``) of a module whose input lies in [low, high]."""
+    activation = scheme.activation
+    if activation is None or activation.dynamic:
+        return {}
+    top = max(abs(low), abs(high))
+    if activation.kind != "int":
+        return {"input_scale": torch.tensor([top / 448.0])}
+    if activation.symmetric:
+        return {"input_scale": torch.tensor([top / 127])}
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = (high - low) / 255
+    return {
+        "input_scale": torch.tensor([scale]),
+        "input_zero_point": torch.tensor([round(-128 - low / scale)]).to(torch.int8),
+    }
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a recipe's checkpoint and its twin are, and the twin's tensors.
+
+    Attributes:
+        folder: the quantized checkpoint (the dense one for online quantization).
+        twin: the dense checkpoint with the quantized weights multiplied out.
+        dense: the twin's tensors.
+        schemes: scheme of every quantized module.
+        static: input_scale and input_zero_point of modules with static activations.
+    """
+
+    folder: Path
+    twin: Path
+    dense: dict[str, torch.Tensor]
+    schemes: dict[str, Scheme]
+    static: dict[str, dict[str, torch.Tensor]]
+
+
+def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
+    """A model folder with one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    return folder
+
+
+def write_checkpoint(
+    folder: Path,
+    model: TinyModel,
+    recipe: Recipe,
+    *,
+    input_ranges: Mapping[str, tuple[float, float]] | None = None,
+    extra: Mapping[str, torch.Tensor] | None = None,
+    damage: Callable[[dict[str, torch.Tensor]], None] | None = None,
+    seed: int = 1,
+) -> Written:
+    """Write ``model`` quantized by ``recipe`` to ``folder``/quantized and its twin to ``folder``/twin.
+
+    Args:
+        input_ranges: (low, high) of every module's input by name, for static activations.
+        extra: further tensors.
+        damage: may change the quantized tensors before they are written.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    permutations: dict[str, torch.Tensor] = {}
+    stored, dense = dict(model.tensors), dict(model.tensors)
+    schemes: dict[str, Scheme] = {}
+    static: dict[str, dict[str, torch.Tensor]] = {}
+    for name in (*model.linears, "lm_head"):
+        scheme = recipe.scheme_of(name)
+        if scheme is None or f"{name}.weight" not in model.tensors:
+            continue
+        schemes[name] = scheme
+        weight = model.tensors[f"{name}.weight"]
+        stem, _, leaf = name.rpartition(".")
+        key = name if recipe.separate_g_idx else f"{stem}.{_FUSED.get(leaf, leaf)}"
+        if key not in permutations:
+            permutations[key] = torch.randperm(weight.shape[1], generator=generator)
+        canonical = quantize_weight(weight, scheme, permutations[key])
+        dense[f"{name}.weight"] = canonical.dequantize(torch.float32)
+        if recipe.scheme is not None or name == "lm_head":
+            del stored[f"{name}.weight"]
+            for leaf, tensor in get_format(scheme).pack(canonical, scheme).items():
+                stored[f"{name}.{leaf}"] = tensor
+            if input_ranges is not None:
+                static[name] = static_activation(scheme, *input_ranges[name])
+                stored |= {f"{name}.{leaf}": tensor for leaf, tensor in static[name].items()}
+    stored |= extra or {}
+    if damage is not None:
+        damage(stored)
+    config = dict(model.config)
+    if recipe.config is not None:
+        config["quantization_config"] = dict(recipe.config)
+    quantized = write_folder(folder / "quantized", config, stored)
+    twin = write_folder(folder / "twin", model.config, dense)
+    return Written(quantized, twin, dense, schemes, static)
