@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.quantize.quiet import quiet_output
 from vllm_quant_plugin.quantize.recipe import Calibration
 
 SHIPPED = Path(__file__).with_name("data") / "calibration.txt"
@@ -54,10 +55,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         CheckpointError: the folder has none that transformers can read.
     """
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with quiet_output():
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise CheckpointError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.quantize.quiet import quiet_output
 from vllm_quant_plugin.quantize.shards import read_tensor
 
 TOKENS_PER_BATCH = 4096
@@ -81,8 +82,9 @@ class LayeredModel:
 
     def _build(self) -> nn.Module:
         try:
-            from accelerate import init_empty_weights
-            from transformers import AutoConfig, AutoModelForCausalLM
+            with quiet_output():
+                from accelerate import init_empty_weights
+                from transformers import AutoConfig, AutoModelForCausalLM
         except ImportError as err:
             raise BackendError(f"{err.name} is not installed", "pip install 'vllm-quant-plugin[quantize]'") from None
         try:

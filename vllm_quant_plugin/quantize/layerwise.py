@@ -11,7 +11,7 @@ from torch import nn
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quantize import awq
+from vllm_quant_plugin.quantize import awq, gptq
 from vllm_quant_plugin.quantize.datafree import Progress, stored_scale_dtype
 from vllm_quant_plugin.quantize.fold import apply_fold, find_fold
 from vllm_quant_plugin.quantize.layered_model import LayeredModel, run_layer
@@ -139,9 +139,31 @@ def _awq_layer(
     return solved, errors
 
 
+def _gptq_layer(
+    layer: nn.Module, wanted: set[str], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
+    config: Mapping[str, Any],
+) -> Solved:  # fmt: skip
+    """True sequential: each group sees inputs that the groups before it, already rounded, produce."""
+    solved: dict[str, CanonicalWeight] = {}
+    errors: dict[str, float] = {}
+    for group in find_groups(layer, wanted, batches[0], kwargs):
+        (found,) = collect_moments(layer, [group], batches, kwargs, stop_early=True)
+        for name in group.names:
+            linear = layer.get_submodule(name)
+            weight = gptq.solve(
+                linear, found.hessian, found.tokens, recipe.scheme,
+                damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
+            )  # fmt: skip
+            rounded = weight.dequantize()
+            errors[name] = relative_error(linear.weight.data, rounded, found.hessian)
+            linear.weight.data.copy_(rounded)
+            solved[name] = weight
+    return solved, errors
+
+
 def _stored_dtype(config: Mapping[str, Any]) -> str:
     name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
     return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(name, "BF16")
 
 
-_SOLVERS: dict[str, Callable[..., Solved]] = {"awq": _awq_layer}
+_SOLVERS: dict[str, Callable[..., Solved]] = {"awq": _awq_layer, "gptq": _gptq_layer}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,10 @@ def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("[dim]{task.fields[what]}"),
     )  # fmt: skip
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    # A descriptor of its own: libraries' chatter is sent elsewhere by moving descriptors 1 and 2.
+    with (
+        os.fdopen(os.dup(2), "w") as terminal,
+        Bars(*columns, console=Console(file=terminal), transient=True) as bars,
+    ):
         task = bars.add_task(title, total=None, what="")
         yield lambda what, done, total: bars.update(task, completed=done, total=total, what=what)

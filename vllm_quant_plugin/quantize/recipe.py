@@ -20,7 +20,7 @@ BITS: dict[Method, tuple[int, ...]] = {
     "awq": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "fp8": (8,), "int8": (8,), "rtn": (2, 3, 4, 5, 6, 7, 8),
 }  # fmt: skip
 BACKENDS: dict[Method, tuple[Backend, ...]] = {
-    "awq": ("builtin", "autoawq", "gptqmodel"), "gptq": ("gptqmodel", "builtin"),
+    "awq": ("builtin", "autoawq", "gptqmodel"), "gptq": ("builtin", "gptqmodel"),
     "fp8": ("builtin",), "int8": ("builtin",), "rtn": ("builtin",),
 }  # fmt: skip
 FP8_BLOCK = (128, 128)

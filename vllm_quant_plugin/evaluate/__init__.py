@@ -1,0 +1,1 @@
+"""Perplexity and KL divergence of a checkpoint as vLLM runs it."""

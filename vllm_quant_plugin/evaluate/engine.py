@@ -1,0 +1,97 @@
+"""A vLLM engine that scores token windows one after the other."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.errors import StartupError
+from vllm_quant_plugin.quantize.quiet import quiet_output
+
+_MIN_KV_BYTES = 64 << 20
+
+
+def kv_cache_bytes(checkpoint: Checkpoint, tokens: int) -> int:
+    """Room for ``tokens`` tokens of full attention in 16 bits, four times over and rounded up."""
+    config = checkpoint.text_config
+    heads = config.get("num_attention_heads") or 1
+    kv_heads = config.get("num_key_value_heads") or heads
+    head_dim = config.get("head_dim") or (config.get("hidden_size") or 0) // heads
+    per_token = 2 * 2 * (config.get("num_hidden_layers") or 1) * kv_heads * head_dim
+    return max(_MIN_KV_BYTES, 4 * per_token * tokens)
+
+
+class Scorer:
+    """The engine with the tap installed."""
+
+    def __init__(self, llm: Any, sampling: Any) -> None:
+        self._llm, self._sampling = llm, sampling
+
+    def run(self, method: str, window: list[int], *args: Any) -> Any:
+        """Send a window through the engine, then call ``method`` of the tap; returns the first rank's answer."""
+        import torch
+
+        # vLLM compiles the ranking of log-probabilities, which takes longer than all the rest.
+        with torch.compiler.set_stance("force_eager"):
+            self._llm.generate([{"prompt_token_ids": window}], self._sampling, use_tqdm=False)
+        answers = self._llm.collective_rpc(method, args=(window, *args))
+        return next(answer for answer in answers if answer is not None)
+
+    def close(self) -> None:
+        """Let the engine go. An engine collected later would take down the state of the next one."""
+        self._llm = None
+
+
+@contextmanager
+def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> Iterator[Scorer]:
+    """Start vLLM on a checkpoint for the time of the block; its log is hidden.
+
+    Args:
+        options: vLLM engine arguments that win over the defaults here.
+
+    Raises:
+        StartupError: vLLM refuses the model.
+    """
+    # One process starts in seconds; several ranks need their own.
+    if options.get("tensor_parallel_size", 1) == 1:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    arguments = {
+        "model": str(checkpoint.path),
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "max_model_len": window_len + 1,
+        "max_num_seqs": 1,
+        "max_num_batched_tokens": max(window_len + 1, 256),
+        "kv_cache_memory_bytes": kv_cache_bytes(checkpoint, window_len + 256),
+        "enable_prefix_caching": False,
+        "disable_log_stats": True,
+        "seed": 0,
+        "worker_extension_cls": "vllm_quant_plugin.evaluate.tap.LogitsTap",
+        **options,
+    }
+    with quiet_output():
+        from vllm import LLM, SamplingParams
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        try:
+            llm = LLM(**arguments)
+        except Exception as err:
+            lines = [line for line in str(err).strip().splitlines() if line.strip()]
+            reason = lines[-1].strip() if lines else type(err).__name__
+            raise StartupError(
+                f"{checkpoint.path}: vLLM does not start: {reason}", "see `vllm-quant inspect`, or set VQP_VERBOSE=1"
+            ) from err
+        scorer = Scorer(llm, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False))
+        try:
+            llm.collective_rpc("vqp_tap_install")
+            yield scorer
+        finally:
+            scorer.close()
+            del llm
+            gc.collect()
+            cleanup_dist_env_and_memory()
