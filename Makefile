@@ -5,6 +5,7 @@
 #   make test       the tests                      ARGS="tests/planner -k tp" narrows them
 #   make lint       ruff check, ruff format --check, mypy
 #   make bench      the kernels beside vLLM's own
+#   make cuda       compile the CUDA kernels (minutes; needs nvcc, not a GPU)
 #   make gpu-check  tests/gpu on an NVIDIA GPU; without one it says so and fails
 #   make lock       resolve requirements/*.in anew
 #   make clean      remove what was built;  make distclean  removes .venv as well
@@ -29,7 +30,7 @@ NATIVE := $(BUILD)/.stamp-native
 # The folders themselves are named too: their time changes when a file comes or goes.
 NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: all setup demo test lint format bench gpu-check lock clean distclean
+.PHONY: all setup demo test lint format bench cuda gpu-check lock clean distclean
 
 all: setup
 	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
@@ -44,7 +45,7 @@ $(ENVIRONMENT): requirements/$(FLAVOUR).txt scripts/setup.sh scripts/uv.sh
 # The package itself, editable: later changes of Python files need no new installation.
 $(INSTALLED): $(ENVIRONMENT) pyproject.toml kernels/CMakeLists.txt vllm_quant_plugin/__init__.py
 	@echo "[set-up] installing vllm-quant-plugin (editable) and building its kernels"
-	@bash scripts/install.sh
+	@bash scripts/install.sh $(FLAVOUR)
 	@touch $@
 
 $(NATIVE): $(INSTALLED) $(NATIVE_SOURCES)
@@ -68,6 +69,10 @@ format: setup
 
 bench: setup
 	@$(BIN)/vllm-quant bench $(ARGS)
+
+cuda: setup
+	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
+	@$(BIN)/cmake --build build/cuda
 
 gpu-check:
 	@bash scripts/gpu_check.sh $(ARGS)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Installs this package into .venv, editable, with the build tools that the lock put there.
+# Usage: install.sh cpu|cuda
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -12,4 +13,7 @@ cd "$root"
 if [[ -f build/editable/CMakeCache.txt ]] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$root/kernels" build/editable/CMakeCache.txt; then
   rm -rf build/editable
 fi
-"$uv" pip install --quiet --python "$root/.venv/bin/python" --no-deps --no-build-isolation --reinstall-package vllm-quant-plugin -e "$root"
+# CUDA kernels take minutes to compile: only a GPU set-up builds them. `make cuda` does so anywhere.
+cuda=OFF
+[[ ${1:-cpu} == cuda ]] && cuda=AUTO
+"$uv" pip install --quiet -C cmake.define.VQP_CUDA="$cuda" --python "$root/.venv/bin/python" --no-deps --no-build-isolation --reinstall-package vllm-quant-plugin -e "$root"
