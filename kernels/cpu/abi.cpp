@@ -163,11 +163,14 @@ int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8
     const Wna16Kernels &kernels = wna16_kernels(x_dtype);
     const bool sums = zeros || (kernels.explicit_zeros && a.kind == kInt);
     const int64_t rows = std::min<int64_t>(m, kRows);
-    const int64_t tile = m == 1 ? tile_panels(a.panels(), 1, 8, threads)
+    const bool few = m <= kernels.few;
+    const int64_t tile = few ? tile_panels(a.panels(), 1, 8, threads)
                                 : tile_panels(a.panels(), kernels.group_panels, m > 32 ? 16 : 4, threads);
-    const size_t x_bytes = aligned(static_cast<size_t>(rows * a.kp) * static_cast<size_t>(kernels.element_size));
+    // few_rows reads whole blocks of eight rows: what lies past the last row is read and dropped.
+    const int64_t x_elements = rows * a.kp + (few ? 8 * kChunk : 0);
+    const size_t x_bytes = aligned(static_cast<size_t>(x_elements) * static_cast<size_t>(kernels.element_size));
     const size_t sum_bytes = aligned(static_cast<size_t>(rows * a.segment_count) * sizeof(float));
-    const size_t scratch_bytes = m == 1 ? 0 : aligned(kernels.gemm_scratch(rows, tile));
+    const size_t scratch_bytes = few ? 0 : aligned(kernels.gemm_scratch(rows, tile));
     char *memory = arena.get(x_bytes + sum_bytes + scratch_bytes * static_cast<size_t>(threads));
     if (!memory) return VQP_EMEMORY;
     a.xp = memory;
@@ -182,8 +185,8 @@ int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8
         prepare_all(a.m, a.kp, threads, [&](int64_t begin, int64_t end) { kernels.prepare(a, begin, end); });
         parallel_for(threads, tiles, [&](int64_t t, int slot) {
             const int64_t begin = t * tile, end = std::min(a.panels(), begin + tile);
-            if (m == 1) {
-                kernels.gemv(a, begin, end);
+            if (few) {
+                kernels.few_rows(a, begin, end);
             } else {
                 kernels.gemm(a, begin, end, scratch + static_cast<size_t>(slot) * scratch_bytes);
             }

@@ -75,9 +75,10 @@ struct Wna16Kernels {
     int element_size;     // bytes of one prepared activation: 4 float, 2 bf16
     bool explicit_zeros;  // symmetric weights need xsum too
     int64_t group_panels;  // panels that a tile is a multiple of
+    int64_t few;           // the most rows for few_rows
     void (*prepare)(const Wna16 &, int64_t row_begin, int64_t row_end);
-    void (*gemv)(const Wna16 &, int64_t panel_begin, int64_t panel_end);  // m == 1
-    size_t (*gemm_scratch)(int64_t rows, int64_t panels);                 // bytes for one gemm call
+    void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);
+    size_t (*gemm_scratch)(int64_t rows, int64_t panels);  // bytes for one gemm call
     void (*gemm)(const Wna16 &, int64_t panel_begin, int64_t panel_end, void *scratch);
 };
 

@@ -22,7 +22,21 @@ VQP_INLINE __m512i shift_right(__m512i v) {
     return v;
 }
 
-VQP_INLINE __m512i vector_at(const uint8_t *block, int index) { return _mm512_loadu_si512(block + 64 * index); }
+// The vectors of one block, in registers: the empty asm keeps the compiler from loading one anew for
+// each of its fields.
+template <int BITS>
+struct Block {
+    __m512i v[BITS];
+    VQP_INLINE_MEMBER explicit Block(const uint8_t *p) { load(p, std::make_integer_sequence<int, BITS>{}); }
+    template <int... I>
+    VQP_INLINE_MEMBER void load(const uint8_t *p, std::integer_sequence<int, I...>) {
+        ((v[I] = in_register(_mm512_loadu_si512(p + 64 * I))), ...);
+    }
+    VQP_INLINE_MEMBER static __m512i in_register(__m512i vector) {
+        __asm__("" : "+v"(vector));
+        return vector;
+    }
+};
 
 // Bits of `mask` from a, the others from b.
 VQP_INLINE __m512i select(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xCA); }
@@ -38,14 +52,14 @@ VQP_INLINE __m512i table(F value) {
 // The index of the 3-bit code made of a 2-bit plane and the 1-bit plane: bits 0 and 1 from the first;
 // the third at bit 2 (J < 8) or bit 3, as both come with the same shift (see layout.py).
 template <int J>
-VQP_INLINE __m512i index3(const uint8_t *plane2, const uint8_t *plane1) {
-    const __m512i low = shift_right<J % 8 * 2>(vector_at(plane2, J / 8));
-    return select(_mm512_set1_epi16(3), low, shift_right<J % 8 * 2 - 2>(vector_at(plane1, 0)));
+VQP_INLINE __m512i index3(const __m512i *plane2, const __m512i *plane1) {
+    const __m512i low = shift_right<J % 8 * 2>(plane2[J / 8]);
+    return select(_mm512_set1_epi16(3), low, shift_right<J % 8 * 2 - 2>(*plane1));
 }
 
 template <int J>
-VQP_INLINE __m512i field4(const uint8_t *plane4) {
-    return shift_right<J % 4 * 4>(vector_at(plane4, J / 4));
+VQP_INLINE __m512i field4(const __m512i *plane4) {
+    return shift_right<J % 4 * 4>(plane4[J / 4]);
 }
 
 // Integers held in 16-bit words, exactly, by way of FP32.
@@ -60,27 +74,35 @@ template <int FORMAT>
 struct Decoder;
 
 // One table for the whole code: bits 2 to 5.
+//
+// Two fields of 2 bits fit the 5 bits of an index: one shift serves two pairs, and the second table
+// looks at bits 2 and 3.
 template <>
 struct Decoder<2> {
     static constexpr int kBits = 2, kTerms = 1;
-    __m512i t;
-    explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i & 3) - middle; })) {}
+    __m512i even, odd;
+    explicit Decoder(float middle)
+        : even(table([&](int i) { return static_cast<float>(i & 3) - middle; })),
+          odd(table([&](int i) { return static_cast<float>(i >> 2 & 3) - middle; })) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        return _mm512_permutexvar_epi16(shift_right<J % 8 * 2>(vector_at(block, J / 8)), t);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        return _mm512_permutexvar_epi16(shift_right<J % 8 / 2 * 4>(block.v[J / 8]), J % 2 ? odd : even);
     }
 };
 
 template <>
 struct Decoder<3> {
     static constexpr int kBits = 3, kTerms = 1;
-    __m512i low, high;
-    explicit Decoder(float middle)
-        : low(table([&](int i) { return static_cast<float>(i & 7) - middle; })),
-          high(table([&](int i) { return static_cast<float>((i & 3) | (i >> 1 & 4)) - middle; })) {}
+    __m512i t;
+    explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i & 7) - middle; })) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        return _mm512_permutexvar_epi16(index3<J>(block, block + 128), J < 8 ? low : high);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        if constexpr (J < 15) {
+            return _mm512_permutexvar_epi16(shift_right<J % 5 * 3>(block.v[J / 5]), t);
+        } else {
+            const __m512i two = select(_mm512_set1_epi16(1), shift_right<15>(block.v[0]), shift_right<14>(block.v[1]));
+            return _mm512_permutexvar_epi16(select(_mm512_set1_epi16(3), two, shift_right<13>(block.v[2])), t);
+        }
     }
 };
 
@@ -90,8 +112,8 @@ struct Decoder<4> {
     __m512i t;
     explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i & 15) - middle; })) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        return _mm512_permutexvar_epi16(field4<J>(block), t);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        return _mm512_permutexvar_epi16(field4<J>(block.v), t);
     }
 };
 
@@ -101,9 +123,9 @@ struct Decoder<5> {
     __m512i t;
     explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i) - middle; })) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        const __m512i high = shift_right<J % 8 * 2 + J / 8 - 4>(vector_at(block + 256, 0));
-        return _mm512_permutexvar_epi16(select(_mm512_set1_epi16(15), field4<J>(block), high), t);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        const __m512i high = shift_right<J % 8 * 2 + J / 8 - 4>(block.v[4]);
+        return _mm512_permutexvar_epi16(select(_mm512_set1_epi16(15), field4<J>(block.v), high), t);
     }
 };
 
@@ -115,9 +137,9 @@ struct Decoder<6> {
         : low(table([&](int i) { return static_cast<float>(i) - middle; })),
           high(table([&](int i) { return static_cast<float>(i + 32) - middle; })) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        const __m512i top = shift_right<J % 8 * 2 - 4>(vector_at(block + 256, J / 8));
-        return _mm512_permutex2var_epi16(low, select(_mm512_set1_epi16(15), field4<J>(block), top), high);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        const __m512i top = shift_right<J % 8 * 2 - 4>(block.v[4 + J / 8]);
+        return _mm512_permutex2var_epi16(low, select(_mm512_set1_epi16(15), field4<J>(block.v), top), high);
     }
 };
 
@@ -134,15 +156,15 @@ struct Decoder<7> {
           high_b(table([&](int i) { return static_cast<float>(((i & 3) | (i >> 1 & 4)) * 16) - mid; })),
           middle(mid) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        if constexpr (TERM == 0) return _mm512_permutexvar_epi16(field4<J>(block), low);
-        return _mm512_permutexvar_epi16(index3<J>(block + 256, block + 384), J < 8 ? high_a : high_b);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        if constexpr (TERM == 0) return _mm512_permutexvar_epi16(field4<J>(block.v), low);
+        return _mm512_permutexvar_epi16(index3<J>(block.v + 4, block.v + 6), J < 8 ? high_a : high_b);
     }
     template <int J>
-    VQP_INLINE_MEMBER __m512i whole(const uint8_t *block) const {
-        const __m512i top = shift_right<J % 8 * 2 - 4>(vector_at(block + 256, J / 8));
-        const __m512i bit = shift_right<J % 8 * 2 + J / 8 - 6>(vector_at(block + 384, 0));
-        const __m512i six = select(_mm512_set1_epi16(15), field4<J>(block), top);
+    VQP_INLINE_MEMBER __m512i whole(const Block<kBits> &block) const {
+        const __m512i top = shift_right<J % 8 * 2 - 4>(block.v[4 + J / 8]);
+        const __m512i bit = shift_right<J % 8 * 2 + J / 8 - 6>(block.v[6]);
+        const __m512i six = select(_mm512_set1_epi16(15), field4<J>(block.v), top);
         const __m512i seven = _mm512_and_si512(select(_mm512_set1_epi16(63), six, bit), _mm512_set1_epi16(127));
         return integers_to_bf16(_mm512_sub_epi16(seven, _mm512_set1_epi16(static_cast<short>(middle))));
     }
@@ -158,13 +180,13 @@ struct Decoder<8> {
           high(table([&](int i) { return static_cast<float>((i & 15) * 16) - mid; })),
           middle(mid) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        const __m512i v = vector_at(block, J / 2);
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        const __m512i v = block.v[J / 2];
         return _mm512_permutexvar_epi16(shift_right<J % 2 * 8 + TERM * 4>(v), TERM ? high : low);
     }
     template <int J>
-    VQP_INLINE_MEMBER __m512i whole(const uint8_t *block) const {
-        const __m512i byte = _mm512_and_si512(shift_right<J % 2 * 8>(vector_at(block, J / 2)), _mm512_set1_epi16(255));
+    VQP_INLINE_MEMBER __m512i whole(const Block<kBits> &block) const {
+        const __m512i byte = _mm512_and_si512(shift_right<J % 2 * 8>(block.v[J / 2]), _mm512_set1_epi16(255));
         return integers_to_bf16(_mm512_sub_epi16(byte, _mm512_set1_epi16(static_cast<short>(middle))));
     }
 };
@@ -180,8 +202,8 @@ struct DecoderFp8 {
               return static_cast<float>(i & kFraction) * as_float(static_cast<uint32_t>(kRebias + 1 - MANTISSA) << 23);
           })) {}
     template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const uint8_t *block) const {
-        const __m512i b = shift_right<J % 2 * 8>(vector_at(block, J / 2));
+    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+        const __m512i b = shift_right<J % 2 * 8>(block.v[J / 2]);
         const __m512i shifted = _mm512_slli_epi16(_mm512_and_si512(b, _mm512_set1_epi16(0x7F)), 7 - MANTISSA);
         const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(kRebias << 7));
         const __mmask32 is_tiny = _mm512_testn_epi16_mask(b, _mm512_set1_epi16(0x7F & ~kFraction));
@@ -201,7 +223,7 @@ struct Decoder<10> : DecoderFp8<2> {
 
 // Pair J as one vector of bf16.
 template <int J, class D>
-VQP_INLINE __m512i whole_pair(const D &decoder, const uint8_t *block) {
+VQP_INLINE __m512i whole_pair(const D &decoder, const Block<D::kBits> &block) {
     if constexpr (D::kTerms == 1) {
         return decoder.template term<J, 0>(block);
     } else {

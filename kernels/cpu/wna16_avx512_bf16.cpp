@@ -7,6 +7,8 @@ namespace {
 
 using Bits = uint16_t;  // a bf16
 
+constexpr int kFewRows = 16;
+
 template <class F, int... J>
 VQP_INLINE void unrolled(std::integer_sequence<int, J...>, F &&f) {
     (f(std::integral_constant<int, J>{}), ...);
@@ -48,8 +50,9 @@ struct Bf16 {
         with_decoder(a, [&](const auto &decoder) {
             Bits *to = out;
             for (int64_t b = 0; b < features / kBlock; ++b) {
+                const Block<decoder.kBits> vectors(block);
                 unrolled(std::make_integer_sequence<int, 16>{}, [&](auto j) __attribute__((always_inline)) {
-                    _mm512_store_si512(to + j * kPanels * kPanelStride, whole_pair<j>(decoder, block));
+                    _mm512_store_si512(to + j * kPanels * kPanelStride, whole_pair<j>(decoder, vectors));
                 });
                 block += 64 * decoder.kBits;
                 to += 16 * kPanels * kPanelStride;
@@ -77,10 +80,12 @@ struct Bf16 {
                     for (int p = 0; p < kPanels; ++p) sum[r][p] = dot(sum[r][p], w[p], xv);
                 }
             }
+#pragma GCC unroll 8
             for (int p = 0; p < kPanels; ++p) {
                 const __m512 scale = _mm512_loadu_ps(args.scales + s * width + p * kLanes);
                 __m512 zero = _mm512_setzero_ps();
                 if (args.zeros) zero = _mm512_loadu_ps(args.zeros + s * width + p * kLanes);
+#pragma GCC unroll 8
                 for (int r = 0; r < ROWS; ++r) {
                     __m512 partial = sum[r][p];
                     if (args.zeros) {
@@ -107,57 +112,130 @@ VQP_INLINE __m512 load_table(const void *p, int dtype, int64_t at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// One row. Weights stream through once; four independent sums hide the latency of vdpbf16ps.
-template <class D>
-void gemv_panels(const Wna16 &a, const D &decoder, int64_t panel_begin, int64_t panel_end) {
-    const Bits *xp = static_cast<const Bits *>(a.xp);
-    constexpr int64_t block_bytes = 64 * D::kBits;
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        const uint8_t *data = a.data + panel * a.panel_bytes();
-        __m512 total = _mm512_setzero_ps();
-        for (int64_t s = 0; s < a.segment_count; ++s) {
-            const Segment segment = a.segments[s];
-            __m512 sum[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-            const auto pair = [&](auto j, const uint8_t *block, const Bits *x) __attribute__((always_inline)) {
-                const __m512i xv = pair_at(x + 2 * j);
-                sum[j % 4] = dot(sum[j % 4], decoder.template term<j, 0>(block), xv);
-                if constexpr (D::kTerms == 2) {
-                    sum[(j + 2) % 4] = dot(sum[(j + 2) % 4], decoder.template term<j, 1>(block), xv);
-                }
-            };
-            const auto half = [&](auto first, int64_t at) __attribute__((always_inline)) {
-                unrolled(std::make_integer_sequence<int, 8>{}, [&](auto i) __attribute__((always_inline)) {
-                    constexpr int j = decltype(first)::value + i;
-                    pair(std::integral_constant<int, j>{}, data + at / kBlock * block_bytes, xp + at / kBlock * kBlock);
-                });
-            };
-            int64_t at = segment.start;
-            const int64_t end = at + segment.len;
-            if (at % kBlock) half(std::integral_constant<int, 8>{}, at), at += 16;
-            const uint8_t *block = data + at / kBlock * block_bytes;
-            for (; at + kBlock <= end; at += kBlock, block += block_bytes) {
-                // Pairs i and i + 8 take their 1-bit plane from the same shifted vector.
-                unrolled(std::make_integer_sequence<int, 8>{}, [&](auto i) __attribute__((always_inline)) {
-                    pair(std::integral_constant<int, i>{}, block, xp + at);
-                    pair(std::integral_constant<int, i + 8>{}, block, xp + at);
-                });
-            }
-            if (at < end) half(std::integral_constant<int, 0>{}, at);
-            __m512 partial = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
-            const int64_t table = (panel * a.groups + segment.group) * kLanes;
-            if (a.xsum) {
-                partial = _mm512_fnmadd_ps(load_table(a.zeros, a.zero_dtype, table), _mm512_set1_ps(a.xsum[s]), partial);
-            }
-            total = _mm512_fmadd_ps(load_table(a.scales, a.scale_dtype, table), partial, total);
-        }
-        alignas(64) float out[kLanes];
-        _mm512_store_ps(out, total);
-        finish16(a.y, a.x_dtype, 0, panel, a.n, a.bias, out);
+// Independent sums per row: together at least eight, which hides the latency of vdpbf16ps.
+constexpr int chains(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1; }
+
+// Sum of the chains from FIRST on, COUNT of them, by halves.
+template <int FIRST, int N, int COUNT = N>
+VQP_INLINE __m512 add_chains(const __m512 (&sum)[N]) {
+    if constexpr (COUNT == 1) {
+        return sum[FIRST];
+    } else {
+        return _mm512_add_ps(add_chains<FIRST, N, COUNT / 2>(sum), add_chains<FIRST + COUNT / 2, N, COUNT / 2>(sum));
     }
 }
 
-void gemv_bf16(const Wna16 &a, int64_t panel_begin, int64_t panel_end) {
-    with_decoder(a, [&](const auto &decoder) { gemv_panels(a, decoder, panel_begin, panel_end); });
+// ISSUE-th pair of the block, pair J, times ROWS rows of x. The two terms of wide codes are worth
+// adding separately only where each is used once or twice.
+template <int J, int ISSUE, int ROWS, class D>
+VQP_INLINE void add_pair(const D &decoder, const Block<D::kBits> &block, const Bits *x, int64_t stride,
+                         __m512 (&sum)[ROWS][chains(ROWS)]) {
+    constexpr int n = chains(ROWS), chain = ISSUE % n, other = (ISSUE + n / 2) % n;
+    constexpr bool terms = D::kTerms == 2 && ROWS <= 2;
+    const __m512i first = terms ? decoder.template term<J, 0>(block) : whole_pair<J>(decoder, block);
+    __m512i second;
+    if constexpr (terms) second = decoder.template term<J, 1>(block);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+        const __m512i xv = pair_at(x + r * stride + 2 * J);
+        sum[r][chain] = dot(sum[r][chain], first, xv);
+        if constexpr (terms) sum[r][other] = dot(sum[r][other], second, xv);
+    }
+}
+
+// Pairs BEGIN to END of whole blocks. Pairs i and i + 8 follow each other in a whole block because
+// they take their 1-bit plane from the same shifted vector.
+template <int BEGIN, int END, int ROWS, class D>
+VQP_INLINE void dot_blocks(const D &decoder, const uint8_t *data, const Bits *x, int64_t stride, int64_t blocks,
+                           __m512 (&partial)[ROWS]) {
+    __m512 sum[ROWS][chains(ROWS)];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+        for (int c = 0; c < chains(ROWS); ++c) sum[r][c] = _mm512_setzero_ps();
+    }
+    for (int64_t b = 0; b < blocks; ++b, data += 64 * D::kBits, x += kBlock) {
+        const Block<D::kBits> block(data);
+#define VQP_PAIR(ISSUE)                                                            \
+    if constexpr (constexpr int j = END - BEGIN == 16 ? ISSUE / 2 + ISSUE % 2 * 8 : BEGIN + ISSUE; \
+                  ISSUE < END - BEGIN)                                             \
+        add_pair<j, ISSUE, ROWS>(decoder, block, x, stride, sum);
+        VQP_PAIR(0) VQP_PAIR(1) VQP_PAIR(2) VQP_PAIR(3) VQP_PAIR(4) VQP_PAIR(5) VQP_PAIR(6) VQP_PAIR(7)
+        VQP_PAIR(8) VQP_PAIR(9) VQP_PAIR(10) VQP_PAIR(11) VQP_PAIR(12) VQP_PAIR(13) VQP_PAIR(14) VQP_PAIR(15)
+#undef VQP_PAIR
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) partial[r] = _mm512_add_ps(partial[r], add_chains<0>(sum[r]));
+}
+
+// Rows [row, row + count) of x times one segment of one panel, scaled and added to total. Only
+// `count` of the ROWS rows are real: the others repeat the last one and are dropped.
+//
+// Not inlined: each number of rows needs the whole register file.
+template <int ROWS, class D>
+__attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decoder, const uint8_t *data, int64_t s, int64_t row,
+                            int64_t count, __m512 scale, __m512 zero, float *total) {
+    const D decoder = shared_decoder;  // a local copy, so that its tables stay in registers
+    const Segment segment = a.segments[s];
+    const int64_t chunk = segment.start / kChunk * kChunk, features = least(kChunk, a.kp - chunk);
+    const Bits *x = static_cast<const Bits *>(a.xp) + chunk * a.m + row * features - chunk;
+    constexpr int64_t block_bytes = 64 * D::kBits;
+    const int64_t end = segment.start + segment.len, first = (segment.start + 16) / kBlock;
+    __m512 partial[ROWS];
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) partial[r] = _mm512_setzero_ps();
+    dot_blocks<0, 16, ROWS>(decoder, data + first * block_bytes, x + first * kBlock, features, end / kBlock - first,
+                            partial);
+    // Half blocks, where groups are an odd multiple of 16.
+    if (segment.start % kBlock) {
+        const int64_t b = segment.start / kBlock;
+        dot_blocks<8, 16, ROWS>(decoder, data + b * block_bytes, x + b * kBlock, features, 1, partial);
+    }
+    if (end % kBlock) {
+        const int64_t b = end / kBlock;
+        dot_blocks<0, 8, ROWS>(decoder, data + b * block_bytes, x + b * kBlock, features, 1, partial);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+        if (r < count) {
+            __m512 p = partial[r];
+            if (a.xsum) p = _mm512_fnmadd_ps(zero, _mm512_set1_ps(a.xsum[(row + r) * a.segment_count + s]), p);
+            _mm512_store_ps(total + (row + r) * kLanes, _mm512_fmadd_ps(scale, p, _mm512_load_ps(total + (row + r) * kLanes)));
+        }
+    }
+}
+
+// At most kFewRows rows: the weights stream through once and are used from registers.
+template <class D>
+void few_rows(const Wna16 &a, const D &decoder, int64_t panel_begin, int64_t panel_end) {
+    alignas(64) float total[kFewRows * kLanes];
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        const uint8_t *data = a.data + panel * a.panel_bytes();
+        for (int64_t r = 0; r < a.m; ++r) _mm512_store_ps(total + r * kLanes, _mm512_setzero_ps());
+        for (int64_t s = 0; s < a.segment_count; ++s) {
+            const int64_t table = (panel * a.groups + a.segments[s].group) * kLanes;
+            const __m512 scale = load_table(a.scales, a.scale_dtype, table);
+            const __m512 zero = a.xsum ? load_table(a.zeros, a.zero_dtype, table) : _mm512_setzero_ps();
+            if (a.m == 1) {
+                add_segment<1>(a, decoder, data, s, 0, 1, scale, zero, total);
+            } else if (a.m == 2) {
+                add_segment<2>(a, decoder, data, s, 0, 2, scale, zero, total);
+            } else {
+                int64_t row = 0;
+                for (; a.m - row > 4; row += 8) {
+                    add_segment<8>(a, decoder, data, s, row, least(8, a.m - row), scale, zero, total);
+                }
+                if (row < a.m) add_segment<4>(a, decoder, data, s, row, a.m - row, scale, zero, total);
+            }
+        }
+        for (int64_t r = 0; r < a.m; ++r) {
+            finish16(a.y, a.x_dtype, r, panel, a.n, a.bias, total + r * kLanes);
+        }
+    }
+}
+
+void few_rows_bf16(const Wna16 &a, int64_t panel_begin, int64_t panel_end) {
+    with_decoder(a, [&](const auto &decoder) { few_rows(a, decoder, panel_begin, panel_end); });
 }
 
 void prepare_bf16(const Wna16 &a, int64_t begin, int64_t end) {
@@ -171,5 +249,5 @@ void prepare_bf16(const Wna16 &a, int64_t begin, int64_t end) {
 
 }  // namespace
 
-const vqp::Wna16Kernels vqp::wna16_avx512_bf16 = {sizeof(Bits), false,          Bf16::kPanels, prepare_bf16,
-                                                  gemv_bf16,    gemm_scratch<Bf16>, gemm<Bf16>};
+const vqp::Wna16Kernels vqp::wna16_avx512_bf16 = {sizeof(Bits), false, Bf16::kPanels, kFewRows, prepare_bf16,
+                                                  few_rows_bf16,    gemm_scratch<Bf16>, gemm<Bf16>};

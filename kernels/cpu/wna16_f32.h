@@ -39,11 +39,23 @@ VQP_INLINE vu field(const uint8_t *plane, int part) {
     return (load<vu>(plane + vector * 64 + part * kWidth * 4) >> shift) & ((1u << WIDTH) - 1);
 }
 
+// The same in the plane of width 3.
+template <int KK>
+VQP_INLINE vu triple(const uint8_t *plane, int part) {
+    constexpr int pair = KK / 2, high = 16 * (KK & 1);
+    const auto vector = [&](int index) __attribute__((always_inline)) { return load<vu>(plane + index * 64 + part * kWidth * 4); };
+    if constexpr (pair == 15) {
+        constexpr int bit = 15 + high;
+        return (vector(0) >> bit & 1) | (vector(1) >> bit & 1) << 1 | (vector(2) >> bit & 1) << 2;
+    }
+    return vector(pair / 5) >> (pair % 5 * 3 + high) & 7;
+}
+
 template <int FORMAT, int KK>
 VQP_INLINE vu code(const uint8_t *block, int part) {
     constexpr int bits = format_bits(FORMAT);
     if constexpr (bits == 2) return field<2, KK>(block, part);
-    if constexpr (bits == 3) return field<2, KK>(block, part) | field<1, KK>(block + 128, part) << 2;
+    if constexpr (bits == 3) return triple<KK>(block, part);
     if constexpr (bits == 4) return field<4, KK>(block, part);
     if constexpr (bits == 5) return field<4, KK>(block, part) | field<1, KK>(block + 256, part) << 4;
     if constexpr (bits == 6) return field<4, KK>(block, part) | field<2, KK>(block + 256, part) << 4;
@@ -217,4 +229,4 @@ void prepare_f32(const Wna16 &a, int64_t begin, int64_t end) {
 }  // namespace
 
 #define VQP_WNA16_F32_KERNELS \
-    { sizeof(float), true, F32::kPanels, prepare_f32, gemv_f32, gemm_scratch<F32>, gemm<F32> }
+    { sizeof(float), true, F32::kPanels, 1, prepare_f32, gemv_f32, gemm_scratch<F32>, gemm<F32> }

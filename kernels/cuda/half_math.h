@@ -46,26 +46,38 @@ VQP_HD uint32_t as_bits(float value) {
 /* The value of a 16-bit float with the format's mantissa and bias. */
 template <class T>
 double soft_value(uint32_t bits) {
-  const int exponent_bits = 15 - T::kMantissa, top = (1 << exponent_bits) - 1;
-  const int exponent = (bits >> T::kMantissa) & top, mantissa = bits & ((1 << T::kMantissa) - 1);
-  double value = exponent == top   ? (mantissa ? NAN : INFINITY)
-                 : exponent == 0 ? ldexp(mantissa, 1 - T::kBias - T::kMantissa)
-                                 : ldexp(mantissa + (1 << T::kMantissa), exponent - T::kBias - T::kMantissa);
+  constexpr int kTop = (1 << (15 - T::kMantissa)) - 1;
+  const int exponent = (bits >> T::kMantissa) & kTop, mantissa = bits & ((1 << T::kMantissa) - 1);
+  double value;
+  if (exponent == kTop) {
+    value = mantissa ? NAN : INFINITY;
+  } else if (exponent == 0) {
+    value = mantissa * ldexp(1.0, 1 - T::kBias - T::kMantissa);
+  } else {
+    const uint64_t wide = static_cast<uint64_t>(exponent - T::kBias + 1023) << 52 |
+                          static_cast<uint64_t>(mantissa) << (52 - T::kMantissa);
+    memcpy(&value, &wide, 8);
+  }
   return bits & 0x8000 ? -value : value;
 }
 
 /* Round a double to the format, ties to even. */
 template <class T>
 uint32_t soft_round(double value) {
-  const uint32_t sign = signbit(value) ? 0x8000 : 0, infinity = 0x7FFF & ~((1u << T::kMantissa) - 1);
+  uint64_t wide;
+  memcpy(&wide, &value, 8);
+  const uint32_t sign = wide >> 48 & 0x8000, infinity = 0x7FFF & ~((1u << T::kMantissa) - 1);
   if (value != value) return sign | 0x7FFF;
-  value = fabs(value);
-  if (isinf(value)) return sign | infinity;
-  int exponent = value == 0 ? 1 - T::kBias : ilogb(value);
-  if (exponent < 1 - T::kBias) exponent = 1 - T::kBias;
-  const double steps = nearbyint(ldexp(value, T::kMantissa - exponent));
-  const int64_t code = static_cast<int64_t>(steps) + (static_cast<int64_t>(exponent + T::kBias - 1) << T::kMantissa);
-  return sign | static_cast<uint32_t>(code < infinity ? code : infinity);
+  int exponent = static_cast<int>(wide >> 52 & 0x7FF) - 1023;
+  if (exponent > T::kBias) return sign | infinity;
+  const uint64_t mantissa = exponent == -1023 ? 0 : (wide & ((1ull << 52) - 1)) | 1ull << 52;
+  int shift = 52 - T::kMantissa;
+  if (exponent < 1 - T::kBias) shift += 1 - T::kBias - exponent, exponent = 1 - T::kBias;
+  if (shift > 54) return sign;
+  uint64_t steps = mantissa >> shift;
+  const uint64_t rest = mantissa & ((1ull << shift) - 1), tie = 1ull << (shift - 1);
+  steps += rest > tie || (rest == tie && (steps & 1));
+  return sign | static_cast<uint32_t>(steps + (static_cast<uint64_t>(exponent + T::kBias - 1) << T::kMantissa));
 }
 
 template <class T>

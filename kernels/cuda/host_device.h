@@ -14,8 +14,11 @@
 
 #ifdef __CUDA_ARCH__
 #define VQP_UNROLL _Pragma("unroll")
+#define VQP_PRAGMA(text) _Pragma(#text)
+#define VQP_UNROLL_BY(n) VQP_PRAGMA(unroll n)
 #else
 #define VQP_UNROLL
+#define VQP_UNROLL_BY(n)
 #endif
 
 namespace vqp {

@@ -19,6 +19,7 @@ VQP_DEVICE int thread_index() { return threadIdx.x; }
 VQP_DEVICE int block_x() { return blockIdx.x; }
 VQP_DEVICE int block_y() { return blockIdx.y; }
 VQP_DEVICE int block_z() { return blockIdx.z; }
+VQP_DEVICE int grid_y() { return gridDim.y; }
 VQP_DEVICE void barrier() { __syncthreads(); }
 
 /* A multiple of 16 bytes, given at launch. */
@@ -103,13 +104,13 @@ template <class T>
 VQP_DEVICE void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b);
 template <>
 VQP_DEVICE void mma<Half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 template <>
 VQP_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }

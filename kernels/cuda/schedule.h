@@ -106,7 +106,7 @@ inline bool set_shared(const Device &device, vqp_cuda_plan &plan) {
 
 inline int check_call(const vqp_cuda_linear &c) {
   if (c.m < 0 || c.n < 1 || c.k < 1 || c.k_padded < c.k || c.k_padded % kSlab || c.groups < 1) return VQP_CUDA_ESHAPE;
-  if (c.k_padded > (1 << 28) || c.n > (1 << 23) || c.m > (1 << 24)) return VQP_CUDA_ESHAPE;
+  if (c.k_padded > (1 << 20) || c.n > (1 << 23) || c.m > (1 << 24)) return VQP_CUDA_ESHAPE; /* offsets of 32 bits */
   if (c.kind < 2 || c.kind > kFp8 || (c.kind == kFp8 && c.zeros)) return VQP_CUDA_EDTYPE;
   if (c.x_dtype != VQP_CUDA_F16 && c.x_dtype != VQP_CUDA_BF16) return VQP_CUDA_EDTYPE;
   if (c.scale_dtype < VQP_CUDA_F32 || c.scale_dtype > VQP_CUDA_F16) return VQP_CUDA_EDTYPE;
@@ -114,8 +114,7 @@ inline int check_call(const vqp_cuda_linear &c) {
   if (c.bias && (c.bias_dtype < VQP_CUDA_F32 || c.bias_dtype > VQP_CUDA_F16)) return VQP_CUDA_EDTYPE;
   if (c.groups > 1) {
     const int size = c.group_size;
-    if (size < kStep || (size & (size - 1)) || ceil_div(c.k_padded, size) < c.groups || c.groups * size < c.k)
-      return VQP_CUDA_ESHAPE;
+    if (size < kStep || (size & (size - 1)) || ceil_div(c.k_padded, size) != c.groups) return VQP_CUDA_ESHAPE;
   }
   if (c.rows && (!c.experts || !c.padded_rows || c.top_k < 1 || c.sorted_rows < 1)) return VQP_CUDA_ESHAPE;
   const uintptr_t wide = reinterpret_cast<uintptr_t>(c.data) | reinterpret_cast<uintptr_t>(c.scales) |

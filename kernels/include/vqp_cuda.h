@@ -46,9 +46,9 @@ typedef struct {
   const int32_t *padded_rows;
   int64_t m, n, k, k_padded;
   int64_t x_stride;
-  int64_t groups;          /* scale groups a row; 1: one scale a row */
+  int64_t groups;          /* ceil(k_padded / group_size), or 1: one scale a row */
   int64_t sorted_rows;
-  int32_t group_size;      /* 16, 32, 64 or a multiple of 128 that is a power of two; ignored for one group */
+  int32_t group_size;      /* a power of two from 16; ignored for one group */
   int32_t kind;            /* 2..8: integer bits; 9: FP8 E4M3 */
   int32_t x_dtype, scale_dtype, zero_dtype, bias_dtype;
   int32_t top_k;

@@ -4,7 +4,7 @@ Sixteen output channels form a panel, so one 32-bit vector lane owns one channel
 horizontal sum is ever needed. Along K a panel is cut into blocks of 32 input features:
 
     data   [N/16 panels][K/32 blocks][planes of one block]                 uint8
-    block  bits = 2: [2]  3: [2,1]  4: [4]  5: [4,1]  6: [4,2]  7: [4,2,1]  8: [8]   (low bits first)
+    block  bits = 2: [2]  3: [3]  4: [4]  5: [4,1]  6: [4,2]  7: [4,2,1]  8: [8]   (low bits first)
 
     plane of width p = p vectors of 16 lanes x 32 bits (64 bytes each)
 
@@ -15,9 +15,12 @@ horizontal sum is ever needed. Along K a panel is cut into blocks of 32 input fe
                field t of word h, bits [p*t, p*t + p):  k = v * (32/p) + 2*t + h
 
 Words h = 0 and 1 of a lane hold neighbouring k, so the same shift of a vector yields 16 pairs
-(k, k+1), the operand shape of bf16 dot products. The 1-bit plane stores pair j = k // 2 at bit
-(j % 8) * 2 + j // 8, which puts the bits that complete fields t of both vectors of a 2-bit plane
-side by side under one shift.
+(k, k+1), the operand shape of bf16 dot products. Two planes deviate for that pair j = k // 2:
+
+    width 1   pair j at bit (j % 8) * 2 + j // 8, so that the bits which complete fields t of both
+              vectors of a 2-bit plane lie side by side under one shift
+    width 3   five codes per word: pair j < 15 in vector j // 5 at bit 3 * (j % 5); pair 15 in bit 15
+              of the three vectors, low bit first
 
     scales [N/16][G][16]  bf16, fp16 or fp32       zeros  [N/16][G][16]  uint8 or fp32
 
@@ -28,15 +31,13 @@ its first Kp entries are source columns (-1 = padding), the rest the first colum
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 LAYOUT_VERSION = 1
 KIND_CODES = {"int": 0, "fp8_e4m3": 1, "fp8_e5m2": 2}
 LANES = 16
 BLOCK = 32
-PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -59,25 +60,28 @@ def kind_name(code: int) -> str:
     raise ValueError(f"unknown weight kind {code & 0xFF}")
 
 
-@functools.lru_cache
-def _bit_order() -> torch.Tensor:
-    """int64 (16,): the pair stored at each bit of the 1-bit plane."""
-    return torch.tensor([(bit % 2) * 8 + bit // 2 for bit in range(16)])
+def _places(width: int, pair: int) -> list[tuple[int, int, int, int]]:
+    """Where a pair's field of ``width`` bits lives: (vector, bit of the word, bits taken, bit of the field)."""
+    if width == 1:
+        return [(0, pair % 8 * 2 + pair // 8, 1, 0)]
+    if width == 3 and pair == 15:
+        return [(vector, 15, 1, vector) for vector in range(3)]
+    per_word = 16 // width
+    return [(pair // per_word, width * (pair % per_word), width, 0)]
 
 
 def pack_planes(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """Codes (Np, Kp) uint8, Np a multiple of 16 and Kp of 32, to the bytes of the layout, 1-D."""
     panels, blocks = codes.shape[0] // LANES, codes.shape[1] // BLOCK
     parts, offset = [], 0
+    pairs = codes.view(panels, LANES, blocks, BLOCK // 2, 2)
     for width in PLANES[bits]:
-        fields = ((codes >> offset) & ((1 << width) - 1)).view(panels, LANES, blocks, width, 16 // width, 2)
-        if width == 1:
-            fields = fields[..., _bit_order(), :]
-        word = torch.zeros((*fields.shape[:4], 2), dtype=torch.int32)
-        for t in range(16 // width):
-            word |= fields[..., t, :].int() << (width * t)
-        pair = torch.stack((word & 0xFF, word >> 8), dim=-1).to(torch.uint8)  # panel, lane, block, v, h, byte
-        parts.append(pair.permute(0, 2, 3, 1, 4, 5).reshape(panels, blocks, 64 * width))
+        word = torch.zeros(panels, blocks, width, LANES, 2, dtype=torch.int32)
+        for pair in range(BLOCK // 2):
+            field = (pairs[..., pair, :].transpose(1, 2).int() >> offset) & ((1 << width) - 1)
+            for vector, bit, taken, low in _places(width, pair):
+                word[:, :, vector] |= (field >> low & ((1 << taken) - 1)) << bit
+        parts.append(torch.stack((word & 0xFF, word >> 8), dim=-1).to(torch.uint8).view(panels, blocks, 64 * width))
         offset += width
     return torch.cat(parts, dim=2).reshape(-1)
 
@@ -87,18 +91,18 @@ def unpack_planes(data: torch.Tensor, bits: int, rows: int) -> torch.Tensor:
     panels = rows // LANES
     blocks = data.numel() // (panels * 64 * bits) if panels else 0
     planes = data.view(panels, blocks, 64 * bits)
-    codes = torch.zeros(panels, LANES, blocks, BLOCK, dtype=torch.uint8)
+    pairs = torch.zeros(panels, LANES, blocks, BLOCK // 2, 2, dtype=torch.uint8)
     start, offset = 0, 0
     for width in PLANES[bits]:
-        pair = planes[..., start : start + 64 * width].reshape(panels, blocks, width, LANES, 2, 2).int()
-        word = (pair[..., 0] | pair[..., 1] << 8).permute(0, 3, 1, 2, 4)  # panel, lane, block, v, h
-        fields = torch.stack([word >> (width * t) & ((1 << width) - 1) for t in range(16 // width)], dim=-2)
-        if width == 1:
-            fields = fields[..., torch.argsort(_bit_order()), :]
-        codes |= fields.reshape(panels, LANES, blocks, BLOCK).to(torch.uint8) << offset
+        pair_of_bytes = planes[..., start : start + 64 * width].reshape(panels, blocks, width, LANES, 2, 2).int()
+        word = pair_of_bytes[..., 0] | pair_of_bytes[..., 1] << 8
+        for pair in range(BLOCK // 2):
+            for vector, bit, taken, low in _places(width, pair):
+                field = word[:, :, vector] >> bit & ((1 << taken) - 1)
+                pairs[..., pair, :] |= (field << (low + offset)).to(torch.uint8).transpose(1, 2)
         start += 64 * width
         offset += width
-    return codes.view(rows, blocks * BLOCK)
+    return pairs.view(rows, blocks * BLOCK)
 
 
 def interleave_rows(table: torch.Tensor, rows: int) -> torch.Tensor:

@@ -1,0 +1,118 @@
+/* Global memory to a stage of the ring: codes, scale and zero tables, and activations with their act-order gather. */
+#ifndef VQP_CUDA_LOADER_H
+#define VQP_CUDA_LOADER_H
+
+#include "params.h"
+#include "ptx.h"
+
+namespace vqp {
+
+template <class T, int kKind, int kTokens>
+struct Loader {
+  static constexpr int kBits = bits_of(kKind);
+  static constexpr int kChunks = kTokens * kTileK / 8; /* of 8 activations in a stage */
+  static constexpr int kCopies = (kChunks + kThreads - 1) / kThreads;
+
+  const Params &p;
+  const uint8_t *data;        /* of the block's first row tile; likewise the tables */
+  const char *scales, *zeros;
+  const int32_t *perm;
+  int64_t first_row; /* of the block, among the rows of all tiles */
+  int row_tiles;     /* of the block that exist */
+  uint64_t policy;
+  const char *x_rows[kCopies]; /* this thread's chunk of tokens tid / 16 + 16 j; null past the end */
+
+  VQP_DEVICE Loader(const Params &params, int m_tile, int n_tile, int64_t expert)
+      : p(params), first_row(static_cast<int64_t>(m_tile) * kTokens), row_tiles(p.row_tiles - n_tile * kRowTiles) {
+    const vqp_cuda_linear &c = p.call;
+    const int64_t first_tile = expert * p.row_tiles + n_tile * kRowTiles, table = first_tile * c.groups * kRowTile;
+    data = c.data + first_tile * p.slabs * slab_bytes(kBits);
+    scales = static_cast<const char *>(c.scales) + table * p.scale_bytes;
+    zeros = static_cast<const char *>(c.zeros) + table * p.zero_bytes;
+    perm = c.perm ? c.perm + expert * c.k_padded : nullptr;
+    policy = p.read_once ? read_once_policy() : read_again_policy();
+    VQP_UNROLL
+    for (int j = 0; j < kCopies; ++j) {
+      const int token = (thread_index() >> 4) + 16 * j;
+      const int64_t pair = token < kTokens ? source(token) : -1;
+      x_rows[j] = pair < 0 ? nullptr : x_row(pair) + 16 * (thread_index() & 15);
+    }
+  }
+
+  VQP_DEVICE int64_t source(int token) const {
+    return pair_of(p.call, first_row + token, [](const int32_t *row) { return load_global(row); });
+  }
+  VQP_DEVICE const char *x_row(int64_t pair) const {
+    return static_cast<const char *>(p.call.x) + 2 * p.call.x_stride * x_row_of(p.call, pair);
+  }
+
+  /* Start the copies of K tile `tile` into `stage`: warp w copies row tile w, whose slabs follow each other. */
+  VQP_DEVICE void copy_weights(char *stage, int tile) const {
+    constexpr int kSlabChunks = slab_bytes(kBits) / 16;
+    const int warp = thread_index() >> 5, lane = thread_index() & 31;
+    const int chunks = warp < row_tiles ? (p.slabs - 2 * tile) * kSlabChunks : 0;
+    const uint8_t *const from = data + 16 * (((warp < row_tiles ? warp : 0) * p.slabs + 2 * tile) * kSlabChunks + lane);
+    char *const to = stage + 16 * (warp * 2 * kSlabChunks + lane);
+    VQP_UNROLL
+    for (int j = 0; j < (2 * kSlabChunks + 31) / 32; ++j) {
+      const int chunk = lane + 32 * j;
+      if (2 * kSlabChunks % 32 && chunk >= 2 * kSlabChunks) break;
+      const bool valid = chunk < chunks;
+      copy_async(to + 512 * j, valid ? from + 512 * j : data, valid, policy);
+    }
+    copy_table(stage + p.stage.scales, scales, p.scale_bytes, tile);
+    if (p.zero_bytes) copy_table(stage + p.stage.zeros, zeros, p.zero_bytes, tile);
+  }
+
+  /* [row tile][group of the K tile][16] of a table [row tile][groups][16] with `size` bytes an element. At most
+   * 8 groups of 4 bytes: 32 chunks a row tile, one a lane. */
+  VQP_DEVICE void copy_table(char *to, const char *table, int size, int tile) const {
+    const int warp = thread_index() >> 5, lane = thread_index() & 31, width = groups_of_tile(p.group_shift) * size;
+    if (lane >= width) return;
+    const int first = (tile * (kTileK / kStep)) >> p.group_shift, groups = static_cast<int>(p.call.groups);
+    const bool valid = warp < row_tiles && lane < (groups - first) * size;
+    const int at = (warp * groups + first) * size + lane;
+    copy_async(to + 16 * (warp * width + lane), table + (valid ? 16 * at : 0), valid);
+  }
+
+  VQP_DEVICE void copy_x(char *stage, int tile) const {
+    VQP_UNROLL
+    for (int j = 0; j < kCopies; ++j) {
+      const int token = (thread_index() >> 4) + 16 * j, chunk = thread_index() & 15;
+      if (kChunks % kThreads && token >= kTokens) break;
+      const bool valid = x_rows[j] && tile * kTileK + 8 * chunk < p.call.k;
+      const void *from = valid ? x_rows[j] + static_cast<int64_t>(tile) * kTileK * 2 : p.call.x;
+      copy_async(stage + p.stage.x + x_offset(token, chunk), from, valid);
+    }
+  }
+
+  /* The same activations one by one, through act-order's permutation. */
+  VQP_DEVICE void gather_x(char *stage, int tile) const {
+    const int pair = thread_index() & 63, column = tile * kTileK + 2 * pair;
+    int from[2];
+    VQP_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int at = column + half;
+      from[half] = perm ? (at < p.call.k_padded ? load_global(perm + at) : -1) : at < p.call.k ? at : -1;
+    }
+    VQP_UNROLL_BY(4)
+    for (int token = thread_index() >> 6; token < kTokens; token += kThreads / 64) {
+      const int64_t row = source(token);
+      const uint16_t *x = reinterpret_cast<const uint16_t *>(row < 0 ? nullptr : x_row(row));
+      uint32_t two = x && from[0] >= 0 ? load_global(x + from[0]) : 0;
+      two |= static_cast<uint32_t>(x && from[1] >= 0 ? load_global(x + from[1]) : 0) << 16;
+      store_shared(stage + p.stage.x + x_offset(token, pair >> 2) + 4 * (pair & 3), two);
+    }
+  }
+
+  VQP_DEVICE void load_x(char *stage, int tile) const {
+    if (p.x_element_wise)
+      gather_x(stage, tile);
+    else
+      copy_x(stage, tile);
+  }
+};
+
+}  // namespace vqp
+
+#endif

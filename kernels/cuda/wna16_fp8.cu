@@ -1,0 +1,2 @@
+#define VQP_KIND 9 /* FP8 E4M3 */
+#include "wna16_instances.h"

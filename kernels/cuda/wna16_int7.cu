@@ -1,0 +1,2 @@
+#define VQP_KIND 7
+#include "wna16_instances.h"

@@ -1,0 +1,111 @@
+"""Finds, checks and loads ``libvqp_cuda.so``, and mirrors the structures of kernels/include/vqp_cuda.h.
+
+VQP_CUDA_LIBRARY  path of another build of the library.
+VQP_CUDA_KERNELS  1 to let vLLM's layers use these kernels. They have not run on a GPU yet (docs/cuda.md),
+                  so without it a layer on a GPU is dequantized for each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sysconfig
+from pathlib import Path
+
+import torch
+
+from vllm_quant_kernels.library import LibraryError
+
+NAME = "libvqp_cuda.so"
+ABI_VERSION = 1
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
+NO_DTYPE = 4
+RUNTIME_ERROR = 1000
+ERRORS = {
+    1: "the sizes do not make the packed layout, or exceed the grid",
+    2: "no kernel reads these dtypes",
+    3: "a tensor is not 16-byte aligned",
+    4: "the workspace is too small",
+    5: "the device is below compute capability 8.0 or has too little shared memory",
+}
+
+
+class Linear(ctypes.Structure):
+    """``vqp_cuda_linear``."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("x", "y", "data", "scales", "zeros", "perm", "bias")]
+        + [(name, ctypes.c_void_p) for name in ("rows", "experts", "padded_rows")]
+        + [(name, ctypes.c_int64) for name in ("m", "n", "k", "k_padded", "x_stride", "groups", "sorted_rows")]
+        + [(name, ctypes.c_int32) for name in ("group_size", "kind", "x_dtype", "scale_dtype", "zero_dtype")]
+        + [(name, ctypes.c_int32) for name in ("bias_dtype", "top_k", "batch_invariant")]
+    )
+
+
+class Plan(ctypes.Structure):
+    """``vqp_cuda_plan``."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "stage_bytes", "shared_bytes", "clustered")
+    ] + [("workspace_bytes", ctypes.c_int64)]
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name, _ in self._fields_}  # type: ignore[misc]
+
+
+def library_path() -> Path | None:
+    """The library beside the package or in site-packages (editable install); None when there is none."""
+    override = os.environ.get("VQP_CUDA_LIBRARY")
+    if override:
+        return Path(override)
+    for folder in (Path(__file__).parent, Path(sysconfig.get_paths()["platlib"]) / "vllm_quant_kernels"):
+        if (folder / NAME).is_file():
+            return folder / NAME
+    return None
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """The loaded library. It needs no GPU and no CUDA installation to load.
+
+    Raises:
+        LibraryError: it is absent, cannot be loaded, or has another ABI.
+    """
+    path = library_path()
+    if path is None:
+        raise LibraryError(f"{NAME} was not built: run `make` with nvcc on PATH")
+    try:
+        lib = ctypes.CDLL(str(path))
+        version = lib.vqp_cuda_abi_version()
+    except (OSError, AttributeError) as error:
+        raise LibraryError(f"{path} cannot be loaded: {error}") from error
+    if version != ABI_VERSION:
+        raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
+    pointer, wide = ctypes.c_void_p, ctypes.c_int64
+    lib.vqp_cuda_linear_plan.argtypes = [ctypes.POINTER(Linear), ctypes.c_int, ctypes.POINTER(Plan)]
+    lib.vqp_cuda_linear_run.argtypes = [ctypes.POINTER(Linear), ctypes.POINTER(Plan), pointer, wide, pointer]
+    lib.vqp_cuda_pack.argtypes = [pointer, wide, wide, wide, pointer, ctypes.c_int, pointer, pointer]
+    return lib
+
+
+def available() -> bool:
+    """Whether the library was built here."""
+    return library_path() is not None
+
+
+def enabled() -> bool:
+    """Whether layers on a GPU should use the kernels: VQP_CUDA_KERNELS=1. Raises LibraryError on another value."""
+    value = os.environ.get("VQP_CUDA_KERNELS", "0")
+    if value not in ("0", "1"):
+        raise LibraryError(f"VQP_CUDA_KERNELS={value}: must be 0 or 1")
+    return value == "1"
+
+
+def check(code: int) -> None:
+    """Raise for a code that is not 0: ValueError for a refused call, RuntimeError for a CUDA error."""
+    if code >= RUNTIME_ERROR:
+        raise RuntimeError(f"CUDA error {code - RUNTIME_ERROR} while launching a kernel")
+    if code:
+        raise ValueError(ERRORS.get(code, f"native kernel failed with code {code}"))

@@ -1,0 +1,124 @@
+"""Calls into ``libvqp_cuda.so``: tensors to pointers, outputs and workspaces from PyTorch's allocator."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+from vllm_quant_kernels import cuda_library
+from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of
+from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE, Linear, Plan
+from vllm_quant_kernels.cuda_pack import PackedCuda
+
+
+def _pointer(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _dtype(tensor: torch.Tensor | None) -> int:
+    return NO_DTYPE if tensor is None else DTYPES[tensor.dtype]
+
+
+def describe(
+    x: torch.Tensor,
+    out: torch.Tensor,
+    w: PackedCuda,
+    bias: torch.Tensor | None,
+    batch_invariant: bool,
+) -> Linear:
+    """The call y = x W^T + bias for x (M, K) with unit column stride and out (M, N) contiguous."""
+    return Linear(
+        x=_pointer(x),
+        y=_pointer(out),
+        data=_pointer(w.data),
+        scales=_pointer(w.scales),
+        zeros=_pointer(w.zeros),
+        perm=_pointer(w.perm),
+        bias=_pointer(bias),
+        m=x.shape[0],
+        n=w.n,
+        k=w.k,
+        k_padded=w.k_padded,
+        x_stride=x.stride(0) if x.shape[0] > 1 else w.k,
+        groups=w.scales.shape[-2],
+        group_size=w.group_size,
+        kind=w.kind,
+        x_dtype=_dtype(x),
+        scale_dtype=_dtype(w.scales),
+        zero_dtype=_dtype(w.zeros),
+        bias_dtype=_dtype(bias),
+        batch_invariant=int(batch_invariant),
+    )
+
+
+def plan(call: Linear, tokens: int = 0) -> Plan:
+    """How ``call`` would run on the current device."""
+    result = Plan()
+    cuda_library.check(cuda_library.load().vqp_cuda_linear_plan(ctypes.byref(call), tokens, ctypes.byref(result)))
+    return result
+
+
+def run(call: Linear, chosen: Plan, device: torch.device) -> None:
+    """Enqueue a planned call on the current stream."""
+    size = chosen.workspace_bytes
+    workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+    stream = torch.cuda.current_stream(device).cuda_stream
+    cuda_library.check(
+        cuda_library.load().vqp_cuda_linear_run(
+            ctypes.byref(call), ctypes.byref(chosen), _pointer(workspace), size, stream
+        )
+    )
+
+
+def wna16_linear(x: torch.Tensor, w: PackedCuda, bias: torch.Tensor | None, batch_invariant: bool) -> torch.Tensor:
+    """See :func:`vllm_quant_kernels.cuda_ops.linear_cuda`."""
+    rows = x.reshape(-1, w.k)
+    if rows.stride(-1) != 1 and rows.numel():
+        rows = rows.contiguous()
+    out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype, device=x.device)
+    if out.numel():
+        with torch.cuda.device(x.device):
+            call = describe(rows, out, w, None if bias is None else bias.contiguous(), batch_invariant)
+            run(call, plan(call), x.device)
+    return out
+
+
+def wna16_experts(
+    x: torch.Tensor,
+    w: PackedCuda,
+    bias: torch.Tensor | None,
+    rows: torch.Tensor,
+    experts: torch.Tensor,
+    padded_rows: torch.Tensor,
+    tokens: int,
+    top_k: int,
+    pairs: int,
+) -> torch.Tensor:
+    """See :func:`vllm_quant_kernels.cuda_ops.experts_cuda`."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = torch.empty((pairs, w.n), dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
+    with torch.cuda.device(x.device):
+        call = describe(x, out, w, None if bias is None else bias.contiguous(), False)
+        call.m, call.top_k, call.sorted_rows = pairs, top_k, rows.numel()
+        call.rows, call.experts, call.padded_rows = _pointer(rows), _pointer(experts), _pointer(padded_rows)
+        run(call, plan(call, tokens), x.device)
+    return out
+
+
+def pack(codes: torch.Tensor, kind: int, k_padded: int, perm: torch.Tensor | None) -> torch.Tensor:
+    """Codes (N, K) uint8 on a GPU to the packed bytes of :mod:`vllm_quant_kernels.cuda_layout`."""
+    n, k = codes.shape
+    tiles = -(-n // ROW_TILE) * (k_padded // SLAB)
+    data = torch.empty(tiles * 128 * bits_of(kind), dtype=torch.uint8, device=codes.device)
+    if data.numel():
+        with torch.cuda.device(codes.device):
+            stream = torch.cuda.current_stream(codes.device).cuda_stream
+            cuda_library.check(
+                cuda_library.load().vqp_cuda_pack(
+                    _pointer(codes), n, k, k_padded, _pointer(perm), kind, _pointer(data), stream
+                )
+            )
+    return data

@@ -1,0 +1,143 @@
+"""The CUDA operators: ``vqp::wna16_linear_cuda`` and its grouped form ``vqp::wna16_experts_cuda``.
+
+Definitions, CUDA implementations, fakes, and CPU implementations that compute the reference from the
+same packed tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from vllm_quant_kernels import cuda_native
+from vllm_quant_kernels.cuda_layout import ROW_TILE, bits_of
+from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda
+
+_LIB = torch.library.Library("vqp", "FRAGMENT")
+_WEIGHT = (
+    "Tensor data, Tensor scales, Tensor? zeros, Tensor? perm, Tensor? bias, int kind, int group_size, int n, int k"
+)
+_LIB.define(f"wna16_linear_cuda(Tensor x, {_WEIGHT}, bool batch_invariant) -> Tensor")
+_LIB.define(
+    f"wna16_experts_cuda(Tensor x, {_WEIGHT}, Tensor rows, Tensor experts, Tensor padded_rows, "
+    "int tokens, int top_k, int pairs) -> Tensor"
+)
+
+
+def _check(
+    x: torch.Tensor, data: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, kind: int, n: int, k: int
+) -> None:
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        raise ValueError(f"x must be bf16 or fp16, got {x.dtype}")
+    if x.ndim == 0 or x.shape[-1] != k:
+        raise ValueError(f"x must be (..., {k}), got {tuple(x.shape)}")
+    tiles = -(-n // ROW_TILE)
+    if scales.ndim < 3 or scales.shape[-3] != tiles or scales.shape[-1] != ROW_TILE or not scales.is_contiguous():
+        raise ValueError(f"scales must be contiguous (..., {tiles}, G, {ROW_TILE}), got {tuple(scales.shape)}")
+    slab_row = 128 * bits_of(kind) * tiles
+    if data.dtype != torch.uint8 or data.shape[-1] % slab_row or data.shape[-1] // slab_row * 64 < k:
+        raise ValueError(f"data of {data.shape[-1]} bytes does not hold {n} x {k} codes of kind {kind}")
+    if bias is not None and (bias.shape[-1] != n or not bias.is_floating_point()):
+        raise ValueError(f"bias must be floating (..., {n}), got {bias.dtype} {tuple(bias.shape)}")
+
+
+def _linear_cuda(x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant):  # type: ignore[no-untyped-def]
+    _check(x, data, scales, bias, kind, n, k)
+    packed = PackedCuda(data, scales, zeros, perm, kind, group_size, n, k)
+    return cuda_native.wna16_linear(x, packed, bias, batch_invariant)
+
+
+def _linear_cpu(x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant):  # type: ignore[no-untyped-def]
+    _check(x, data, scales, bias, kind, n, k)
+    weight = dequantize_cuda(PackedCuda(data, scales, zeros, perm, kind, group_size, n, k))
+    out = x.float() @ weight.T
+    return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
+def _linear_fake(x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant):  # type: ignore[no-untyped-def]
+    return x.new_empty((*x.shape[:-1], n))
+
+
+def _check_tiles(rows: torch.Tensor, experts: torch.Tensor, padded_rows: torch.Tensor, tokens: int) -> None:
+    if tokens not in (8, 16, 32, 64) or rows.numel() % tokens or experts.numel() < rows.numel() // tokens:
+        raise ValueError(f"{rows.numel()} rows and {experts.numel()} experts do not make tiles of {tokens}")
+    if any(t.dtype != torch.int32 for t in (rows, experts, padded_rows)):
+        raise ValueError("rows, experts and padded_rows must be int32")
+
+
+def _experts_cuda(
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k, rows, experts, padded_rows, tokens, top_k, pairs
+):  # type: ignore[no-untyped-def]
+    _check(x, data, scales, bias, kind, n, k)
+    _check_tiles(rows, experts, padded_rows, tokens)
+    packed = PackedCuda(data, scales, zeros, perm, kind, group_size, n, k)
+    return cuda_native.wna16_experts(x, packed, bias, rows, experts, padded_rows, tokens, top_k, pairs)
+
+
+def _experts_cpu(
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k, rows, experts, padded_rows, tokens, top_k, pairs
+):  # type: ignore[no-untyped-def]
+    _check(x, data, scales, bias, kind, n, k)
+    _check_tiles(rows, experts, padded_rows, tokens)
+    out = x.new_zeros(pairs, n)
+    for tile in range(int(padded_rows) // tokens):
+        e, pair = int(experts[tile]), rows[tile * tokens : (tile + 1) * tokens].long()
+        pair = pair[pair < pairs]
+        one = [None if t is None else t[e] for t in (data, scales, zeros, perm, bias)]
+        out[pair] = _linear_cpu(x[pair // top_k], *one, kind, group_size, n, k, False)
+    return out
+
+
+def _experts_fake(
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k, rows, experts, padded_rows, tokens, top_k, pairs
+):  # type: ignore[no-untyped-def]
+    return x.new_empty((pairs, n))
+
+
+_LIB.impl("wna16_linear_cuda", _linear_cuda, "CUDA")
+_LIB.impl("wna16_linear_cuda", _linear_cpu, "CPU")
+_LIB.impl("wna16_experts_cuda", _experts_cuda, "CUDA")
+_LIB.impl("wna16_experts_cuda", _experts_cpu, "CPU")
+torch.library.register_fake("vqp::wna16_linear_cuda", _linear_fake, lib=_LIB)
+torch.library.register_fake("vqp::wna16_experts_cuda", _experts_fake, lib=_LIB)
+
+
+def linear_cuda(
+    x: torch.Tensor, packed: PackedCuda, bias: torch.Tensor | None = None, batch_invariant: bool = False
+) -> torch.Tensor:
+    """Weight-only quantized linear on a GPU: x (..., K) bf16 or fp16 to (..., N) of the same dtype.
+
+    Products are accumulated in FP32 and scaled per group in FP32; the order of the sum is fixed, so
+    results repeat bit for bit. With ``batch_invariant`` they do so whatever the other rows are.
+    """
+    p = packed
+    return torch.ops.vqp.wna16_linear_cuda(
+        x, p.data, p.scales, p.zeros, p.perm, bias, p.kind, p.group_size, p.n, p.k, batch_invariant
+    )
+
+
+def experts_cuda(
+    x: torch.Tensor,
+    packed: PackedCuda,
+    rows: torch.Tensor,
+    experts: torch.Tensor,
+    padded_rows: torch.Tensor,
+    tokens: int,
+    top_k: int,
+    pairs: int,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The grouped form: row j of the result is x[j // top_k] times its expert's weight, for ``pairs`` rows.
+
+    Args:
+        packed: tensors with a leading expert dimension.
+        rows: int32, tiles of ``tokens`` pairs sorted by expert; entries >= ``pairs`` are padding (vLLM's
+            ``moe_align_block_size`` with block size ``tokens`` gives rows, experts and padded_rows).
+        experts: int32, the expert of each tile.
+        padded_rows: int32, one element: rows in use.
+        tokens: 8, 16, 32 or 64; 16 with floating zero points.
+    """
+    p = packed
+    return torch.ops.vqp.wna16_experts_cuda(
+        x, p.data, p.scales, p.zeros, p.perm, bias, p.kind, p.group_size, p.n, p.k,
+        rows, experts, padded_rows, tokens, top_k, pairs,
+    )  # fmt: skip
