@@ -1,0 +1,373 @@
+#include "emulator.h"
+
+#include <ucontext.h>
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "fragments.h"
+
+namespace vqp {
+namespace emulator {
+namespace {
+
+constexpr size_t kStack = 64 << 10;
+enum class State { kReady, kWarp, kBarrier, kCluster, kDone };
+
+struct Copy {
+  void *to;
+  const void *from;
+  bool valid;
+};
+
+struct Lane {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  struct Group *block;
+  int index;
+  State state = State::kReady;
+  Warp instruction;
+  void *operands = nullptr;
+  std::deque<std::vector<Copy>> groups;
+  std::vector<Copy> open;
+  int warp() const { return index / 32; }
+};
+
+/* Who touched a 4-byte word of shared memory, counted in the block's barriers. */
+struct Word {
+  int write_epoch = -1, write_warp = -1, read_epoch = -1, read_warp = -1, cluster_epoch = -1, in_flight = 0;
+};
+constexpr int kManyWarps = -2;
+
+struct Group { /* a block */
+  Dim at, grid;
+  std::vector<Lane> lanes;
+  std::unique_ptr<char[]> memory;
+  char *shared;
+  size_t shared_bytes;
+  std::vector<Word> words;
+  int epoch = 0, cluster_epoch = 0, at_barrier = 0, at_cluster = 0, done = 0;
+};
+
+Options options;
+std::mt19937_64 random_order;
+std::map<uintptr_t, size_t> allowed;
+std::string first_fault;
+std::vector<std::unique_ptr<Group>> cluster;
+const std::function<void()> *body;
+ucontext_t scheduler;
+Lane *current;
+
+void report(const std::string &what) {
+  if (!first_fault.empty()) return;
+  const Group &b = *current->block;
+  first_fault = what + " (block " + std::to_string(b.at.x) + "," + std::to_string(b.at.y) + "," +
+                std::to_string(b.at.z) + " thread " + std::to_string(current->index) + ")";
+}
+
+void suspend(State why) {
+  Lane *const self = current;
+  self->state = why;
+  swapcontext(&self->context, &scheduler);
+}
+
+void enter() {
+  (*body)();
+  Lane *const self = current;
+  if (!self->groups.empty() || !self->open.empty()) report("a thread ended with copies under way");
+  self->state = State::kDone;
+  ++self->block->done;
+  swapcontext(&self->context, &scheduler);
+}
+
+Word *words_of(Group &block, const void *pointer, size_t bytes, const char *what) {
+  const ptrdiff_t at = static_cast<const char *>(pointer) - block.shared;
+  if (at < 0 || at + bytes > block.shared_bytes || at % bytes) {
+    report(std::string(what) + " at byte " + std::to_string(at) + " of " + std::to_string(block.shared_bytes) +
+           " of shared memory");
+    return nullptr;
+  }
+  return &block.words[at / 4];
+}
+
+void note_write(Group &block, void *pointer, size_t bytes, int warp) {
+  Word *word = words_of(block, pointer, bytes, "write");
+  for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
+    Word &w = word[i];
+    if (w.in_flight) report("write to shared memory that a copy is filling");
+    if (w.write_epoch == block.epoch && w.write_warp != warp) report("two warps write a word between barriers");
+    if (w.read_epoch == block.epoch && w.read_warp != warp) report("a word is written while another warp may read it");
+    w.write_epoch = block.epoch, w.write_warp = warp, w.cluster_epoch = block.cluster_epoch;
+  }
+}
+
+void note_read(Group &block, const void *pointer, size_t bytes, int warp) {
+  Word *word = words_of(block, pointer, bytes, "read");
+  for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
+    Word &w = word[i];
+    if (w.in_flight) report("read of shared memory that a copy is filling");
+    if (w.write_epoch == -1) report("read of shared memory that nothing wrote");
+    if (w.write_epoch == block.epoch && w.write_warp != warp) report("a word is read before a barrier shows its write");
+    w.read_warp = w.read_epoch == block.epoch && w.read_warp != warp ? kManyWarps : warp;
+    w.read_epoch = block.epoch;
+  }
+}
+
+void land(const Copy &copy) {
+  if (!first_fault.empty()) return;
+  if (copy.valid)
+    memcpy(copy.to, copy.from, 16);
+  else
+    memset(copy.to, 0, 16);
+}
+
+/* A copy's effect may show at any time between issue and wait: it is a write at both ends. */
+void finish(Lane &lane, std::vector<Copy> &copies) {
+  for (const Copy &copy : copies) {
+    Word *word = words_of(*lane.block, copy.to, 16, "copy");
+    for (int i = 0; word && i < 4; ++i) --word[i].in_flight;
+    if (options.late_copies) land(copy);
+    note_write(*lane.block, copy.to, 16, lane.warp());
+  }
+}
+
+const float *table(bool half) {
+  static std::vector<float> values[2];
+  if (values[half].empty()) {
+    values[half].resize(1 << 16);
+    for (uint32_t i = 0; i < 1 << 16; ++i)
+      values[half][i] = static_cast<float>(half ? soft_value<Half>(i) : soft_value<BFloat16>(i));
+  }
+  return values[half].data();
+}
+
+void run_matrices(Lane *lanes, int matrices) {
+  uint32_t loaded[32][4];
+  for (int m = 0; m < matrices; ++m)
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto *from = static_cast<const MatrixOperands *>(lanes[8 * m + lane / 4].operands);
+      const char *at = static_cast<const char *>(from->row);
+      if (lane % 4 == 0) {
+        if (reinterpret_cast<uintptr_t>(at) & 15) report("ldmatrix row is not 16-byte aligned");
+        note_read(*lanes->block, at, 16, lanes->warp());
+      }
+      if (first_fault.empty()) memcpy(&loaded[lane][m], at + 4 * (lane % 4), 4);
+    }
+  for (int lane = 0; lane < 32; ++lane)
+    memcpy(static_cast<const MatrixOperands *>(lanes[lane].operands)->r, loaded[lane], 4 * matrices);
+}
+
+void run_mma(Lane *lanes, bool half) {
+  float a[16][16], b[16][8];
+  const float *const value = table(half);
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto *o = static_cast<const MmaOperands *>(lanes[lane].operands);
+    for (int h = 0; h < 2; ++h) {
+      for (int r = 0; r < 4; ++r) a[a_row(lane, r)][a_col(lane, r, h)] = value[o->a[r] >> 16 * h & 0xFFFF];
+      for (int r = 0; r < 2; ++r) b[b_row(lane, r, h)][b_col(lane)] = value[o->b[r] >> 16 * h & 0xFFFF];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    float *const c = static_cast<const MmaOperands *>(lanes[lane].operands)->c;
+    for (int i = 0; i < 4; ++i) {
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += a[c_row(lane, i)][k] * b[k][c_col(lane, i)];
+      c[i] += sum;
+    }
+  }
+}
+
+void release(Group &block, State from) {
+  for (Lane &lane : block.lanes)
+    if (lane.state == from) lane.state = State::kReady;
+}
+
+/* Runs one warp as far as it gets, then another at random: the worst order that the barriers allow. */
+void run_cluster() {
+  for (;;) {
+    std::vector<std::pair<Group *, int>> ready;
+    size_t done = 0;
+    for (auto &block : cluster) {
+      const int warps = static_cast<int>(block->lanes.size()) / 32;
+      done += block->done == static_cast<int>(block->lanes.size());
+      for (int w = 0; w < warps; ++w)
+        for (int lane = 0; lane < 32; ++lane)
+          if (block->lanes[32 * w + lane].state == State::kReady) {
+            ready.push_back({block.get(), w});
+            break;
+          }
+    }
+    if (done == cluster.size()) return;
+    if (ready.empty()) {
+      if (first_fault.empty()) first_fault = "deadlock: no thread can go on";
+      return;
+    }
+    const auto [block, warp] = ready[random_order() % ready.size()];
+    for (bool any = true; any;) {
+      any = false;
+      for (int i = 0; i < 32; ++i) {
+        Lane &lane = block->lanes[32 * warp + i];
+        if (lane.state != State::kReady) continue;
+        any = true;
+        current = &lane;
+        swapcontext(&scheduler, &lane.context);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void reset(const Options &chosen) {
+  options = chosen;
+  random_order.seed(chosen.seed);
+  allowed.clear();
+  first_fault.clear();
+}
+
+void allow(const void *pointer, size_t bytes) {
+  if (pointer) allowed[reinterpret_cast<uintptr_t>(pointer)] = bytes;
+}
+
+const std::string &fault() { return first_fault; }
+
+void global_access(const void *pointer, size_t bytes) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
+  auto next = allowed.upper_bound(at);
+  const bool inside = next != allowed.begin() && at + bytes <= (--next)->first + next->second;
+  if (!inside || at % bytes) report("global access of " + std::to_string(bytes) + " bytes outside every tensor");
+}
+
+void shared_access(const void *pointer, size_t bytes, bool write) {
+  if (write)
+    note_write(*current->block, const_cast<void *>(pointer), bytes, current->warp());
+  else
+    note_read(*current->block, pointer, bytes, current->warp());
+}
+
+void copy_async_16(void *to, const void *from, bool valid) {
+  if (valid) global_access(from, 16);
+  note_write(*current->block, to, 16, current->warp());
+  if (!first_fault.empty()) return;
+  Word *word = words_of(*current->block, to, 16, "copy");
+  for (int i = 0; word && i < 4; ++i) ++word[i].in_flight;
+  current->open.push_back({to, from, valid});
+  if (!options.late_copies) land(current->open.back());
+}
+
+void warp_instruction(Warp which, void *operands) {
+  Lane *const self = current;
+  self->instruction = which, self->operands = operands;
+  Lane *const lanes = &self->block->lanes[self->warp() * 32];
+  for (int i = 0; i < 32; ++i)
+    if (lanes[i].state != State::kWarp && &lanes[i] != self) {
+      suspend(State::kWarp);
+      return;
+    }
+  for (int i = 0; i < 32; ++i)
+    if (lanes[i].instruction != which) report("lanes of a warp meet in different instructions");
+  if (first_fault.empty()) switch (which) {
+      case Warp::kMatrices2: run_matrices(lanes, 2); break;
+      case Warp::kMatrices4: run_matrices(lanes, 4); break;
+      case Warp::kMmaHalf: run_mma(lanes, true); break;
+      case Warp::kMmaBFloat16: run_mma(lanes, false); break;
+    }
+  for (int i = 0; i < 32; ++i)
+    if (&lanes[i] != self) lanes[i].state = State::kReady;
+}
+
+void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const std::function<void()> &kernel) {
+  body = &kernel;
+  for (int z = 0; z < grid.z; ++z)
+    for (int y = 0; y < grid.y; ++y)
+      for (int x = 0; x < grid.x; x += cluster_size) {
+        if (!first_fault.empty()) return;
+        cluster.clear();
+        for (int rank = 0; rank < cluster_size; ++rank) {
+          cluster.push_back(std::make_unique<Group>());
+          Group &block = *cluster.back();
+          block.at = {x + rank, y, z};
+          block.grid = grid;
+          block.shared_bytes = shared_bytes;
+          block.memory.reset(new char[shared_bytes + 128]);
+          block.shared = block.memory.get() + (-reinterpret_cast<uintptr_t>(block.memory.get()) & 127);
+          memset(block.shared, 0xFF, shared_bytes); /* NaN in every format */
+          block.words.resize((shared_bytes + 3) / 4);
+          block.lanes.resize(threads);
+          for (int i = 0; i < threads; ++i) {
+            Lane &lane = block.lanes[i];
+            lane.block = &block, lane.index = i;
+            lane.stack.reset(new char[kStack]);
+            getcontext(&lane.context);
+            lane.context.uc_stack.ss_sp = lane.stack.get();
+            lane.context.uc_stack.ss_size = kStack;
+            lane.context.uc_link = nullptr;
+            makecontext(&lane.context, enter, 0);
+          }
+        }
+        run_cluster();
+      }
+  cluster.clear();
+}
+
+}  // namespace emulator
+
+using emulator::current;
+
+int thread_index() { return current->index; }
+int block_x() { return current->block->at.x; }
+int block_y() { return current->block->at.y; }
+int block_z() { return current->block->at.z; }
+int grid_y() { return current->block->grid.y; }
+char *shared_memory() { return current->block->shared; }
+
+void barrier() {
+  emulator::Group &block = *current->block;
+  if (block.done) emulator::report("a barrier after threads have ended");
+  if (++block.at_barrier < static_cast<int>(block.lanes.size())) return emulator::suspend(emulator::State::kBarrier);
+  block.at_barrier = 0;
+  ++block.epoch;
+  emulator::release(block, emulator::State::kBarrier);
+}
+
+void cluster_barrier() {
+  size_t arrived = 0, lanes = 0;
+  ++current->block->at_cluster;
+  for (auto &block : emulator::cluster) arrived += block->at_cluster, lanes += block->lanes.size();
+  if (arrived < lanes) return emulator::suspend(emulator::State::kCluster);
+  for (auto &block : emulator::cluster) {
+    block->at_cluster = 0;
+    ++block->epoch, ++block->cluster_epoch;
+    emulator::release(*block, emulator::State::kCluster);
+  }
+}
+
+float load_cluster(const void *pointer, int rank) {
+  emulator::Group &other = *emulator::cluster[rank];
+  const ptrdiff_t at = static_cast<const char *>(pointer) - current->block->shared;
+  const emulator::Word *word = emulator::words_of(other, other.shared + at, 4, "cluster read");
+  if (!word) return 0;
+  if (other.done) emulator::report("shared memory of a block that has ended is read");
+  if (word->write_epoch < 0 || word->cluster_epoch >= current->block->cluster_epoch)
+    emulator::report("a cluster read that no cluster barrier orders after its write");
+  float value;
+  memcpy(&value, other.shared + at, 4);
+  return value;
+}
+
+void copy_commit() {
+  current->groups.push_back(std::move(current->open));
+  current->open.clear();
+}
+
+void copy_wait(int pending) {
+  while (static_cast<int>(current->groups.size()) > pending) {
+    emulator::finish(*current, current->groups.front());
+    current->groups.pop_front();
+  }
+}
+
+}  // namespace vqp

@@ -1,0 +1,114 @@
+/* The instructions of kernels/cuda/ptx.h on the CPU: one fiber a thread, the blocks of a cluster together.
+ *
+ * Included by ptx.h where there is no nvcc, so the very source of the kernels runs here. The emulator
+ * checks what hardware would not tell: global accesses outside registered memory, shared accesses outside
+ * the block's, races between warps that no barrier orders, and warp instructions that not all lanes reach.
+ */
+#ifndef VQP_EMULATOR_H
+#define VQP_EMULATOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <functional>
+#include <string>
+
+#include "half_math.h"
+
+namespace vqp {
+namespace emulator {
+
+struct Dim {
+  int x = 1, y = 1, z = 1;
+};
+
+struct Options {
+  uint64_t seed = 0;       /* of the order in which warps run */
+  bool late_copies = true; /* asynchronous copies land when waited for, else when issued */
+};
+
+void reset(const Options &options);
+/* Memory that kernels may touch; shared memory is each block's own. */
+void allow(const void *pointer, size_t bytes);
+/* The first fault since reset, or empty. */
+const std::string &fault();
+/* Run a grid of blocks of `threads` threads, `cluster` neighbours along x at a time. */
+void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel);
+
+enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16 };
+void warp_instruction(Warp which, void *operands);
+void global_access(const void *pointer, size_t bytes);
+void shared_access(const void *pointer, size_t bytes, bool write);
+void copy_async_16(void *to, const void *from, bool valid);
+
+struct MatrixOperands {
+  uint32_t *r;
+  const void *row;
+};
+struct MmaOperands {
+  float *c;
+  const uint32_t *a, *b;
+};
+
+}  // namespace emulator
+
+int thread_index();
+int block_x();
+int block_y();
+int block_z();
+int grid_y();
+void barrier();
+void cluster_barrier();
+char *shared_memory();
+float load_cluster(const void *pointer, int rank);
+void copy_commit();
+void copy_wait(int pending);
+
+template <class V>
+V load_global(const V *pointer) {
+  emulator::global_access(pointer, sizeof(V));
+  return emulator::fault().empty() ? *pointer : V{};
+}
+template <class V>
+void store_global(V *pointer, V value) {
+  emulator::global_access(pointer, sizeof(V));
+  if (emulator::fault().empty()) *pointer = value;
+}
+template <class V>
+V load_shared(const void *pointer) {
+  emulator::shared_access(pointer, sizeof(V), false);
+  V value = {};
+  if (emulator::fault().empty()) memcpy(&value, pointer, sizeof(V));
+  return value;
+}
+template <class V>
+void store_shared(void *pointer, V value) {
+  emulator::shared_access(pointer, sizeof(V), true);
+  if (emulator::fault().empty()) memcpy(pointer, &value, sizeof(V));
+}
+
+inline uint64_t read_once_policy() { return 1; }
+inline uint64_t read_again_policy() { return 2; }
+inline void copy_async(void *to, const void *from, bool valid, uint64_t = 0) {
+  emulator::copy_async_16(to, from, valid);
+}
+
+inline void load_matrices(uint32_t (&r)[2], const void *row) {
+  emulator::MatrixOperands operands = {r, row};
+  emulator::warp_instruction(emulator::Warp::kMatrices2, &operands);
+}
+inline void load_matrices(uint32_t (&r)[4], const void *row) {
+  emulator::MatrixOperands operands = {r, row};
+  emulator::warp_instruction(emulator::Warp::kMatrices4, &operands);
+}
+template <class T>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+  emulator::MmaOperands operands = {c, a, b};
+  emulator::warp_instruction(T::kMantissa == Half::kMantissa ? emulator::Warp::kMmaHalf : emulator::Warp::kMmaBFloat16,
+                             &operands);
+}
+
+}  // namespace vqp
+
+#endif

@@ -1,0 +1,42 @@
+"""The emulator accepts right kernels and finds planted faults, whatever the order of the warps."""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+
+from tests.cuda import emulated
+
+RIGHT = {0: "copies, wait, barriers", 7: "one instruction for a warp", 10: "cluster barriers"}
+FAULTS = {
+    1: "filling|nothing wrote",  # no wait for the copies
+    2: "filling|barrier|nothing wrote",  # no barrier after the wait
+    3: "another warp may read|between barriers|filling|before a barrier",  # a buffer filled again while it is read
+    4: "outside every tensor",
+    5: "nothing wrote",
+    6: "of 1024 of shared memory",
+    8: "different instructions",
+    9: "deadlock|threads have ended",
+    11: "cluster barrier",
+    12: "has ended",
+    13: "copies under way",
+}
+
+
+def run(which: int, seed: int) -> str:
+    lib = emulated.library()
+    lib.vqp_emulator_toy(which, ctypes.c_uint64(seed))
+    return lib.vqp_emulator_fault().decode()
+
+
+@pytest.mark.parametrize("which", RIGHT, ids=RIGHT.values())
+def test_right_kernels_pass(which: int) -> None:
+    assert [run(which, seed) for seed in range(6)] == [""] * 6
+
+
+@pytest.mark.parametrize("which", FAULTS)
+def test_planted_faults_are_found(which: int) -> None:
+    found = [run(which, seed) for seed in range(6)]
+    assert all(found), f"not found with some order of warps: {found}"
+    assert all(any(part in text for part in FAULTS[which].split("|")) for text in found), found
