@@ -17,4 +17,9 @@ def make_plan(request: PlanRequest) -> Plan:
     """
     from vllm_quant_serve.plan.choose import choose_plan
 
-    return choose_plan(request)
+    plan = choose_plan(request)
+    if not request.exact:
+        return plan
+    from vllm_quant_serve.plan.verify import verified
+
+    return verified(request, plan)

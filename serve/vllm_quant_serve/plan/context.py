@@ -104,6 +104,16 @@ def block_size(request: PlanRequest, devices: Devices, arch: ModelArch) -> int:
     return 16
 
 
+def state_itemsize(arch: ModelArch, devices: Devices, itemsize: int) -> int:
+    """Bytes per element of temporal Mamba states: what the config fixes, else the model's dtype.
+
+    On CPUs with AVX-512 BF16 vLLM keeps them in float32 (platforms/cpu.py).
+    """
+    if devices.is_cpu and devices.float32_states:
+        return 4
+    return DTYPE_BYTES.get(arch.state_dtype, itemsize)
+
+
 def read_scheme(checkpoint: Checkpoint) -> ModelScheme | None:
     config = checkpoint.quantization_config
     return parse_quantization_config(config) if config else None
@@ -154,7 +164,7 @@ def load_context(request: PlanRequest) -> Context:
     flights = 1 if devices.is_cpu else 2  # asynchronous scheduling is the default on GPUs only
     kv = KvSettings(
         dtype=kv_dtype, itemsize=itemsize, block_size=block_size(request, devices, arch), in_flight=batched * flights,
-        state_itemsize=itemsize,
+        state_itemsize=state_itemsize(arch, devices, itemsize),
     )  # fmt: skip
     kv.kv_itemsize  # noqa: B018  # refuses an unknown dtype here, in one line
     return Context(

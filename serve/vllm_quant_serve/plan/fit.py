@@ -84,7 +84,7 @@ def fit_placement(context: Context, place: Placement) -> Fit:
         parts = gpu_overhead(arch, place, tokens=tokens, sequences=sequences, itemsize=context.itemsize,
                              eager=request.enforce_eager, version=context.version)  # fmt: skip
     overhead = add(*parts.values())
-    layout = kv_layout(arch.caches, place.tp, place.pp, context.kv)
+    layout = kv_layout(arch.layers, place.tp, place.pp, context.kv)
     left = Interval(*(max(budget - weights.worst - cost, 0) for cost in (overhead.high, overhead.value, overhead.low)))
     needed = layout.needed_bytes(context.length, request.concurrency)
     kv, pinned = left, None

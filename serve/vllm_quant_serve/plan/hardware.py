@@ -22,6 +22,7 @@ class Devices:
         count: how many there are (for the CPU: NUMA nodes).
         free: bytes free now on the fullest device, when it was looked at.
         is_cpu: the CPU backend.
+        float32_states: a CPU on which vLLM keeps Mamba states in float32.
         kv_space: KV bytes fixed by ``VLLM_CPU_KVCACHE_SPACE``.
         note: where the figures come from, for people.
     """
@@ -30,6 +31,7 @@ class Devices:
     count: int
     free: int | None = None
     is_cpu: bool = False
+    float32_states: bool = False
     kv_space: int | None = None
     note: str = ""
 
@@ -55,6 +57,15 @@ def _cpu_memory() -> tuple[int, int]:
     return total, available
 
 
+def cpu_flags() -> set[str]:
+    """Instruction sets of this host's CPU, as Linux names them."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((set(line.split()) for line in file if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
 def _numa_nodes() -> int:
     try:
         return max(1, sum(n.startswith("node") and n[4:].isdigit() for n in os.listdir("/sys/devices/system/node")))
@@ -76,7 +87,7 @@ def cpu_devices(request: PlanRequest) -> Devices:
         note = f"this host, {nodes} NUMA node{'s' * (nodes > 1)}"
     # Rates of a server socket (8 channels DDR5-4800, AMX BF16): they only rank placements of one host.
     cpu = Gpu("CPU", total, 200e9, {"bf16": 20e12, "int8": 40e12}, 50e9, "socket link", (0, 0), per_host=max(nodes, 1))
-    return Devices(cpu, nodes, free, True, (int(space) << 30) or None if space else None, note)
+    return Devices(cpu, nodes, free, True, "avx512_bf16" in cpu_flags(), int(space or 0) << 30 or None, note)
 
 
 def local_gpus() -> Devices | None:

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_serve.plan.model import Cache
+from vllm_quant_serve.plan.model import Cache, Layer
+from vllm_quant_serve.plan.storage import stage_layers
 
 KV_ITEMSIZE = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -28,9 +29,10 @@ class KvSettings:
         block_size: tokens of a block.
         in_flight: tokens that may be scheduled but not yet settled (max_num_batched_tokens
             times the batches in flight); sliding windows reserve them.
-        state_itemsize: bytes per element of Mamba states whose dtype is not fixed.
+        state_itemsize: bytes per element of temporal Mamba states; the others have the model's dtype.
         hybrid: whether layers of different kinds keep their own groups.
-        aligned_states: Mamba states cached for prefix reuse: two per request instead of one.
+        prefix_caching: vLLM's default; hybrids then keep several Mamba states per request
+            (``mamba_cache_mode`` "align"), models without attention never do.
     """
 
     dtype: str = "auto"
@@ -39,7 +41,7 @@ class KvSettings:
     in_flight: int = 2048
     state_itemsize: int = 2
     hybrid: bool = True
-    aligned_states: bool = False
+    prefix_caching: bool = True
 
     @property
     def kv_itemsize(self) -> int:
@@ -61,6 +63,7 @@ class Spec:
     page: int
     block_size: int
     window: int = 0
+    states: int = 1
 
     def pages(self, length: int, settings: KvSettings) -> int:
         """Blocks that a request of ``length`` tokens claims."""
@@ -69,16 +72,16 @@ class Spec:
         if self.kind == "chunked":
             return math.ceil(min(self.window + settings.in_flight, length) / self.block_size)
         if self.kind == "mamba":
-            return 2 if settings.aligned_states else 1
+            return self.states
         return math.ceil(length / self.block_size)
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that share one block table."""
+    """Caches that share one block table; ``layers`` are the indices of the layers they belong to."""
 
     spec: Spec
-    layers: int
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ class KvLayout:
 def page_of(cache: Cache, tp: int, settings: KvSettings, block_size: int) -> int:
     """Bytes of one page of a layer on one of ``tp`` ranks."""
     if cache.kind == "mamba":
-        return sum((-(-cut // tp) + whole) * (size or settings.state_itemsize) for cut, whole, size in cache.states)
+        sizes = {True: settings.state_itemsize, False: settings.itemsize}
+        return sum(state.elements(tp) * sizes[state.temporal] for state in cache.states)
     heads = 1 if cache.kind == "mla" else max(1, cache.kv_heads // tp)
     return heads * (cache.head_dim + cache.head_dim_v) * settings.kv_itemsize * block_size
 
@@ -151,17 +155,18 @@ def _specs(caches: Sequence[Cache], tp: int, settings: KvSettings) -> tuple[list
     Source: vllm/model_executor/models/config.py and vllm/platforms (attention block size aligned to the Mamba page).
     """
     size = settings.block_size
-    states = [page_of(c, tp, settings, size) for c in caches if c.kind == "mamba"]
+    pages = [page_of(c, tp, settings, size) for c in caches if c.kind == "mamba"]
     others = [c for c in caches if c.kind != "mamba"]
-    if states and others:
+    if pages and others:
         per_token = max(page_of(c, tp, settings, 1) for c in others)
-        size = max(size, settings.block_size * math.ceil(max(states) / (settings.block_size * per_token)))
+        size = max(size, settings.block_size * math.ceil(max(pages) / (settings.block_size * per_token)))
         padded = per_token * size
     specs = []
     for cache in caches:
         page = page_of(cache, tp, settings, size)
         if cache.kind == "mamba":
-            specs.append(Spec("mamba", max(page, padded) if others else page, size))
+            states = cache.checkpoints if others and settings.prefix_caching else 1
+            specs.append(Spec("mamba", max(page, padded) if others else page, size, states=states))
         else:
             specs.append(Spec(cache.kind, page, size, cache.window))
     return specs, size
@@ -189,36 +194,46 @@ def _uniform(specs: list[Spec]) -> bool:
     return len({(s.window if s.kind in ("sliding", "chunked") else 0) for s in specs}) == 1
 
 
-def kv_layout(caches: Sequence[Cache], tp: int, pp: int, settings: KvSettings) -> KvLayout:
-    """Groups and bytes per block of the fullest pipeline stage."""
+def kv_layout(layers: Sequence[Layer], tp: int, pp: int, settings: KvSettings) -> KvLayout:
+    """Groups of the whole model and bytes per block of the stage where a block is largest."""
+    caches = [cache for layer in layers for cache in layer.caches]
+    owners = [i for i, layer in enumerate(layers) for _ in layer.caches]
     if not caches:
         return KvLayout((), 0, settings)
     specs, _ = _specs(caches, tp, settings)
     if not settings.hybrid:
         specs = [replace(s, kind="full") if s.kind in ("sliding", "chunked") else s for s in specs]
+    stages = _stages(len(layers), pp)
     if _uniform(specs):
-        group = Group(specs[0], len(specs))
-        widest = max(_stage_bytes([s.page for s in specs], pp))
-        return KvLayout((group,), widest, settings)
+        pages = dict.fromkeys(owners, 0)
+        for owner, spec in zip(owners, specs, strict=True):
+            pages[owner] += spec.page
+        worst = max(sum(pages.get(i, 0) for i in stage) for stage in stages)
+        return KvLayout((Group(specs[0], tuple(owners)),), worst, settings)
     specs = _unified(specs)
-    kinds: dict[Spec, int] = {}
-    for spec in specs:
-        kinds[spec] = kinds.get(spec, 0) + 1
-    least, most = min(kinds.values()), max(kinds.values())
+    groups = _split(specs, owners)
+    worst = max(sum(owner in stage for owner in group.layers) for group in groups for stage in stages)
+    return KvLayout(tuple(groups), worst * specs[0].page, settings)
+
+
+def _split(specs: list[Spec], owners: list[int]) -> list[Group]:
+    """Groups of equal size: as many layers as the rarest kind has, or the commonest where they are close."""
+    kinds: dict[Spec, list[int]] = {}
+    for spec, owner in zip(specs, owners, strict=True):
+        kinds.setdefault(spec, []).append(owner)
+    least, most = min(map(len, kinds.values())), max(map(len, kinds.values()))
     size = most if most < least * 1.5 else least
-    groups: list[Group] = []
-    for spec, layers in kinds.items():
-        number = -(-layers // size)
-        groups += [Group(spec, -(-(layers - i) // number)) for i in range(number)]
-    widest = max(group.layers for group in groups) * specs[0].page
-    return KvLayout(tuple(groups), -(-widest // pp) if pp > 1 else widest, settings)
+    groups = []
+    for spec, members in kinds.items():
+        number = -(-len(members) // size)
+        groups += [Group(spec, tuple(members[i::number])) for i in range(number)]
+    return groups
 
 
-def _stage_bytes(pages: list[int], pp: int) -> list[int]:
-    from vllm_quant_serve.plan.weights import stage_layers
-
+def _stages(layers: int, pp: int) -> list[range]:
+    """The layers of each pipeline stage."""
     found, start = [], 0
-    for count in stage_layers(len(pages), pp):
-        found.append(sum(pages[start : start + count]))
+    for count in stage_layers(layers, pp):
+        found.append(range(start, start + count))
         start += count
     return found

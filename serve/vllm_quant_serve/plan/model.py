@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["column", "row", "kv", "replicated", "vocab", "expert_column", "expert_row", "expert"]
+Ends = Literal["guarded", "everywhere", "norm_last"]
 CacheKind = Literal["full", "sliding", "chunked", "mla", "mamba", "cross"]
 
 VOCAB_PADDING = 64  # vLLM: DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embedding.py
@@ -35,6 +36,7 @@ class Parameter:
         itemsize: bytes per element where it is not the model's dtype (0: the model's dtype).
         nbytes: bytes in the checkpoint of the whole tensor, where it is stored packed and its
             logical shape is not known; 0 otherwise.
+        derived: made by vLLM after loading (e.g. MLA's absorbed projections), not a parameter.
     """
 
     name: str
@@ -45,10 +47,30 @@ class Parameter:
     linear: bool = False
     itemsize: int = 0
     nbytes: int = 0
+    derived: bool = False
 
     @property
     def module(self) -> str:
         return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class State:
+    """One tensor of a recurrent state, per request.
+
+    Attributes:
+        cut: elements that tensor parallelism divides.
+        grouped: elements in ``groups`` groups, which are replicated where there are more ranks than groups.
+        temporal: whether it is the recurrent state proper, whose dtype may differ from the model's.
+    """
+
+    cut: int
+    grouped: int = 0
+    groups: int = 1
+    temporal: bool = False
+
+    def elements(self, tp: int) -> int:
+        return -(-self.cut // tp) + self.grouped // self.groups * max(1, self.groups // tp)
 
 
 @dataclass(frozen=True)
@@ -62,7 +84,8 @@ class Cache:
         head_dim: width of a key head (mla: the latent with its rotary part).
         head_dim_v: width of a value head (mla: 0).
         window: tokens of the window or chunk.
-        states: for ``mamba``: (elements that TP divides, elements that stay, bytes per element; 0: the dtype).
+        states: for ``mamba``: the tensors of the state.
+        checkpoints: for ``mamba``: states that a request holds when prefix caching keeps them at block ends.
     """
 
     kind: CacheKind
@@ -70,7 +93,8 @@ class Cache:
     head_dim: int = 0
     head_dim_v: int = 0
     window: int = 0
-    states: tuple[tuple[int, int, int], ...] = ()
+    states: tuple[State, ...] = ()
+    checkpoints: int = 2
 
 
 @dataclass(frozen=True)
@@ -107,6 +131,11 @@ class ModelArch:
         last: parameters of the last stage (final norm, lm_head).
         shared: of the first stage, those that tied embeddings repeat on the last stage of several.
         rotary_elements: elements of the shared cos/sin tables, kept in the model's dtype.
+        state_dtype: dtype of temporal states where the config fixes it, "" for the cache's.
+        ends: which pipeline stages hold embeddings, final norm and lm_head: ``guarded`` only those that
+            need them, ``everywhere`` all of them, ``norm_last`` all but the norm.
+        pipeline: whether vLLM can run the model in pipeline stages.
+        expert_limit: whether vLLM refuses more ranks than experts.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
     """
 
@@ -127,6 +156,10 @@ class ModelArch:
     experts: int = 0
     experts_per_token: int = 0
     rotary_elements: int = 0
+    state_dtype: str = ""
+    ends: Ends = "guarded"
+    pipeline: bool = True
+    expert_limit: bool = False
     exact: bool = True
     notes: tuple[str, ...] = field(default=())
 

@@ -36,6 +36,17 @@ def padded_vocab(vocab: int) -> int:
     return -(-vocab // VOCAB_PADDING) * VOCAB_PADDING
 
 
+def stage_layers(layers: int, pp: int) -> list[int]:
+    """Layers of each pipeline stage, as vLLM's ``get_pp_indices`` spreads them.
+
+    What does not divide goes to the stages before the last, from its end.
+    """
+    stages = [layers // pp] * pp
+    for i in range(2, layers % pp + 2):
+        stages[-i] += 1
+    return stages
+
+
 def local_shape(parameter: Parameter, place: Placement) -> tuple[int, tuple[int, ...]]:
     """Number of alike tensors and their shape on the fullest rank."""
     shape, count, role = parameter.shape, parameter.count, parameter.role

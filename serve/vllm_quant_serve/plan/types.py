@@ -27,7 +27,7 @@ class PlanRequest:
         quantization: the ``--quantization`` value; ``vqp_int8`` and ``vqp_fp8`` on a 16-bit
             checkpoint quantize online.
         concurrency: requests of ``max_model_len`` tokens that must fit at once.
-        tp_sizes: tensor-parallel sizes to consider; None considers all.
+        exact: also ask vLLM itself, in a subprocess, about the placement that was chosen.
     """
 
     model: str
@@ -53,6 +53,7 @@ class PlanRequest:
     enable_expert_parallel: bool | None = None
     enforce_eager: bool = False
     objective: Objective = "fewest-gpus"
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Plan:
         kv_cache_memory: bytes to pin by ``--kv-cache-memory-bytes``; None leaves it to vLLM.
         overhead_parts: the overhead by what it is for.
         flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
+        exact: vLLM's own figures, when asked for: ``weight_bytes`` (parameters of the largest rank),
+            ``kv_blocks``, ``kv_tokens`` and whether they agree.
         notes: remarks for people, e.g. how a figure came about.
     """
 
@@ -129,6 +132,7 @@ class Plan:
     overhead_parts: dict[str, int] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
+    exact: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     def serve_args(self) -> list[str]:

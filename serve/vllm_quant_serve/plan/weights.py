@@ -8,33 +8,25 @@ from functools import cache
 
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
-from vllm_quant_serve.plan.model import ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.storage import Placement, padded_vocab, parameter_bytes
-
-CANDIDATE_TP = (1, 2, 4, 8, 16, 32)
+from vllm_quant_serve.plan.model import ModelArch, Parameter
+from vllm_quant_serve.plan.storage import Placement, padded_vocab, parameter_bytes, stage_layers
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes per pipeline stage (one rank of it), the largest first in ``worst``."""
+    """Bytes per pipeline stage (one rank of it).
+
+    Attributes:
+        stages: everything that stays: parameters, what vLLM derives from them, cos/sin tables.
+        parameters: of that, what vLLM counts as the model's parameters.
+    """
 
     stages: tuple[int, ...]
-    rotary: int
+    parameters: tuple[int, ...]
 
     @property
     def worst(self) -> int:
         return max(self.stages)
-
-
-def stage_layers(layers: int, pp: int) -> list[int]:
-    """Layers of each pipeline stage, as vLLM's ``get_pp_indices`` spreads them.
-
-    What does not divide goes to the stages before the last, from its end.
-    """
-    stages = [layers // pp] * pp
-    for i in range(2, layers % pp + 2):
-        stages[-i] += 1
-    return stages
 
 
 class WeightModel:
@@ -60,17 +52,28 @@ class WeightModel:
     def weights(self, place: Placement) -> Weights:
         """Bytes on one rank of each pipeline stage: parameters and the shared cos/sin table."""
         arch = self.arch
-        per_layer = [sum(self.bytes_of(p, place) for p in layer.parameters) for layer in arch.layers]
-        stages, start = [], 0
+        per_layer = [sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) for layer in arch.layers]
+        derived = [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in arch.layers]
+        stages, extra, start = [], [], 0
         for count in stage_layers(len(arch.layers), place.pp):
             stages.append(sum(per_layer[start : start + count]))
+            extra.append(sum(derived[start : start + count]))
             start += count
-        stages[0] += sum(self.bytes_of(p, place) for p in arch.first)
-        stages[-1] += sum(self.bytes_of(p, place) for p in arch.last)
-        if place.pp > 1:
-            stages[-1] += sum(self.bytes_of(p, place) for p in arch.shared)
+        for stage in range(place.pp):
+            stages[stage] += sum(self.bytes_of(p, place) for p in self._ends(stage, place.pp))
         rotary = arch.rotary_elements * self.itemsize
-        return Weights(tuple(stage + rotary for stage in stages), rotary)
+        everything = tuple(stage + more + rotary for stage, more in zip(stages, extra, strict=True))
+        return Weights(everything, tuple(stages))
+
+    def _ends(self, stage: int, pp: int) -> Iterator[Parameter]:
+        """Parameters outside the layers that a stage holds."""
+        arch, is_last = self.arch, stage == pp - 1
+        for parameter in arch.first:
+            if stage == 0 or arch.ends != "guarded" or (is_last and parameter in arch.shared):
+                yield parameter
+        for parameter in arch.last:
+            if is_last or arch.ends == "everywhere" or (arch.ends == "norm_last" and parameter.role == "vocab"):
+                yield parameter
 
     def refusals(self, place: Placement) -> Iterator[str]:
         """Why vLLM or a kernel refuses this placement; nothing when it is legal."""
@@ -87,7 +90,9 @@ class WeightModel:
                 yield rule.refusal(size)
         if padded_vocab(arch.vocab) % tp:
             yield f"the vocabulary of {arch.vocab}, padded to {padded_vocab(arch.vocab)}, does not divide by {tp}"
-        if arch.experts and tp > arch.experts:
+        if place.pp > 1 and not arch.pipeline:
+            yield f"vLLM cannot run {arch.architecture or arch.model_type} in pipeline stages"
+        if arch.expert_limit and tp > arch.experts:
             yield f"more ranks ({tp}) than experts ({arch.experts})"
         if self.scheme is not None and tp > 1:
             yield from self._scheme_refusals(place)
@@ -146,7 +151,3 @@ def online_scheme(quantization: str, arch: ModelArch) -> ModelScheme:
             f"quantize it first, or take one that works online: {', '.join(schemes)}",
         )
     return ModelScheme(quantization, found)
-
-
-def rule_names(rules: tuple[TpRule, ...]) -> list[str]:
-    return [f"{rule.size} {rule.what}" for rule in rules]

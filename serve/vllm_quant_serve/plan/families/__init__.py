@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.families import decoder
+from vllm_quant_serve.plan.families import decoder, hybrid, mla
 from vllm_quant_serve.plan.families.style import STYLES
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.reader import text_reader
@@ -23,6 +23,10 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
     """
     reader = text_reader(config)
     model_type = reader.text("model_type") or str(config.get("model_type") or "")
+    if model_type in mla.MODEL_TYPES:
+        return mla.build(reader, config)
+    if model_type in hybrid.BUILDERS:
+        return hybrid.BUILDERS[model_type](reader, config)
     style = STYLES.get(model_type)
     if style is not None:
         return decoder.build(reader, config, style)

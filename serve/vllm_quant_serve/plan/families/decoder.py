@@ -11,7 +11,7 @@ from vllm_quant_serve.plan.families.moe import RULES as MOE_RULES
 from vllm_quant_serve.plan.families.moe import Moe
 from vllm_quant_serve.plan.families.style import Style
 from vllm_quant_serve.plan.families.windows import RULES as WINDOW_RULES
-from vllm_quant_serve.plan.model import Cache, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_serve.plan.model import Cache, CacheKind, Layer, ModelArch, Parameter, TpRule
 from vllm_quant_serve.plan.reader import Reader
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -50,6 +50,16 @@ def rotary_elements(reader: Reader, head_dim: int, max_position: int) -> int:
     return length * max(int(head_dim * min(partial, 1.0)), 0)
 
 
+def tables(reader: Reader, style: Style, head_dim: int, max_position: int) -> int:
+    """Elements of all cos/sin tables of a model."""
+    if style.rotary == "none":
+        return 0
+    found = rotary_elements(reader, head_dim, max_position)
+    if style.rotary == "float32":
+        return 2 * found  # counted in elements of the 16-bit model dtype
+    return found + max_position * head_dim if style.rotary == "two" else found
+
+
 def attention_of(reader: Reader, style: Style, hidden: int) -> parts.Attention:
     heads = reader.integer("num_attention_heads")
     kv_heads = reader.integer("num_key_value_heads", default=heads)
@@ -63,13 +73,13 @@ def attention_of(reader: Reader, style: Style, hidden: int) -> parts.Attention:
     return parts.Attention(
         hidden, heads, kv_heads, head_dim, head_dim,
         qkv_bias=style.qkv_bias(reader), o_bias=style.o_bias(reader), qk_norm=qk_norm,
-        names=style.attention_names, norm_names=style.norm_names,
+        names=style.attention_names, norm_names=style.norm_names, gated=style.gated_attention,
     )  # fmt: skip
 
 
 def window_cache(attention: parts.Attention, window: int) -> Cache:
-    kind = "sliding" if window else "full"
-    return Cache(kind, attention.kv_heads, attention.head_dim, attention.head_dim_v, window)  # type: ignore[arg-type]
+    kind: CacheKind = "full" if not window else ("sliding" if window > 0 else "chunked")
+    return Cache(kind, attention.kv_heads, attention.head_dim, attention.head_dim_v, abs(window))
 
 
 def with_defaults(reader: Reader, style: Style) -> Reader:
@@ -114,7 +124,8 @@ def build(reader: Reader, config: Mapping[str, Any], style: Style, *, exact: boo
         shared=(embed,) if tied else (), rules=tuple(rules), intermediate=inner or (moe.inner if moe else 0),
         heads=attention.heads, head_dim=attention.head_dim, experts=moe.count if moe else 0,
         experts_per_token=moe.active if moe else 0,
-        rotary_elements=rotary_elements(reader, attention.head_dim, max_position), exact=exact,
+        rotary_elements=tables(reader, style, attention.head_dim, max_position), exact=exact,
+        ends=style.ends, expert_limit=bool(moe and moe.limited),
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ class Moe:
         block: parameters of one sparse block under a prefix such as ``model.layers.3``.
         count: routed experts; ``active`` of them per token.
         inner: intermediate size of one expert.
+        limited: whether vLLM refuses more ranks than experts.
         rules: sizes that tensor parallelism must divide, besides those of dense layers.
     """
 
@@ -27,6 +28,7 @@ class Moe:
     count: int
     active: int
     inner: int
+    limited: bool = False
     rules: tuple[TpRule, ...] = field(default=())
 
 
@@ -63,7 +65,7 @@ def granite(reader: Reader, layers: int, hidden: int) -> Moe:
 
     active = reader.integer("num_experts_per_tok", default=2, limit="experts")
     rules = (TpRule("shared expert features", shared),) if shared else ()
-    return Moe((True,) * layers, block, count, active, inner, rules)
+    return Moe((True,) * layers, block, count, active, inner, rules=rules)
 
 
 def qwen(reader: Reader, layers: int, hidden: int) -> Moe:
@@ -86,7 +88,7 @@ def qwen(reader: Reader, layers: int, hidden: int) -> Moe:
 
     active = reader.integer("num_experts_per_tok", default=4, limit="experts")
     rules = (TpRule("shared expert features", shared),) if shared else ()
-    return Moe(sparse, block, count, active, inner, rules)
+    return Moe(sparse, block, count, active, inner, True, rules)
 
 
 def olmoe(reader: Reader, layers: int, hidden: int) -> Moe:
@@ -126,10 +128,11 @@ def deepseek(reader: Reader, layers: int, hidden: int) -> Moe:
     first = reader.integer("first_k_dense_replace", default=0, limit="layers", least=0)
     step = reader.integer("moe_layer_freq", default=1, limit="layers")
     sparse = tuple(count > 0 and i >= first and i % step == 0 for i in range(layers))
-    correction = reader.text("topk_method") == "noaux_tc" or reader.text("model_type") in ("glm4_moe", "glm4_moe_lite")
+    glm = reader.text("model_type") in ("glm4_moe", "glm4_moe_lite")  # its router is in float32
+    correction = reader.text("topk_method") == "noaux_tc" or glm
 
     def block(prefix: str) -> list[Parameter]:
-        found = parts.router(f"{prefix}.mlp.gate", count, hidden)
+        found = parts.router(f"{prefix}.mlp.gate", count, hidden, itemsize=4 if glm else 0)
         if correction:
             found.append(parts.vector(f"{prefix}.mlp.gate.e_score_correction_bias", count, itemsize=4))
         if shared:
@@ -137,10 +140,29 @@ def deepseek(reader: Reader, layers: int, hidden: int) -> Moe:
         return [*found, *parts.experts(f"{prefix}.mlp", count, hidden, inner)]
 
     active = reader.integer("num_experts_per_tok", default=6, limit="experts")
-    return Moe(sparse, block, count, active, inner)
+    return Moe(sparse, block, count, active, inner, True)
+
+
+def llama4(reader: Reader, layers: int, hidden: int) -> Moe:
+    """Llama 4: every ``interleave_moe_layer_step``-th layer, with one shared expert."""
+    count = reader.integer("num_local_experts", limit="experts", default=16)
+    inner = reader.integer("intermediate_size")
+    step = reader.integer("interleave_moe_layer_step", default=1, limit="layers", least=0)
+    sparse = tuple(step > 0 and (i + 1) % step == 0 for i in range(layers))
+
+    def block(prefix: str) -> list[Parameter]:
+        stem = f"{prefix}.feed_forward"
+        return [
+            *parts.router(f"{stem}.router", count, hidden),
+            *parts.mlp(f"{stem}.shared_expert", hidden, inner),
+            *parts.experts(stem, count, hidden, inner),
+        ]
+
+    return Moe(sparse, block, count, reader.integer("num_experts_per_tok", default=1, limit="experts"), inner)
 
 
 RULES: dict[str, Callable[[Reader, int, int], Moe]] = {
+    "llama4": llama4,
     "mixtral": mixtral,
     "granite": granite,
     "qwen": qwen,

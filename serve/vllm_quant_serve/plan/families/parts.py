@@ -45,7 +45,9 @@ class Attention:
     """Grouped-query attention of one layer.
 
     Attributes:
-        qk_norm: "" none, ``head`` one norm of head_dim shared by the heads, ``full`` one over all heads.
+        qk_norm: "" none, ``head`` one norm of head_dim shared by the heads, ``full`` one over all heads
+            and whole on each rank, ``sharded`` one over all heads and cut with them.
+        gated: the query projection also makes a gate of the same width.
     """
 
     hidden: int
@@ -59,11 +61,12 @@ class Attention:
     norm_bias: bool = False
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj")
     norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    gated: bool = False
 
     def parameters(self, prefix: str) -> list[Parameter]:
         q, k, v, o = (f"{prefix}.{name}" for name in self.names)
         found = [
-            *linear(q, self.heads * self.head_dim, self.hidden, "column", bias=self.qkv_bias),
+            *linear(q, self.heads * self.head_dim * (1 + self.gated), self.hidden, "column", bias=self.qkv_bias),
             *linear(k, self.kv_heads * self.head_dim, self.hidden, "kv", bias=self.qkv_bias, heads=self.kv_heads),
             *linear(v, self.kv_heads * self.head_dim_v, self.hidden, "kv", bias=self.qkv_bias, heads=self.kv_heads),
             *linear(o, self.hidden, self.heads * self.head_dim_v, "row", bias=self.o_bias),
@@ -112,7 +115,7 @@ def experts(
     return found
 
 
-def router(name: str, experts_count: int, hidden: int, *, bias: bool = False) -> list[Parameter]:
-    """The gate: kept in 16 bits by vLLM's methods, whole on each rank."""
-    found = [Parameter(f"{name}.weight", (experts_count, hidden), "replicated")]
+def router(name: str, experts_count: int, hidden: int, *, bias: bool = False, itemsize: int = 0) -> list[Parameter]:
+    """The gate: not quantized by vLLM's methods, whole on each rank."""
+    found = [Parameter(f"{name}.weight", (experts_count, hidden), "replicated", itemsize=itemsize)]
     return [*found, Parameter(f"{name}.bias", (experts_count,), "replicated")] if bias else found

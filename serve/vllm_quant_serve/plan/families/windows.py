@@ -1,6 +1,7 @@
 """Which layers of a model attend to a window only. No torch.
 
-Each rule gives, per layer, the window in tokens or 0 for full attention, as vLLM builds it.
+Each rule gives, per layer, the window in tokens, 0 for full attention or minus the chunk for
+chunked attention, as vLLM builds it.
 """
 
 from __future__ import annotations
@@ -62,6 +63,16 @@ def pattern(reader: Reader, layers: int) -> Windows:
     return [0 if (i + 1) % step == 0 else window for i in range(layers)]
 
 
+def llama4(reader: Reader, layers: int) -> Windows:
+    """Layers with rotary embedding attend within their chunk (negative: chunked); each fourth one is full."""
+    chunk = reader.integer("attention_chunk_size", default=0, limit="length", least=0)
+    rope = reader.items("no_rope_layers")
+    if not rope:
+        step = reader.integer("no_rope_layer_interval", default=4, limit="layers")
+        rope = [int((i + 1) % step != 0) for i in range(layers)]
+    return [-chunk if i < len(rope) and rope[i] else 0 for i in range(layers)]
+
+
 RULES: dict[str, Callable[[Reader, int], Windows]] = {
     "layer_types": layer_types,
     "uniform": uniform,
@@ -70,4 +81,5 @@ RULES: dict[str, Callable[[Reader, int], Windows]] = {
     "alternating": alternating,
     "gemma3": pattern,
     "cohere2": pattern,
+    "llama4": llama4,
 }
