@@ -21,6 +21,8 @@ VQP_DEVICE int block_y() { return blockIdx.y; }
 VQP_DEVICE int block_z() { return blockIdx.z; }
 VQP_DEVICE int grid_y() { return gridDim.y; }
 VQP_DEVICE void barrier() { __syncthreads(); }
+/* ldmatrix and mma want the warp's threads together; branches before them may have parted these. */
+VQP_DEVICE void converge() { __syncwarp(); }
 
 /* A multiple of 16 bytes, given at launch. */
 VQP_DEVICE char *shared_memory() {
@@ -56,7 +58,7 @@ VQP_DEVICE uint64_t read_once_policy() {
 }
 VQP_DEVICE uint64_t read_again_policy() {
   uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
+  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
 
@@ -118,7 +120,7 @@ VQP_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], const uint3
 /* Clusters (sm_90): a barrier over all blocks, and a float of another block's shared memory. */
 VQP_DEVICE void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 VQP_DEVICE float load_cluster(const void *pointer, int rank) {

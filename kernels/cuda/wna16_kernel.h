@@ -222,6 +222,7 @@ VQP_DEVICE void wna16_block(const Params &p) {
       loader.load_x(target, next);
     }
     copy_commit();
+    converge();
     block.compute(ring + slot * p.stage.bytes);
     slot = slot + 1 == p.stages ? 0 : slot + 1;
   }

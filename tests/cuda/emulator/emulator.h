@@ -59,6 +59,7 @@ int block_y();
 int block_z();
 int grid_y();
 void barrier();
+inline void converge() {}
 void cluster_barrier();
 char *shared_memory();
 float load_cluster(const void *pointer, int rank);

@@ -1,0 +1,34 @@
+"""The calls that tests/gpu/test_sanitizer.py runs under compute-sanitizer: every path once, small."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.gpu.cases import KINDS, activations, check, random_weight
+from vllm_quant_kernels import cuda_native
+from vllm_quant_kernels.cuda_ops import linear_cuda
+from vllm_quant_kernels.cuda_pack import pack_cuda
+
+
+def main() -> None:
+    for number, kind in enumerate(KINDS):
+        zeros = ("none", "integer", "floating")[number % 3] if kind.isdigit() else "none"
+        order = ("none", "shuffled")[number % 2]
+        for m in (3, 12, 30, 70):
+            w = random_weight(136, 456, kind, 32, zeros, order, seed=number)
+            x = activations(m, 456, (torch.float16, torch.bfloat16)[m // 2 % 2], seed=m)
+            check(linear_cuda(x, pack_cuda(w)), x, w)
+    w = random_weight(136, 1024, "4", 128)
+    x, packed = activations(9, 1024, torch.float16), pack_cuda(w)
+    for clustered in (0, 1):
+        out = torch.empty(9, 136, dtype=x.dtype, device="cuda")
+        call = cuda_native.describe(x, out, packed, None, False)
+        plan = cuda_native.plan(call)
+        plan.splits, plan.clustered = 3, clustered if torch.cuda.get_device_capability()[0] == 9 else 0
+        plan.workspace_bytes = 3 * plan.m_tiles * plan.tokens * 136 * 4
+        cuda_native.run(call, plan, x.device)
+        check(out, x, w)
+
+
+if __name__ == "__main__":
+    main()

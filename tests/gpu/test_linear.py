@@ -1,0 +1,184 @@
+"""The weight-only kernels on a GPU, against fp64 on the dequantized weight. Needs torch and pytest only."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu.cases import KINDS, activations, check, random_case, random_weight
+from vllm_quant_kernels import cuda_native
+from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.cuda_layout import pack_codes
+from vllm_quant_kernels.cuda_ops import experts_cuda, linear_cuda
+from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda, pack_cuda
+
+DTYPES = [torch.float16, torch.bfloat16]
+
+
+def poison() -> None:
+    """Fill freed memory with NaN, so that an output nobody writes shows."""
+    torch.full((64 << 20,), torch.nan, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [8, 16, 32, 64])
+def test_one_hot_activations_read_each_weight_exactly(kind: str, dtype: torch.dtype, tokens: int) -> None:
+    zeros = "integer" if kind.isdigit() else "none"
+    w = random_weight(200, 328, kind, 32, zeros, scale_dtype=dtype, seed=tokens)
+    packed, expected = pack_cuda(w), w.dequantize(torch.float32).T.to(dtype)
+    for start in range(0, 328, tokens):
+        poison()
+        y = linear_cuda(torch.eye(328, dtype=dtype, device="cuda")[start : start + tokens], packed)
+        assert torch.equal(y, expected[start : start + tokens])
+
+
+@pytest.mark.parametrize("number", range(250))
+def test_random_problems(number: int) -> None:
+    case = random_case(number)
+    w = random_weight(
+        case["n"],
+        case["k"],
+        case["kind"],
+        case["group_size"],
+        case["zeros"],
+        case["order"],
+        case["scale_dtype"],
+        number,
+    )
+    x = activations(case["m"], w.in_features, case["dtype"], number)
+    bias = None if case["bias"] is None else activations(1, case["n"], torch.float16, number)[0].to(case["bias"])
+    packed = pack_cuda(w)
+    poison()
+    y = linear_cuda(x, packed, bias, case["batch_invariant"])
+    check(y, x, w, bias)
+    assert torch.equal(linear_cuda(x, packed, bias, case["batch_invariant"]), y), "a repeated call differs"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_device_packs_as_pytorch_does(kind: str) -> None:
+    w = random_weight(208, 512, kind, 64)
+    assert torch.equal(pack_cuda(w).data.cpu(), pack_codes(w.codes.cpu(), w.bits))
+    shuffled = random_weight(72, 500, kind, 32, order="shuffled", seed=1)
+    on_cpu = CanonicalWeight(
+        shuffled.codes.cpu(), shuffled.scales.cpu(), shuffled.bits, 32, None, shuffled.kind,
+        None if shuffled.g_idx is None else shuffled.g_idx.cpu(),
+    )  # fmt: skip
+    device, host = pack_cuda(shuffled), pack_cuda(on_cpu)
+    assert torch.equal(device.data.cpu(), host.data)
+    assert torch.equal(device.scales.cpu(), host.scales)
+    assert torch.equal(dequantize_cuda(device, torch.float64), shuffled.dequantize(torch.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k"), [(1024, 4096), (4096, 14336), (130, 2048)])
+def test_batch_invariance(dtype: torch.dtype, n: int, k: int) -> None:
+    packed = pack_cuda(random_weight(n, k, "4", 128, "integer"))
+    x = activations(300, k, dtype)
+    whole = linear_cuda(x, packed, batch_invariant=True)
+    for rows in (slice(0, 1), slice(5, 12), slice(40, 56), slice(100, 130), slice(200, 264)):
+        assert torch.equal(linear_cuda(x[rows], packed, batch_invariant=True), whole[rows])
+
+
+@pytest.mark.parametrize("m", [1, 8, 17, 64])
+def test_splits_through_clusters_and_through_a_second_pass_give_the_same_bits(m: int) -> None:
+    w = random_weight(520, 4096, "4", 128, "integer")
+    packed, x = pack_cuda(w), activations(m, 4096, torch.bfloat16)
+    results = []
+    for clustered in (0, 1):
+        out = torch.full((m, 520), torch.nan, dtype=x.dtype, device="cuda")
+        call = cuda_native.describe(x, out, packed, None, False)
+        plan = cuda_native.plan(call)
+        if clustered and torch.cuda.get_device_capability()[0] != 9:
+            continue
+        plan.splits, plan.clustered = 4, clustered
+        plan.workspace_bytes = 0 if clustered else 4 * plan.m_tiles * plan.tokens * 520 * 4
+        cuda_native.run(call, plan, x.device)
+        check(out, x, w)
+        results.append(out)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_graph_replay() -> None:
+    w = random_weight(4096, 4096, "4", 128, "integer")
+    packed, x = pack_cuda(w), activations(4, 4096, torch.float16)
+    linear_cuda(x, packed)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = linear_cuda(x, packed)
+    for seed in range(3):
+        x.copy_(activations(4, 4096, torch.float16, seed))
+        y.fill_(torch.nan)
+        graph.replay()
+        check(y, x, w)
+
+
+def test_concurrent_streams() -> None:
+    """Nothing is shared between calls: two streams at once give what each gives alone."""
+    weights = [random_weight(1024, 4096, "4", 128, seed=i) for i in range(2)]
+    packed, x = [pack_cuda(w) for w in weights], activations(8, 4096, torch.float16)
+    expected = [linear_cuda(x, p) for p in packed]
+    streams = [torch.cuda.Stream() for _ in packed]
+    torch.cuda.synchronize()
+    results: list[list[torch.Tensor]] = [[], []]
+    for _ in range(50):
+        for i, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                results[i].append(linear_cuda(x, packed[i]))
+    torch.cuda.synchronize()
+    for i, found in enumerate(results):
+        assert all(torch.equal(y, expected[i]) for y in found)
+
+
+def test_activations_past_k_are_not_read() -> None:
+    for k in (1000, 1001):
+        w = random_weight(256, k, "4", None)
+        store = torch.full((5, 2048), torch.nan, dtype=torch.float16, device="cuda")
+        store[:, :k] = activations(5, k, torch.float16)
+        check(linear_cuda(store[:, :k], pack_cuda(w)), store[:, :k], w)
+
+
+@pytest.mark.parametrize("tokens", [8, 16, 64])
+def test_experts(tokens: int) -> None:
+    experts, top_k, m = 8, 2, 37
+    weights = [random_weight(264, 512, "4", 64, "integer", seed=e) for e in range(experts)]
+    parts = [pack_cuda(w) for w in weights]
+    first = parts[0]
+    data, scales, zeros = (torch.stack([getattr(p, name) for p in parts]) for name in ("data", "scales", "zeros"))
+    packed = PackedCuda(data, scales, zeros, None, first.kind, first.group_size, first.n, first.k)
+    x = activations(m, 512, torch.bfloat16)
+    chosen = torch.stack([torch.randperm(experts)[:top_k] for _ in range(m)]).flatten()
+    rows, tiles = [], []
+    for e in range(experts):
+        mine = (chosen == e).nonzero().flatten().tolist()
+        mine += [m * top_k] * (-len(mine) % tokens)
+        rows += mine
+        tiles += [e] * (len(mine) // tokens)
+    used = torch.tensor([len(rows)], dtype=torch.int32, device="cuda")
+    spare = [m * top_k] * tokens
+    sorted_rows = torch.tensor(rows + spare, dtype=torch.int32, device="cuda")
+    tile_experts = torch.tensor([*tiles, 0], dtype=torch.int32, device="cuda")
+    poison()
+    y = experts_cuda(x, packed, sorted_rows, tile_experts, used, tokens, top_k, m * top_k)
+    for e in range(experts):
+        mine = (chosen == e).nonzero().flatten()
+        if mine.numel():
+            check(y[mine.cuda()], x[(mine // top_k).cuda()], weights[e])
+
+
+def test_fakes_agree_with_the_kernels() -> None:
+    packed, x = pack_cuda(random_weight(96, 256, "4", 64)), activations(3, 256, torch.bfloat16)
+    arguments = (
+        x,
+        packed.data,
+        packed.scales,
+        None,
+        None,
+        None,
+        packed.kind,
+        packed.group_size,
+        packed.n,
+        packed.k,
+        False,
+    )
+    torch.library.opcheck(torch.ops.vqp.wna16_linear_cuda, arguments)
