@@ -22,7 +22,7 @@ BUILD = """
 import sys
 from scikit_build_core import build
 kind, out, scratch = sys.argv[1:]
-settings = {"build-dir": scratch, "cmake.build-type": "Debug", "cmake.define.VQP_CUDA": "OFF"}
+settings = {"build-dir": scratch, "cmake.build-type": "None", "cmake.define.VQP_CUDA": "OFF"}
 print(getattr(build, f"build_{kind}")(out, settings))
 """
 
