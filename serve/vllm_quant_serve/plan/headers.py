@@ -33,7 +33,7 @@ _SKIP = ("rotary_emb.inv_freq", "rotary_pos_emb", ".masked_bias", ".attn.bias")
 
 def role_of(module: str) -> Role:
     """How vLLM cuts the module of this name; whole on each rank when the name is not known."""
-    leaf = module.rpartition(".")[2]
+    leaf = module.rpartition(".")[2].removesuffix("_blocks").removesuffix("_scales")
     expert = ".experts." in f"{module}."
     if leaf in _COLUMN or (expert and leaf in ("gate_up_proj", "gate_proj", "up_proj")):
         return "expert_column" if expert else "column"
@@ -118,6 +118,10 @@ def _parameters(
     shape = logical_shape(leaf, info, scheme)
     itemsize = 4 if leaf in _FLOAT32 else 0
     if shape is None or info.dtype in ("U8", "F4") or (scheme is None and packed):
+        if len(info.shape) > 2 and module.endswith(".experts"):
+            return [
+                Parameter(f"{module}.{leaf}", info.shape[1:], _raw_role(role), count=info.shape[0], nbytes=info.nbytes)
+            ]
         return [Parameter(f"{module}.{leaf}", info.shape, _raw_role(role), nbytes=info.nbytes)]
     name = f"{module}.{'weight' if leaf in _QUANTIZED_LEAVES else leaf}"
     is_weight = name.endswith(".weight") and len(shape) == 2

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vllm_quant_plugin.scheme import Scheme
 from vllm_quant_serve.plan.model import VOCAB_PADDING, Parameter
+from vllm_quant_serve.plan.schemes import FloatScheme
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def matrix_bytes(scheme: Scheme, out_features: int, in_features: int, full_in: i
         itemsize: bytes of a 16-bit scale.
     """
     n, k = out_features, in_features
+    if isinstance(scheme, FloatScheme):
+        return scheme.matrix_bytes(n, k)
     groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(k)
     words = 4 * math.ceil(k * scheme.bits / 32)
     if scheme.storage == "awq":

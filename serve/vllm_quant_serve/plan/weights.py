@@ -40,14 +40,21 @@ class WeightModel:
 
     def __init__(self, arch: ModelArch, scheme: ModelScheme | None, itemsize: int) -> None:
         self.arch, self.scheme, self.itemsize = arch, scheme, itemsize
+        self._known: dict[tuple[object, ...], int] = {}
 
     @cache  # noqa: B019  # one model per process, and the key is a module name
     def scheme_of(self, module: str) -> Scheme | None:
         return self.scheme.scheme_for(module) if self.scheme is not None else None
 
     def bytes_of(self, parameter: Parameter, place: Placement) -> int:
-        scheme = self.scheme_of(parameter.module) if parameter.linear else None
-        return parameter_bytes(parameter, place, scheme, self.itemsize)
+        """Bytes of one parameter on one rank; layers repeat themselves, so each kind is computed once."""
+        scheme = self.scheme_of(parameter.module) if parameter.linear and self.scheme is not None else None
+        p = parameter
+        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, scheme, place)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = parameter_bytes(parameter, place, scheme, self.itemsize)
+        return found
 
     def weights(self, place: Placement) -> Weights:
         """Bytes on one rank of each pipeline stage: parameters and the shared cos/sin table."""

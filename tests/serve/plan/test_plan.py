@@ -175,6 +175,9 @@ def test_usage_errors(model_folder, fields, message):
         ({"quantization_config": {"quant_method": "awq", "bits": 1, "group_size": 128}}, "AWQ with 1 bits"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 9, "group_size": 128}}, "GPTQ with 9 bits"),
         ({"quantization_config": {"quant_method": "xyz"}}, "'xyz'"),
+        ({"quantization_config": ["awq"]}, "quantization_config must be an object"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": 3}}, "malformed"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "no bitsandbytes method"),
     ],
 )
 def test_bad_configs(model_folder, overrides, message):
