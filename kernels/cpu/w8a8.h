@@ -3,7 +3,7 @@
 // The ISA unit provides a micro-kernel K:
 //   K::Element              what an activation becomes: uint8_t or int16_t
 //   K::kOffset              added to q; the end subtracts (zero + offset) * sum of the channel's codes
-//   K::put(q, out)          stores four neighbouring activations in the order the products want
+//   K::put(q, out)          stores 16 activations, each quad in the order the products want
 //   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels
 #pragma once
 
@@ -24,7 +24,11 @@ struct Int8Args {
 // Round half to even; |v| <= 2^22.
 VQP_INLINE float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
 
-VQP_INLINE float clamp(float v, float low, float high) { return v > low ? (v < high ? v : high) : low; }
+// NaN becomes `low`.
+VQP_INLINE float clamp(float v, float low, float high) {
+    const float raised = v > low ? v : low;
+    return raised < high ? raised : high;
+}
 
 // clamp(round_half_even(x / scale) + zero, -128, 127), as reference.quantize_activation; |zero| <= 128.
 VQP_INLINE int32_t quantize(float x, float scale, float zero) {
@@ -83,7 +87,7 @@ void prepare_int8(const W8a8 &a, int64_t begin, int64_t end) {
             load_row16(a, row, i, x);
             int32_t q[kLanes];
             for (int l = 0; l < kLanes; ++l) q[l] = quantize(x[l], scale, zero) + K::kOffset;
-            for (int l = 0; l < kLanes; l += 4) K::put(q + l, out + i + l);
+            K::put(q, out + i);
         }
         a.x_scale[row] = scale;
         a.x_zero[row] = static_cast<int32_t>(zero) + K::kOffset;

@@ -12,8 +12,12 @@ struct Avx2 {
     static constexpr int kOffset = 0, kPanels = 1, kRowBlock = 4;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, int16_t *out) {
-        const int order[4] = {0, 2, 1, 3};
-        for (int i = 0; i < 4; ++i) out[i] = static_cast<int16_t>(q[order[i]]);
+        for (int h = 0; h < 2; ++h) {
+            const __m256i wide = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(q + 8 * h));
+            const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+            const __m128i low = _mm_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(out + 8 * h), _mm_shufflehi_epi16(low, _MM_SHUFFLE(3, 1, 2, 0)));
+        }
     }
 
     VQP_INLINE_MEMBER static __m256i broadcast(const int16_t *x) {
@@ -44,7 +48,9 @@ struct Avx2 {
                 }
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
             for (int h = 0; h < 2; ++h) {
                 __m256i *total = reinterpret_cast<__m256i *>(args.total + r * kLanes + h * 8);
                 _mm256_storeu_si256(total, _mm256_add_epi32(_mm256_loadu_si256(total), sum[r][h]));

@@ -11,8 +11,9 @@ struct Avx512 {
     static constexpr int kOffset = 0, kPanels = 2, kRowBlock = 6;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, int16_t *out) {
-        const int order[4] = {0, 2, 1, 3};
-        for (int i = 0; i < 4; ++i) out[i] = static_cast<int16_t>(q[order[i]]);
+        const __m256i words = _mm512_cvtepi32_epi16(_mm512_loadu_si512(q));
+        const __m256i low = _mm256_shufflelo_epi16(words, _MM_SHUFFLE(3, 1, 2, 0));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(out), _mm256_shufflehi_epi16(low, _MM_SHUFFLE(3, 1, 2, 0)));
     }
 
     VQP_INLINE_MEMBER static __m512i broadcast(const int16_t *x) {
@@ -24,7 +25,9 @@ struct Avx512 {
     template <int ROWS, int PANELS>
     static void micro(const Int8Args<int16_t> &args) {
         __m512i sum[ROWS][PANELS];
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
             for (int p = 0; p < PANELS; ++p) sum[r][p] = _mm512_setzero_si512();
         }
         for (int64_t i = 0; i < args.quads; ++i) {
@@ -43,7 +46,9 @@ struct Avx512 {
                 }
             }
         }
+#pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
             for (int p = 0; p < PANELS; ++p) {
                 int32_t *total = args.total + (r * PANELS + p) * kLanes;
                 _mm512_storeu_si512(total, _mm512_add_epi32(_mm512_loadu_si512(total), sum[r][p]));

@@ -11,7 +11,7 @@ struct Vnni {
     static constexpr int kOffset = 128, kPanels = 4, kRowBlock = 6;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, uint8_t *out) {
-        for (int i = 0; i < 4; ++i) out[i] = static_cast<uint8_t>(q[i]);
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm512_cvtepi32_epi8(_mm512_loadu_si512(q)));
     }
 
     VQP_INLINE_MEMBER static __m512i broadcast(const uint8_t *x) {
@@ -20,33 +20,43 @@ struct Vnni {
         return _mm512_set1_epi32(quad);
     }
 
+    VQP_INLINE_MEMBER static void add_to(int32_t *total, __m512i sum) {
+        _mm512_storeu_si512(total, _mm512_add_epi32(_mm512_loadu_si512(total), sum));
+    }
+
+    // One row of one panel, a stream of weights: four sums hide the latency of vpdpbusd.
+    static void stream(const Int8Args<uint8_t> &args) {
+        const int8_t *w = args.weights[0];
+        __m512i a = _mm512_setzero_si512(), b = a, c = a, d = a;
+        for (int64_t i = 0; i < args.quads; i += 4, w += 256) {
+            const uint8_t *x = args.x + 4 * i;
+            a = _mm512_dpbusd_epi32(a, broadcast(x), _mm512_loadu_si512(w));
+            b = _mm512_dpbusd_epi32(b, broadcast(x + 4), _mm512_loadu_si512(w + 64));
+            c = _mm512_dpbusd_epi32(c, broadcast(x + 8), _mm512_loadu_si512(w + 128));
+            d = _mm512_dpbusd_epi32(d, broadcast(x + 12), _mm512_loadu_si512(w + 192));
+        }
+        add_to(args.total, _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_add_epi32(c, d)));
+    }
+
     template <int ROWS, int PANELS>
     static void micro(const Int8Args<uint8_t> &args) {
-        // Chains: a single row of a single panel is split over neighbouring quads to hide latency.
-        constexpr int chains = ROWS * PANELS < 4 ? 4 : 1;
-        __m512i sum[chains][ROWS][PANELS];
-        for (auto &chain : sum) {
-            for (auto &row : chain) {
-                for (auto &s : row) s = _mm512_setzero_si512();
-            }
-        }
-        for (int64_t i = 0; i < args.quads; i += chains) {
-            for (int c = 0; c < chains; ++c) {
-                __m512i w[PANELS];
-                for (int p = 0; p < PANELS; ++p) w[p] = _mm512_loadu_si512(args.weights[p] + 64 * (i + c));
-                for (int r = 0; r < ROWS; ++r) {
-                    const __m512i x = broadcast(args.x + r * args.x_stride + 4 * (i + c));
-                    for (int p = 0; p < PANELS; ++p) sum[c][r][p] = _mm512_dpbusd_epi32(sum[c][r][p], x, w[p]);
-                }
-            }
-        }
+        if constexpr (ROWS * PANELS == 1) return stream(args);
+        __m512i sum[ROWS][PANELS];
         for (int r = 0; r < ROWS; ++r) {
-            for (int p = 0; p < PANELS; ++p) {
-                int32_t *total = args.total + (r * PANELS + p) * kLanes;
-                __m512i all = _mm512_loadu_si512(total);
-                for (int c = 0; c < chains; ++c) all = _mm512_add_epi32(all, sum[c][r][p]);
-                _mm512_storeu_si512(total, all);
+            for (int p = 0; p < PANELS; ++p) sum[r][p] = _mm512_setzero_si512();
+        }
+        for (int64_t i = 0; i < args.quads; ++i) {
+            __m512i w[PANELS];
+            for (int p = 0; p < PANELS; ++p) w[p] = _mm512_loadu_si512(args.weights[p] + 64 * i);
+            for (int r = 0; r < ROWS; ++r) {
+                const __m512i x = broadcast(args.x + r * args.x_stride + 4 * i);
+                for (int p = 0; p < PANELS; ++p) sum[r][p] = _mm512_dpbusd_epi32(sum[r][p], x, w[p]);
             }
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 8
+            for (int p = 0; p < PANELS; ++p) add_to(args.total + (r * PANELS + p) * kLanes, sum[r][p]);
         }
     }
 };

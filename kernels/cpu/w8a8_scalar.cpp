@@ -9,7 +9,7 @@ struct Scalar {
     static constexpr int kOffset = 0, kPanels = 1, kRowBlock = 1;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, int16_t *out) {
-        for (int i = 0; i < 4; ++i) out[i] = static_cast<int16_t>(q[i]);
+        for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int16_t>(q[i]);
     }
 
     template <int ROWS, int PANELS>

@@ -14,10 +14,10 @@ extern "C" {
 
 #define VQP_API __attribute__((visibility("default")))
 
-enum { VQP_ABI_VERSION = 2, VQP_LAYOUT_VERSION = 1 };
+enum { VQP_ABI_VERSION = 3, VQP_LAYOUT_VERSION = 1 };
 enum { VQP_OK = 0, VQP_ELAYOUT = 1, VQP_EDTYPE = 2, VQP_EMEMORY = 3, VQP_EPERM = 4 };
 enum { VQP_F32 = 0, VQP_BF16 = 1, VQP_F16 = 2, VQP_U8 = 3 };
-enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_AMX, VQP_LEVELS };
+enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_LEVELS };
 
 VQP_API int vqp_cpu_abi_version(void);
 /* The best level of this CPU, and the one in use. */
@@ -41,6 +41,12 @@ VQP_API int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, con
 VQP_API int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, const int8_t *data, int64_t data_bytes,
                             const float *w_scale, const int32_t *w_sum, const float *bias, const float *in_scale,
                             const int32_t *in_zero, int symmetric, int64_t n, int64_t k, int threads);
+
+/* Codes (n, k), one byte each, to the packed planes: n rounded up to 16 times kp * bits / 8 bytes.
+ * columns (kp) names the source column of each packed one, -1 = zero; null is 0, 1, ... k - 1.
+ */
+VQP_API int vqp_pack(const uint8_t *codes, int64_t n, int64_t k, int bits, const int32_t *columns, int64_t kp,
+                     uint8_t *out, int threads);
 
 #ifdef __cplusplus
 }

@@ -124,7 +124,8 @@ def column_order(groups: int, group_size: int, k: int, g_idx: torch.Tensor | Non
     index = torch.arange(k) // group_size if g_idx is None else g_idx.long().cpu()
     order = torch.argsort(index, stable=True)
     counts = torch.bincount(index, minlength=groups)
-    if group_size % LANES == 0 and torch.equal(index, torch.arange(k) // group_size):
+    # A row-parallel shard may keep scales that none of its columns uses: those groups need empty runs.
+    if group_size % LANES == 0 and -(-k // group_size) == groups and torch.equal(index, torch.arange(k) // group_size):
         return None
     starts = torch.zeros(groups + 1, dtype=torch.int64)
     starts[1:] = torch.cumsum((counts + LANES - 1) // LANES * LANES, 0)

@@ -1,7 +1,7 @@
 """Finds, checks and loads the native library ``libvqp_cpu.so``.
 
 VQP_CPU_LIBRARY  path of another build of the library.
-VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni, avx512_bf16 or amx: use no instruction beyond it.
+VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni or avx512_bf16: use no instruction beyond it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import sysconfig
 from pathlib import Path
 
 NAME = "libvqp_cpu.so"
-ABI_VERSION = 2
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+ABI_VERSION = 3
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
 class LibraryError(RuntimeError):
@@ -38,6 +38,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     for name, signature in {
         "vqp_wna16_linear": "piplplpipiplpiilllli",
         "vqp_w8a8_linear": "piplplpppppilli",
+        "vqp_pack": "plliplpi",
     }.items():
         getattr(lib, name).argtypes = [types[letter] for letter in signature]
 

@@ -5,10 +5,14 @@ The C side is declared in kernels/include/vqp_cpu.h.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from vllm_quant_kernels import library
-from vllm_quant_kernels.pack import PackedInt8, PackedWeight
+
+if TYPE_CHECKING:
+    from vllm_quant_kernels.pack import PackedInt8, PackedWeight
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 ERRORS = {
@@ -25,6 +29,22 @@ def _pointer(tensor: torch.Tensor | None) -> int | None:
 
 def _raise(code: int) -> None:
     raise ValueError(ERRORS.get(code, f"native kernel failed with code {code}"))
+
+
+def pack_planes(codes: torch.Tensor, bits: int, columns: torch.Tensor | None, kp: int) -> torch.Tensor:
+    """Codes (N, K) uint8 to the bytes of the layout, 1-D, without a padded or permuted copy.
+
+    Args:
+        columns: None, or int32 (kp,): the source column of each packed one, -1 = padding.
+    """
+    n, k = codes.shape
+    codes = codes.contiguous()
+    out = torch.empty(-(-n // 16) * 16 * kp * bits // 8, dtype=torch.uint8)
+    threads = torch.get_num_threads()
+    code = library.load().vqp_pack(_pointer(codes), n, k, bits, _pointer(columns), kp, _pointer(out), threads)
+    if code:
+        _raise(code)
+    return out
 
 
 def wna16_linear(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_quant_kernels import library, native
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_kernels.layout import (
     BLOCK,
@@ -21,6 +22,7 @@ from vllm_quant_kernels.layout import (
     unpack_planes,
 )
 
+INT8_BLOCK = 64
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -83,6 +85,20 @@ def _narrow_zeros(zeros: torch.Tensor) -> torch.Tensor:
     return small if torch.equal(small.float(), wide) else wide
 
 
+def _pack_data(codes: torch.Tensor, bits: int, source: torch.Tensor | None, rows: int, columns: int) -> torch.Tensor:
+    """The planes of codes (N, K), columns in the order of ``source``, padded to (rows, columns)."""
+    if codes.numel() and library.available():
+        return native.pack_planes(codes, bits, source, columns)
+    n, k = codes.shape
+    padded = torch.zeros(rows, columns, dtype=torch.uint8)
+    if source is None:
+        padded[:n, :k] = codes
+    else:
+        filled = (source >= 0).nonzero().flatten()
+        padded[:n, filled] = codes[:, source[filled].long()]
+    return pack_planes(padded, bits)
+
+
 def pack(w: CanonicalWeight, device: torch.device | str = "cpu") -> PackedWeight:
     """Pack a canonical weight for ``vqp::wna16_linear``.
 
@@ -107,15 +123,9 @@ def pack(w: CanonicalWeight, device: torch.device | str = "cpu") -> PackedWeight
     zeros = None if w.zeros is None else _narrow_zeros(w.zeros.cpu())
     perm = column_order(groups, w.group_size, k, w.g_idx)
     rows, columns = round_up(n, LANES), padded_columns(k, perm, groups)
-    padded = torch.zeros(rows, columns, dtype=torch.uint8)
-    if perm is None:
-        padded[:n, :k] = codes
-    else:
-        source = perm[:columns].long()
-        filled = (source >= 0).nonzero().flatten()
-        padded[:n, filled] = codes[:, source[filled]]
+    source = None if perm is None else perm[:columns].contiguous()
     return PackedWeight(
-        data=pack_planes(padded, w.bits),
+        data=_pack_data(codes, w.bits, source, rows, columns),
         scales=interleave_rows(scales, rows),
         zeros=None if zeros is None else interleave_rows(zeros, rows),
         perm=perm,
@@ -220,7 +230,9 @@ def pack_int8(codes: torch.Tensor, scales: torch.Tensor) -> PackedInt8:
     padded[:n, :k] = codes.cpu()
     wide = torch.zeros(rows, dtype=torch.float32)
     wide[:n] = scales.cpu().float().flatten()
-    data = padded.view(rows // LANES, LANES, columns // 4, 4).transpose(1, 2).contiguous().flatten()
+    # Four codes move as one 32-bit word.
+    quads = padded.view(torch.int32).view(rows // LANES, LANES, columns // 4)
+    data = quads.transpose(1, 2).contiguous().view(torch.int8).flatten()
     return PackedInt8(data, wide, padded.sum(dim=1, dtype=torch.int32), n, k)
 
 
@@ -231,6 +243,3 @@ def unpack_int8(data: torch.Tensor, n: int, k: int) -> torch.Tensor:
         raise ValueError(f"data must be int8 ({rows * columns},) for {n} x {k}, got {data.dtype} {tuple(data.shape)}")
     wide = data.view(rows // LANES, columns // 4, LANES, 4).transpose(1, 2).reshape(rows, columns)
     return wide[:n, :k].contiguous()
-
-
-INT8_BLOCK = 64

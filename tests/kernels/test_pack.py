@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.weights import random_weight, weights
+from vllm_quant_kernels import native
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.layout import PLANES, kind_code, pack_planes, unpack_planes
+from vllm_quant_kernels.ops import linear
 from vllm_quant_kernels.pack import pack, pack_int8, unpack, unpack_int8
 
 
@@ -33,6 +35,22 @@ def test_planes_are_a_bijection_of_bytes(bits: int, panels: int, blocks: int, se
         0, 256, (panels * blocks * 64 * bits,), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
     assert torch.equal(pack_planes(unpack_planes(data, bits, 16 * panels), bits), data)
+
+
+@given(st.integers(2, 8), st.integers(1, 50), st.integers(1, 100), st.booleans(), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_native_packing_equals_torch(bits: int, n: int, k: int, permuted: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(0, 1 << bits, (n, k), dtype=torch.uint8, generator=generator)
+    rows, columns = -(-n // 16) * 16, -(-k // 32) * 32
+    source = torch.arange(columns)
+    source[k:] = -1
+    if permuted:
+        source = source[torch.randperm(columns, generator=generator)]
+    padded = torch.zeros(rows, columns, dtype=torch.uint8)
+    padded[:n, source >= 0] = codes[:, source[source >= 0]]
+    packed = native.pack_planes(codes, bits, source.int() if permuted else None, columns)
+    assert torch.equal(packed, pack_planes(padded, bits))
 
 
 def test_layout_is_the_one_drawn() -> None:
@@ -59,6 +77,14 @@ def test_ordinary_groups_need_no_gather() -> None:
     w = random_weight(16, 256, 4, 32)
     in_order = dataclasses.replace(w, g_idx=(torch.arange(256) // 32).int())
     assert pack(in_order).perm is None
+
+
+def test_shard_that_uses_few_of_its_groups() -> None:
+    w = random_weight(16, 256, 4, 64, order="none")
+    shard = dataclasses.replace(w, codes=w.codes[:, :64], g_idx=torch.zeros(64, dtype=torch.int32))
+    x = torch.randn(2, 64)
+    assert torch.allclose(linear(x, pack(shard)).double(), x.double() @ shard.dequantize(torch.float64).T, atol=1e-5)
+    assert torch.equal(unpack(pack(shard)).scales, w.scales)
 
 
 @pytest.mark.parametrize(
