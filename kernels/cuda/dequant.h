@@ -50,7 +50,7 @@ VQP_HD uint32_t dequantize(const uint32_t *words, int step, int reg, uint32_t co
   if (kKind == kFp8) {
     /* Sign to bit 15, exponent and mantissa below the format's exponent top; then the difference of the biases. */
     const uint32_t up = byte_permute(words[field_word(8, step, reg)], 0, reg & 1 ? 0x3414 : 0x2404);
-    const uint32_t value = (up & 0x80008000u) | ((up & 0x7F007F00u) >> (IsHalf<T>::value ? 1 : 4));
+    const uint32_t value = and_or(up, 0x80008000u, (up & 0x7F007F00u) >> (IsHalf<T>::value ? 1 : 4));
     return fma_pair<T>(value, both(IsHalf<T>::value ? 0x5C00u : 0x7B80u), both(0x8000u));
   }
   if (kKind == 8) {
@@ -58,7 +58,7 @@ VQP_HD uint32_t dequantize(const uint32_t *words, int step, int reg, uint32_t co
     if (IsHalf<T>::value) return add_pair<T>(byte_permute(word, T::kMagic, reg & 1 ? 0x5351 : 0x5250), constant);
     /* BF16 holds 7 bits beside the magic number: bit 7 enters as 0 or 2.0, times 64. */
     const uint32_t field = reg & 1 ? word >> 8 : word;
-    const uint32_t low = add_pair<T>((field & both(0x7Fu)) | T::kMagic, both(0xC300u));
+    const uint32_t low = add_pair<T>(and_or(field, both(0x7Fu), T::kMagic), both(0xC300u));
     const uint32_t code = fma_pair<T>((field & both(0x80u)) << 7, both(0x4280u), low);
     return add_pair<T>(code, constant);
   }
@@ -70,7 +70,7 @@ VQP_HD uint32_t dequantize(const uint32_t *words, int step, int reg, uint32_t co
     const int shift = field_position(width, step, reg) - target;
     const uint32_t word = words[base + field_word(width, step, reg)];
     const uint32_t moved = shift >= 0 ? word >> (shift & 31) : word << (-shift & 31);
-    value |= moved & both(((1u << width) - 1) << target);
+    value = and_or(moved, both(((1u << width) - 1) << target), value);
   }
   return offset ? fma_pair<T>(value, both(0x2C00u), constant) : add_pair<T>(value, constant);
 }

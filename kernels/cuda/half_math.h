@@ -161,6 +161,17 @@ VQP_HD uint32_t add_pair(uint32_t a, uint32_t b) {
   return fma_pair<T>(a, T::kOne, b);
 }
 
+/* (a & b) | c as one instruction: left to itself the compiler spends two when b and c are both constants. */
+VQP_HD uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+  return out;
+#else
+  return (a & b) | c;
+#endif
+}
+
 /* Four bytes chosen from a (0..3) and b (4..7) by the nibbles of `select`. */
 VQP_HD uint32_t byte_permute(uint32_t a, uint32_t b, uint32_t select) {
 #ifdef __CUDA_ARCH__

@@ -74,17 +74,14 @@ VQP_DEVICE void copy_async(void *to, const void *from, bool valid) {
                : "memory");
 }
 VQP_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/* Wait until at most `pending` of this thread's groups are under way. */
+/* Wait until at most `pending` of this thread's groups are under way: 0, 2 or 6, two less than the stages. */
 VQP_DEVICE void copy_wait(int pending) {
-  switch (pending) {
-    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
-    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
-    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
-    case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
-    case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
-    case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
-    default: asm volatile("cp.async.wait_group 6;" ::: "memory"); break;
-  }
+  if (pending == 2)
+    asm volatile("cp.async.wait_group 2;" ::: "memory");
+  else if (pending == 6)
+    asm volatile("cp.async.wait_group 6;" ::: "memory");
+  else
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
 /* 8 x 8 matrices of 16-bit elements: lane i gives the row address i % 8 of matrix i / 8; lane l receives of

@@ -18,7 +18,7 @@ constexpr int kWarpsN = 4, kWarpsK = 2;
 constexpr int kTileN = 128, kTileK = 128;
 constexpr int kRowTiles = kTileN / kRowTile; /* of a block */
 constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
-constexpr int kMaxStages = 8, kMaxSplits = 8;
+constexpr int kMaxSplits = 8;
 constexpr int kOneGroup = 30; /* the group shift of one scale a row */
 
 /* Half-open range of K tiles of a split; sizes differ by one at most. */
@@ -92,13 +92,11 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
   return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500) + reduce;
 }
 
-/* As many stages as let two blocks share a multiprocessor (one where two stages do not fit that way). */
+/* 8, 4 or 2 stages: as many as let two blocks share a multiprocessor, else two in a block that has it alone. */
 inline bool set_shared(const Device &device, vqp_cuda_plan &plan) {
   const int half = device.shared_per_multiprocessor / 2 - 1024;
-  int stages = (half < device.shared_per_block ? half : device.shared_per_block) / plan.stage_bytes;
-  if (stages < 2) stages = device.shared_per_block / plan.stage_bytes;
-  if (stages < 2) return false;
-  plan.stages = stages < kMaxStages ? stages : kMaxStages;
+  plan.stages = 8;
+  while (plan.stages > 2 && plan.stages * plan.stage_bytes > half) plan.stages /= 2;
   const int ring = plan.stages * plan.stage_bytes, sums = sum_tile_bytes(plan.tokens);
   plan.shared_bytes = ring > sums ? ring : sums;
   return plan.shared_bytes <= device.shared_per_block;

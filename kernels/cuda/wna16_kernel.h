@@ -131,6 +131,8 @@ struct Block {
     }
   }
 
+  /* The warp's slab of a stage. `kFine`: groups of 16 or 32, so that a slab holds several. */
+  template <bool kFine>
   VQP_DEVICE void compute(const char *stage) {
     uint32_t words[kRows][kBits];
     VQP_UNROLL
@@ -138,7 +140,8 @@ struct Block {
       load_words<kBits>(words[r], stage + ((warp_n * kRows + r) * 2 + warp_k) * slab_bytes(kBits), lane);
     VQP_UNROLL
     for (int step = 0; step < kSteps; ++step) {
-      if (!kFloatZeros && p.zero_bytes && (step == 0 || (p.flush_mask >> (step - 1) & 1))) load_zeros(stage, step);
+      if (!kFloatZeros && p.zero_bytes && (step == 0 || (kFine && (p.flush_mask >> (step - 1) & 1))))
+        load_zeros(stage, step);
       uint32_t b[kTiles][2];
       load_b(b, stage, step);
       VQP_UNROLL
@@ -154,7 +157,7 @@ struct Block {
         VQP_UNROLL
         for (int t = 0; t < kTiles; ++t) mma<T>(x_sum[t], ones, b[t]);
       }
-      if (p.flush_mask >> step & 1) flush(stage, step);
+      if (step == kSteps - 1 || (kFine && (p.flush_mask >> step & 1))) flush(stage, step);
     }
   }
 
@@ -223,7 +226,10 @@ VQP_DEVICE void wna16_block(const Params &p) {
     }
     copy_commit();
     converge();
-    block.compute(ring + slot * p.stage.bytes);
+    if (p.flush_mask == 0x8)
+      block.template compute<false>(ring + slot * p.stage.bytes);
+    else
+      block.template compute<true>(ring + slot * p.stage.bytes);
     slot = slot + 1 == p.stages ? 0 : slot + 1;
   }
   copy_wait(0);
