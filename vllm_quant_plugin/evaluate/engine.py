@@ -74,6 +74,8 @@ def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> I
         "worker_extension_cls": "vllm_quant_plugin.evaluate.tap.LogitsTap",
         **options,
     }
+    # vLLM collects garbage a dozen times per engine; what is there already need not be walked each time.
+    gc.freeze()
     with quiet_output():
         from vllm import LLM, SamplingParams
         from vllm.distributed import cleanup_dist_env_and_memory

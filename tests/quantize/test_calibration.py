@@ -1,0 +1,127 @@
+"""Calibration text: every file form, packing, and that the shipped text is not held-out text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS
+from vllm_quant_plugin.quantize.calibration import (
+    SHIPPED,
+    encode_document,
+    load_tokenizer,
+    load_windows,
+    pack_windows,
+    read_documents,
+)
+from vllm_quant_plugin.quantize.recipe import Calibration
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer(BUNDLED)
+
+
+CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "one\n\0two", ["one", "two"]),
+        ("a.json", json.dumps(["one", {"text": "two"}, {"prompt": "three"}]), ["one", "two", "three"]),
+        ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
+        ("b.jsonl", json.dumps({"messages": CHAT}), [CHAT]),
+        ("b.json", json.dumps([CHAT]), [CHAT]),
+    ],
+)
+def test_file_forms(tmp_path: Path, name: str, content: str, expected: list) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_documents(tmp_path / name) == expected
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    assert read_documents(tmp_path / "a.parquet") == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("missing.txt", None),
+        ("empty.txt", " \n"),
+        ("a.json", "{"),
+        ("a.json", '{"text": "x"}'),
+        ("a.json", "[3]"),
+        ("a.jsonl", '{"text": "x"}\n{"other": 1}'),
+        ("a.parquet", "no parquet"),
+    ],
+)
+def test_unreadable_files_are_refused(tmp_path: Path, name: str, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError) as caught:
+        read_documents(tmp_path / name)
+    assert caught.value.hint
+
+
+def test_documents_have_bos_and_eos(tokenizer) -> None:
+    ids = encode_document(tokenizer, "def f(): pass")
+    assert (ids[0], ids[-1]) == (0, 1)
+    assert tokenizer.decode(ids[1:-1]) == "def f(): pass"
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=8),
+    st.integers(1, 12),
+    st.integers(1, 30),
+    st.integers(0, 9),
+)
+def test_windows_are_cut_from_the_text_without_overlap(documents, samples, length, seed) -> None:
+    stream = [token for document in documents for token in document]
+    windows = pack_windows(documents, samples, length, seed)
+    if len(stream) < length:
+        assert windows == [stream]
+        return
+    every = [stream[i : i + length] for i in range(0, len(stream) - length + 1, length)]
+    assert len(windows) == min(samples, len(every))
+    for window in windows:
+        every.remove(window)
+    assert windows == pack_windows(documents, samples, length, seed)
+
+
+def test_shipped_text_is_enough_and_deterministic(tokenizer) -> None:
+    first, again = (load_windows(Calibration(), tokenizer) for _ in range(2))
+    assert len(first.tokens) == 128
+    assert not first.warnings
+    assert first.sha256 == again.sha256
+    other = load_windows(Calibration(seed=1), tokenizer)
+    assert other.sha256 != first.sha256
+
+
+def test_few_samples_warn(tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words " * 200)
+    found = load_windows(Calibration(str(tmp_path / "a.txt"), 128, 16, 0), tokenizer)
+    assert any("few" in w for w in found.warnings)
+
+
+def test_chat_without_a_template_is_refused(tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([CHAT]))
+    with pytest.raises(UsageError, match="chat"):
+        load_windows(Calibration(str(tmp_path / "a.json")), tokenizer)
+
+
+def test_shipped_text_shares_no_passage_with_the_held_out_texts() -> None:
+    """No run of 200 characters, checked at every multiple of 100, occurs in both, licence headers aside."""
+    held_out = "".join(path.read_text("utf-8") for path in DEFAULT_TEXTS)
+    text = SHIPPED.read_text("utf-8")
+    shared = [text[i : i + 200] for i in range(0, len(text) - 200, 100) if text[i : i + 200] in held_out]
+    assert shared == []

@@ -1,0 +1,85 @@
+"""Presets and flags become schemes; what cannot be is refused with a way out."""
+
+from __future__ import annotations
+
+import pytest
+
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.quantize.config_json import quantization_config
+from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
+
+LEVELS = [
+    ("awq", None, "INT4 g128 asym", "awq"),
+    ("awq", "4bit", "INT4 g128 asym", "awq"),
+    ("awq", "4bit-64g", "INT4 g64 asym", "awq"),
+    ("awq", "4bit-128g", "INT4 g128 asym", "awq"),
+    ("awq", "3bit", "INT3 g128 asym", "pack-quantized"),
+    ("awq", "4bit-sym", "INT4 g128 sym", "pack-quantized"),
+    ("gptq", None, "INT4 g128 sym act-order", "gptq"),
+    ("gptq", "4bit-actorder", "INT4 g128 sym act-order", "gptq"),
+    ("gptq", "3bit", "INT3 g128 sym act-order", "gptq"),
+    ("gptq", "8bit", "INT8 g128 sym act-order", "gptq"),
+    ("gptq", "2bit-32g-asym", "INT2 g32 asym act-order", "gptq"),
+    ("gptq", "W4A16", "INT4 g128 sym act-order", "gptq"),
+    ("int8", None, "INT8 channel sym A8 dynamic token", "int-quantized"),
+    ("int8", "W8A8", "INT8 channel sym A8 dynamic token", "int-quantized"),
+    ("int8", "W8A16", "INT8 channel sym", "int-quantized"),
+    ("fp8", None, "FP8 channel A8 dynamic token", "float-quantized"),
+    ("fp8", "W8A8", "FP8 channel A8 dynamic token", "float-quantized"),
+    ("fp8", "tensor", "FP8 tensor A8 dynamic token", "fp8"),
+    ("fp8", "block", "FP8 block 128x128 A8 dynamic group", "fp8"),
+    ("rtn", "3bit-64g", "INT3 g64 sym", "pack-quantized"),
+]
+
+
+@pytest.mark.parametrize(("method", "level", "scheme", "storage"), LEVELS)
+def test_level(method: str, level: str | None, scheme: str, storage: str) -> None:
+    recipe = make_recipe(method, level=level)
+    assert (recipe.scheme.describe(), recipe.scheme.storage) == (scheme, storage)
+
+
+@pytest.mark.parametrize(("method", "level"), [(row[0], row[1]) for row in LEVELS])
+def test_config_json_reads_back_as_the_scheme(method: str, level: str | None) -> None:
+    recipe = make_recipe(method, level=level)
+    model = parse_quantization_config(quantization_config(recipe, ["lm_head"], "test:1"))
+    assert model.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
+    assert model.scheme_for("lm_head") is None
+
+
+@pytest.mark.parametrize(("method", "level"), [(row[0], row[1]) for row in LEVELS])
+def test_recipe_survives_json(method: str, level: str | None) -> None:
+    recipe = make_recipe(method, level=level, seed=7)
+    assert Recipe.from_json(recipe.to_json()) == recipe
+
+
+def test_explicit_values_win_over_the_level() -> None:
+    recipe = make_recipe("gptq", level="4bit-64g", bits=3, act_order=False)
+    assert (recipe.scheme.bits, recipe.scheme.group_size, recipe.scheme.act_order) == (3, 64, False)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "named"),
+    [
+        ("nf4", {}, "nf4"),
+        ("awq", {"bits": 1}, "1 bits"),
+        ("gptq", {"bits": 9}, "9 bits"),
+        ("gptq", {"bits": 5}, "5 bits"),
+        ("fp8", {"bits": 4}, "4 bits"),
+        ("gptq", {"group_size": 0}, "group size 0"),
+        ("gptq", {"group_size": -7}, "group size -7"),
+        ("awq", {"act_order": True}, "act-order"),
+        ("awq", {"level": "huge"}, "huge"),
+        ("awq", {"level": "W4A8"}, "weights only"),
+        ("int8", {"group_size": 64}, "per channel"),
+        ("int8", {"calibration": "x.txt"}, "no calibration"),
+        ("gptq", {"backend": "autoawq"}, "autoawq"),
+        ("awq", {"backend": "autoawq", "bits": 3}, "4-bit"),
+        ("gptq", {"seq_len": 2}, "8 tokens"),
+        ("gptq", {"damp": 2.0}, "damp"),
+    ],
+)
+def test_impossible_recipes_are_refused(method: str, options: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named) as caught:
+        make_recipe(method, **options)
+    assert caught.value.hint
