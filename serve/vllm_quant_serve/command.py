@@ -15,7 +15,7 @@ from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.flags import ServeWords, read_words
 from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
-from vllm_quant_serve.planning import installed_for_cpu, plan_document, plan_request, plan_summary
+from vllm_quant_serve.planning import installed_for_cpu, peaks_of, plan_document, plan_request, plan_summary
 from vllm_quant_serve.relax import Relaxer
 from vllm_quant_serve.report import Report
 from vllm_quant_serve.rundir import RunDirectory
@@ -56,6 +56,9 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port of the status page and probes. [the server's + 1]")
     ] = None,
     admin_host: Annotated[str, typer.Option(help="Beyond loopback it needs VQP_ADMIN_TOKEN.")] = LOOPBACK,
+    slo_ttft: Annotated[float | None, typer.Option(min=0, help="Goodput: seconds to the first token.")] = None,
+    slo_tpot: Annotated[float | None, typer.Option(min=0, help="Goodput: seconds per output token.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of the deployment per hour.")] = None,
     no_admin: Annotated[bool, typer.Option("--no-admin", help="No status page and probes.")] = False,
 ) -> None:
     """Plan, launch vllm serve, supervise it, export metrics.
@@ -65,10 +68,11 @@ def serve(
     """
     words = read_words([model, *context.args])
     _refuse_reserved(words)
-    plan = None
+    plan, peaks = None, None
     if not no_plan:
         request = plan_request(words, gpu=gpu, cpu=cpu, concurrency=concurrency, objective=objective.value)
         plan = make_plan(request)
+        peaks = peaks_of(request, plan)
     launch = build_launch(words, plan.serve_args() if plan else [])
     report = Report(as_json=as_json)
     if dry_run:
@@ -83,10 +87,11 @@ def serve(
         startup_timeout, drain_timeout, hang_timeout=hang_timeout, deep_check=deep_check, restarts=restart
     )
     document = plan_document(plan)
+    told = {"peaks": peaks, "slo": {"ttft": slo_ttft, "tpot": slo_tpot}, "price": price}
     relaxer = Relaxer.of(launch.planned, words, document)
 
     def make() -> Supervisor:
-        return Supervisor(launch, RunDirectory.create(), report, options, document, relaxer)
+        return Supervisor(launch, RunDirectory.create(), report, options, document, relaxer, told)
 
     admin = None if no_admin else _bind_admin(admin_host, admin_port, launch)
     code = asyncio.run(_supervise(make, admin))

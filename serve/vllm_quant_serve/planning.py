@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_quant_serve.flags import ServeWords
 from vllm_quant_serve.plan.api import Objective, Plan, PlanRequest
+from vllm_quant_serve.plan.hardware import resolve_devices
 
 _KIB_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -84,6 +85,21 @@ def plan_summary(plan: Plan) -> str:
         f"      {plan.kv_tokens.value:,} KV tokens ({plan.kv_tokens.low:,} to {plan.kv_tokens.high:,}), "
         f"{plan.max_concurrency:.1f} requests of {plan.max_model_len:,} tokens at once"
     )
+
+
+def peaks_of(request: PlanRequest, plan: Plan) -> dict[str, float] | None:
+    """Peak rates of one device, for utilization: bytes per second, and operations per second at the precision used.
+
+    None on a CPU and for devices whose rates are unknown: the planner's figures for a host only rank placements.
+    """
+    devices = resolve_devices(request)
+    name = plan.quantization.upper()
+    quantized_activations = " A8" in name
+    kind = "fp8" if name.startswith("FP8") else "int8" if name.startswith("INT8") else "bf16"
+    flops = devices.gpu.flops.get(kind if quantized_activations else "bf16")
+    if devices.is_cpu or not flops or not devices.gpu.bandwidth:
+        return None
+    return {"bandwidth": devices.gpu.bandwidth, "flops": flops}
 
 
 def plan_document(plan: Plan | None) -> dict[str, Any] | None:

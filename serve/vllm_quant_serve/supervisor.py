@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -54,9 +55,11 @@ class Supervisor:
         options: Options,
         plan: dict[str, Any] | None = None,
         relaxer: Relaxer | None = None,
+        told: Mapping[str, Any] | None = None,
     ) -> None:
+        """``told`` goes to the stat logger beside the plan: peaks, objectives, price."""
         self.launch, self.run_dir, self.report, self.options = launch, run_dir, report, options
-        self.plan, self.relaxer = plan, relaxer
+        self.plan, self.relaxer, self.told = plan, relaxer, dict(told or {})
         self.state = State.STARTING
         self.counts = Counts()
         self.server: ServerProcess | None = None
@@ -175,7 +178,7 @@ class Supervisor:
         self.launch.endpoint.check_free()
         self.run_dir.forget_pages()
         self.run_dir.write_plan(
-            {"plan": self.plan, "launched_at": time.time(), "restarts": self.counts.restarts,
+            {**self.told, "plan": self.plan, "launched_at": time.time(), "restarts": self.counts.restarts,
              "retries": self.counts.retries}
         )  # fmt: skip
         environment = {**self.launch.environment, VARIABLE: str(self.run_dir.path)}

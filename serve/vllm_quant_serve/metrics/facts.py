@@ -14,6 +14,7 @@ from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_serve.metrics.accounting import ModelSize, model_size
 
 UNQUANTIZED = "16-bit"
 
@@ -27,12 +28,14 @@ class ModelFacts:
         scheme: the scheme of most modules, e.g. ``INT4 g128 asym``; ``16-bit`` when not quantized.
         weight_bits: nominal bits per weight of those modules.
         checkpoint_bytes: bytes of all tensors on disk.
+        size: weights that every token meets, for utilization.
     """
 
     method: str
     scheme: str | None = None
     weight_bits: int | None = None
     checkpoint_bytes: int | None = None
+    size: ModelSize | None = None
 
 
 def read_facts(vllm_config: Any) -> ModelFacts:
@@ -41,7 +44,9 @@ def read_facts(vllm_config: Any) -> ModelFacts:
     method = str(getattr(model_config, "quantization", None) or "none")
     checkpoint = _checkpoint(str(model_config.model), getattr(model_config, "revision", None))
     scheme, bits = _scheme(vllm_config, method, checkpoint)
-    return ModelFacts(method, scheme, bits, checkpoint.nbytes or None if checkpoint else None)
+    if checkpoint is None or not checkpoint.tensors:
+        return ModelFacts(method, scheme, bits)
+    return ModelFacts(method, scheme, bits, checkpoint.nbytes, model_size(checkpoint, bits))
 
 
 def _checkpoint(model: str, revision: str | None) -> Checkpoint | None:

@@ -7,17 +7,27 @@ the metrics of the plan are absent. A failure in here is logged once and never r
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vllm_quant_serve.compat import AggregateStatLoggerBase, init_logger
+from vllm_quant_serve.metrics.accounting import Account, Peaks, make_account
 from vllm_quant_serve.metrics.catalogue import metrics
+from vllm_quant_serve.metrics.energy import EnergyMeter, open_meter
 from vllm_quant_serve.metrics.facts import read_facts
 from vllm_quant_serve.metrics.rates import SlidingRate
+from vllm_quant_serve.metrics.slo import Objective, was_aborted
 from vllm_quant_serve.rundir import attach, read_actuals, read_plan
 
 logger = init_logger("vllm.vllm_quant_serve.stat_logger")
 PUBLISH_EVERY = 0.5
+
+
+class EngineRates:
+    """The sliding rates of one engine."""
+
+    def __init__(self) -> None:
+        self.generation, self.prompt, self.bytes = SlidingRate(), SlidingRate(), SlidingRate()
 
 
 class VqpStatLogger(AggregateStatLoggerBase):
@@ -27,20 +37,27 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self.vllm_config = vllm_config
         self.engines = list(engine_indexes or [0])
         self.model_name = str(vllm_config.model_config.served_model_name)
+        parallel = vllm_config.parallel_config
+        self.ranks = int(parallel.tensor_parallel_size) * int(parallel.pipeline_parallel_size)
+        self.devices = self.ranks * int(parallel.data_parallel_size)
+        # Metrics of the whole deployment that cannot be added up come from the only, or first, API server.
+        self.alone = int(getattr(parallel, "_api_process_count", 1) or 1) == 1
+        self.first = self.alone or getattr(parallel, "_api_process_rank", 0) in (0, -1)
         self.side = attach()
+        self.told: Mapping[str, Any] = read_plan() or {}
+        self.objective = Objective.read(self.told)
+        self.peaks = Peaks.read(self.told)
+        self.account: Account | None = None
+        self.kv_tokens: int | None = None
+        self.meter: EnergyMeter | None = None
+        self._rates = {index: EngineRates() for index in self.engines}
         self._broken = False
-        self._generation = {index: SlidingRate() for index in self.engines}
-        self._prompt = {index: SlidingRate() for index in self.engines}
         self._published = 0.0
-        self._told = False
+        self._weights_told = False
         self._guarded(self._publish_facts)
 
     def record(
-        self,
-        scheduler_stats: Any,
-        iteration_stats: Any,
-        mm_cache_stats: Any = None,
-        engine_idx: int = 0,
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
     ) -> None:
         """Called by vLLM after every engine step."""
         if not self._broken:
@@ -52,12 +69,13 @@ class VqpStatLogger(AggregateStatLoggerBase):
 
     def log(self) -> None:
         """Called by vLLM every ten seconds; lets the rates fall to zero when no step comes."""
-        self._guarded(self._publish_rates, time.monotonic())
-        self._guarded(self._publish_told)
+        if not self._broken:
+            self._guarded(self._publish_rates, time.monotonic())
+            self._guarded(self._publish_slow)
 
     # -------------------------------------------------------------------------
 
-    def _guarded(self, work: Any, *arguments: Any) -> None:
+    def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
         """Run ``work``: vLLM's statistics are no stable interface, and a metric must not stop a server."""
         try:
             work(*arguments)
@@ -69,47 +87,115 @@ class VqpStatLogger(AggregateStatLoggerBase):
         if value is not None:
             metrics()[name].labels(self.model_name, *labels).set(value)  # type: ignore[union-attr]
 
+    def _add(self, name: str, amount: float, *labels: str) -> None:
+        metrics()[name].labels(self.model_name, *labels).inc(amount)
+
     def _publish_facts(self) -> None:
-        facts = read_facts(self.vllm_config)
+        facts = self.facts = read_facts(self.vllm_config)
         self._set("vqp_quantization_info", 1, facts.method, facts.scheme or "unknown")
         self._set("vqp_weight_bits", facts.weight_bits)
         self._set("vqp_checkpoint_bytes", facts.checkpoint_bytes)
-        plan = (read_plan() or {}).get("plan")
-        if not plan:
-            return
-        self._set("vqp_weight_bytes", plan["weight_bytes_per_rank"], "plan")
-        for source, key in (("plan_low", "low"), ("plan", "value"), ("plan_high", "high")):
-            self._set("vqp_kv_cache_tokens", plan["kv_tokens"][key], source)
+        self._set("vqp_devices", self.devices)
+        self._set("vqp_server_restarts", self.told.get("restarts"))
+        self._set("vqp_server_start_retries", self.told.get("retries"))
+        self._set("vqp_price_per_hour", self.told.get("price"))
+        if self.peaks is not None:
+            self._set("vqp_peak_memory_bandwidth_bytes_per_second", self.peaks.bandwidth)
+            self._set("vqp_peak_flops_per_second", self.peaks.flops)
+        if self.objective is not None:
+            self._set("vqp_slo_ttft_seconds", self.objective.ttft)
+            self._set("vqp_slo_tpot_seconds", self.objective.tpot)
+            for result in ("met", "missed"):
+                self._add("vqp_slo_requests", 0, result)
+            self._add("vqp_goodput_tokens", 0)
+        plan = self.told.get("plan")
+        if plan:
+            self._set("vqp_weight_bytes", plan["weight_bytes_per_rank"], "plan")
+            for source, key in (("plan_low", "low"), ("plan", "value"), ("plan_high", "high")):
+                self._set("vqp_kv_cache_tokens", plan["kv_tokens"][key], source)
 
     def _publish_actuals(self) -> None:
         cache = self.vllm_config.cache_config
         tokens = getattr(cache, "kv_cache_size_tokens", None)
         if tokens is None and cache.num_gpu_blocks and cache.block_size:
             tokens = cache.num_gpu_blocks * cache.block_size
+        self.kv_tokens = tokens
         self._set("vqp_kv_cache_tokens", tokens, "actual")
-        launched = (read_plan() or {}).get("launched_at")
+        launched = self.told.get("launched_at")
         if launched is not None:
             self._set("vqp_load_seconds", time.time() - launched)
+        if self.peaks is not None:
+            self.account = make_account(self.facts.size, self.told.get("plan"), self.ranks, tokens)
+        if self.first:
+            self.meter = open_meter(self.devices)
+        for engine in self.engines:
+            self._publish_headroom(0.0, engine)
 
-    def _publish_told(self) -> None:
-        """Figures that reach the supervisor from the engine's log, a moment after the engine is up."""
-        if not self._told:
+    def _publish_headroom(self, kv_usage: float, engine: int) -> None:
+        length = self.vllm_config.model_config.max_model_len
+        if self.kv_tokens is not None and length:
+            free = self.kv_tokens * (1.0 - kv_usage)
+            self._set("vqp_headroom_requests", free // length, str(engine))
+
+    def _publish_slow(self) -> None:
+        """What is told seldom: energy, and figures the supervisor reads from the engine's log."""
+        if not self._weights_told:
             weights = read_actuals().get("weight_bytes")
-            self._told = weights is not None
+            self._weights_told = weights is not None
             self._set("vqp_weight_bytes", weights, "actual")
+        if self.meter is not None:
+            self._add("vqp_energy_joules", self.meter.since_last())
 
     def _record(self, scheduler_stats: Any, iteration_stats: Any, engine: int) -> None:
         now = time.monotonic()
-        if scheduler_stats is not None and self.side is not None:
-            self.side.step()
-        if iteration_stats is not None and engine in self._generation:
-            self._generation[engine].add(now, iteration_stats.num_generation_tokens)
-            self._prompt[engine].add(now, iteration_stats.prompt_token_stats.computed)
+        rates = self._rates.get(engine)
+        if rates is None:
+            return
+        if scheduler_stats is not None:
+            if self.side is not None:
+                self.side.step()
+            if self.account is not None:
+                rates.bytes.add(now, self.account.step_bytes(scheduler_stats.kv_cache_usage))
+        if iteration_stats is not None:
+            rates.generation.add(now, iteration_stats.num_generation_tokens)
+            rates.prompt.add(now, iteration_stats.prompt_token_stats.computed)
+            if self.objective is not None:
+                for finished in iteration_stats.finished_requests:
+                    self._judge(self.objective, finished)
         if now - self._published >= PUBLISH_EVERY:
             self._publish_rates(now)
+            if scheduler_stats is not None:
+                self._publish_headroom(scheduler_stats.kv_cache_usage, engine)
+
+    def _judge(self, objective: Objective, finished: Any) -> None:
+        if was_aborted(finished):
+            return
+        met = objective.met(finished)
+        self._add("vqp_slo_requests", 1, "met" if met else "missed")
+        if met:
+            self._add("vqp_goodput_tokens", finished.num_generation_tokens)
 
     def _publish_rates(self, now: float) -> None:
         self._published = now
-        for engine in self.engines:
-            self._set("vqp_generation_tokens_per_second", self._generation[engine].rate(now), str(engine))
-            self._set("vqp_prompt_tokens_per_second", self._prompt[engine].rate(now), str(engine))
+        total = 0.0
+        for engine, rates in self._rates.items():
+            label, generation, prompt = str(engine), rates.generation.rate(now), rates.prompt.rate(now)
+            total += generation
+            self._set("vqp_generation_tokens_per_second", generation, label)
+            self._set("vqp_prompt_tokens_per_second", prompt, label)
+            self._set("vqp_generation_tokens_per_second_per_device", generation / self.devices, label)
+            if self.account is not None and self.peaks is not None:
+                operations = (generation + prompt) * self.account.token_operations()
+                self._set("vqp_model_bandwidth_utilization_ratio", rates.bytes.rate(now) / self.peaks.bandwidth, label)
+                self._set("vqp_model_flops_utilization_ratio", operations / self.peaks.flops, label)
+        self._publish_cost(total)
+
+    def _publish_cost(self, generation: float) -> None:
+        price = self.told.get("price")
+        if price is None or not self.alone:
+            return
+        if generation > 0:
+            self._set("vqp_cost_per_million_tokens", price / 3600.0 / generation * 1e6)
+        else:
+            # Idle, a token costs no finite amount: the metric goes, rather than keep its last value.
+            metrics()["vqp_cost_per_million_tokens"].remove_by_labels({"model_name": self.model_name})
