@@ -195,6 +195,10 @@ def build_segment(
         dtype: the layer's activation dtype.
     """
     if device.type != "cpu":
+        from vllm_quant_plugin.methods import cuda_segment  # it derives from Segment above
+
+        if cuda_segment.serves(weight, device, dtype):
+            return cuda_segment.cuda_segment(weight)
         return DequantizingSegment(weight, dtype)
     act = scheme.activation
     if act is None or not serves_int8(scheme, weight):

@@ -1,0 +1,151 @@
+"""The implementations that benchmarks/gpu_linear.py compares, each built from a canonical weight.
+
+A peer's library is imported when it is built; a missing one raises, and the report names it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from vllm_quant_kernels.canonical import CanonicalWeight
+
+Runner = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Peer(ABC):
+    """One implementation. ``tolerance``: relative error (Frobenius) against fp64 on the same weight."""
+
+    name: str
+    bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    zeros = True
+    tolerance = 1e-2
+
+    def check(self, bits: int, zeros: bool) -> None:
+        """Raise ValueError where the implementation has no kernel for the case."""
+        if bits not in self.bits:
+            raise ValueError(f"no {bits}-bit kernel")
+        if zeros and not self.zeros:
+            raise ValueError("no zero points")
+
+    @abstractmethod
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        """A function x (M, K) to (M, N) over a prepared copy of ``weight``."""
+
+
+class Ours(Peer):
+    name = "vqp"
+
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        from vllm_quant_kernels.cuda_ops import linear_cuda
+        from vllm_quant_kernels.cuda_pack import pack_cuda
+
+        packed = pack_cuda(weight)
+        return lambda x: linear_cuda(x, packed)
+
+
+class Dense(Peer):
+    """torch's dense product of the dequantized weight in 16 bits: the rate that quantization has to beat."""
+
+    name = "torch-dense"
+
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        matrix = weight.dequantize(dtype)
+        return lambda x: torch.nn.functional.linear(x, matrix)
+
+
+def _gptq_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes (N, K) to GPTQ's int32 (K * bits / 32, N): neighbouring k from the low bits up."""
+    per_word = 32 // bits
+    fields = codes.T.reshape(-1, per_word, codes.shape[0]).int()
+    shifts = torch.arange(per_word, device=codes.device, dtype=torch.int32)[None, :, None] * bits
+    return (fields << shifts).sum(1, dtype=torch.int32).contiguous()
+
+
+class Marlin(Peer):
+    """vLLM's Marlin, through vLLM's own helpers."""
+
+    name = "marlin"
+    bits = (4, 8)
+    zeros = False
+
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        from vllm import _custom_ops as ops
+        from vllm.model_executor.layers.quantization.utils import marlin_utils
+        from vllm.scalar_type import scalar_types
+
+        n, k = weight.codes.shape
+        kind = scalar_types.uint4b8 if weight.bits == 4 else scalar_types.uint8b128
+        data = ops.gptq_marlin_repack(_gptq_words(weight.codes, weight.bits), k, n, weight.bits)
+        scales = weight.scales.to(dtype).T.contiguous()
+        scales = marlin_utils.marlin_permute_scales(scales, k, n, weight.group_size)
+        locks = marlin_utils.marlin_make_workspace_new(weight.codes.device)
+        return lambda x: ops.marlin_gemm(
+            x, None, data, None, scales, None, None, None, locks, kind, x.shape[0], n, k, use_fp32_reduce=True
+        )
+
+
+class Machete(Peer):
+    """vLLM's Machete (Hopper only)."""
+
+    name = "machete"
+    bits = (4, 8)
+    zeros = False
+
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        from vllm import _custom_ops as ops
+        from vllm.scalar_type import scalar_types
+
+        kind = scalar_types.uint4b8 if weight.bits == 4 else scalar_types.uint8b128
+        words = _gptq_words(weight.codes, weight.bits).t().contiguous().t()
+        data = ops.machete_prepack_B(words, dtype, kind, dtype)
+        scales = weight.scales.to(dtype).T.contiguous()
+        return lambda x: ops.machete_mm(x, data, kind, dtype, scales, None, weight.group_size)
+
+
+class Humming(Peer):
+    """Humming's layer with its default configurations. It quantizes on its own, so the bound is that of rounding."""
+
+    name = "humming"
+    zeros = False
+    tolerance = 0.7
+
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        from humming.layer import HummingLayer
+
+        n, k = weight.codes.shape
+        config = {"dtype": f"int{weight.bits}", "group_size": weight.group_size}
+        layer = HummingLayer(shape_n=n, shape_k=k, weight_config=config, torch_dtype=dtype).cuda()
+        layer.load_from_unquantized(weight.dequantize(dtype))
+        layer.transform()
+        layer.prepare_default_kernel_configs()
+        return layer
+
+
+class GemLite(Peer):
+    """GemLite's Triton kernels."""
+
+    name = "gemlite"
+    bits = (2, 4, 8)
+
+    def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
+        from gemlite.core import DType, GemLiteLinear
+
+        n, k = weight.codes.shape
+        kind = DType.FP16 if dtype == torch.float16 else DType.BF16
+        layer = GemLiteLinear(
+            weight.bits,
+            group_size=weight.group_size,
+            in_features=k,
+            out_features=n,
+            input_dtype=kind,
+            output_dtype=kind,
+        )
+        zeros = torch.full_like(weight.scales, 1 << (weight.bits - 1)) if weight.zeros is None else weight.zeros
+        layer.pack(weight.codes, weight.scales.to(dtype), zeros.to(dtype), None)
+        return layer
+
+
+PEERS: list[Peer] = [Ours(), Dense(), Marlin(), Machete(), Humming(), GemLite()]

@@ -1,0 +1,82 @@
+"""The switch VQP_CUDA_KERNELS, and the layer segment behind it, as far as a machine without a GPU can tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels.weights import random_weight
+from vllm_quant_kernels import cuda_library
+from vllm_quant_kernels.cuda_ops import linear_cuda
+from vllm_quant_kernels.cuda_pack import pack_cuda
+from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.methods import cuda_segment
+from vllm_quant_plugin.methods.kernel import DequantizingSegment, PackedLinear, build_segment
+from vllm_quant_plugin.scheme import Scheme
+
+GPU = torch.device("cuda")
+
+
+def test_without_the_switch_a_gpu_layer_is_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQP_CUDA_KERNELS", raising=False)
+    w = random_weight(32, 64, 4, 32)
+    assert isinstance(build_segment(w, Scheme("gptq", bits=4), {}, GPU, torch.bfloat16), DequantizingSegment)
+
+
+def test_the_switch_serves_what_the_kernels_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
+    w = random_weight(32, 64, 4, 32)
+    assert cuda_segment.serves(w, GPU, torch.bfloat16)
+    assert not cuda_segment.serves(w, GPU, torch.float32)
+    assert not cuda_segment.serves(w, torch.device("xpu"), torch.bfloat16)
+    assert not cuda_segment.serves(random_weight(32, 64, kind="fp8_e5m2", bits=8), GPU, torch.bfloat16)
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "yes")
+    with pytest.raises(BackendError, match="0 or 1"):
+        cuda_segment.serves(w, GPU, torch.bfloat16)
+
+
+def test_the_switch_without_the_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQP_CUDA_LIBRARY", "/nowhere/libvqp_cuda.so")
+    cuda_library.load.cache_clear()
+    with pytest.raises(BackendError, match="cannot be loaded"):
+        cuda_segment.cuda_segment(random_weight(32, 64, 4, 32))
+    cuda_library.load.cache_clear()
+
+
+@pytest.mark.parametrize("order", ["none", "shuffled"])
+def test_a_layer_of_segments_computes_the_reference(order: str) -> None:
+    """The operators' CPU implementations read the same packed tensors that the kernels do."""
+    weights = [random_weight(n, 192, 4, 32, "integer", order=order, seed=n) for n in (40, 24)]
+    segments = [cuda_segment.CudaSegment(pack_cuda(w), False) for w in weights]
+    linear, layer = PackedLinear(segments), torch.nn.Module()  # type: ignore[arg-type]
+    linear.register(layer)
+    x, bias = torch.randn(3, 192, dtype=torch.bfloat16), torch.randn(64, dtype=torch.bfloat16)
+    expected = torch.cat([w.dequantize(torch.float64) for w in weights])
+    assert torch.equal(linear.dequantize(layer), expected.float())
+    exact = x.double() @ expected.T + bias.double()
+    assert ((linear(layer, x, bias).double() - exact).abs() <= 2.0**-8 * exact.abs() + 1e-4).all()
+
+
+def test_fakes_have_the_shapes_of_the_results() -> None:
+    packed = pack_cuda(random_weight(40, 96, 4, 32))
+    for shape in ((96,), (5, 96), (2, 3, 96), (0, 96)):
+        x = torch.randn(shape, dtype=torch.float16)
+        real = linear_cuda(x, packed)
+        with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = linear_cuda(mode.from_tensor(x), packed)
+        assert (fake.shape, fake.dtype) == (real.shape, real.dtype)
+
+
+def test_operators_refuse_tensors_that_do_not_fit() -> None:
+    packed, x = pack_cuda(random_weight(40, 96, 4, 32)), torch.randn(2, 96, dtype=torch.float16)
+    with pytest.raises(ValueError, match="bf16 or fp16"):
+        linear_cuda(x.float(), packed)
+    with pytest.raises(ValueError, match="must be"):
+        linear_cuda(x[:, :64], packed)
+    with pytest.raises(ValueError, match="bias"):
+        linear_cuda(x, packed, torch.zeros(39))
+    arguments = (packed.scales, None, None, None, 4, 32, 40, 96, False)
+    with pytest.raises(ValueError, match="does not hold"):
+        torch.ops.vqp.wna16_linear_cuda(x, packed.data[:-1], *arguments)
+    with pytest.raises(ValueError, match="scales must be"):
+        torch.ops.vqp.wna16_linear_cuda(x, packed.data, packed.scales[:2], *arguments[1:])

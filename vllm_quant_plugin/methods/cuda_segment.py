@@ -1,0 +1,78 @@
+"""Layers on an NVIDIA GPU by the CUDA kernels: only with VQP_CUDA_KERNELS=1 until they have passed on hardware."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from vllm_quant_kernels import cuda_library, cuda_ops  # noqa: F401  (defines the operators)
+from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda, pack_cuda
+from vllm_quant_kernels.library import LibraryError
+from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.methods.kernel import Segment, Tensors
+
+_NONE = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class CudaSegment(Segment):
+    """``vqp::wna16_linear_cuda``: 16-bit activations, weights of 2 to 8 bits or FP8 E4M3."""
+
+    packed: PackedCuda
+    batch_invariant: bool
+
+    def tensors(self) -> Tensors:
+        p = self.packed
+        return {"": p.data, "_scales": p.scales, "_zeros": p.zeros, "_perm": p.perm}
+
+    def without_tensors(self) -> Segment:
+        return replace(self, packed=replace(self.packed, data=_NONE, scales=_NONE, zeros=None, perm=None))
+
+    def apply(self, tensors: Tensors, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        p = self.packed
+        return torch.ops.vqp.wna16_linear_cuda(
+            x,
+            tensors[""],
+            tensors["_scales"],
+            tensors["_zeros"],
+            tensors["_perm"],
+            bias,
+            p.kind,
+            p.group_size,
+            p.n,
+            p.k,
+            self.batch_invariant,
+        )
+
+    def dequantize(self, tensors: Tensors) -> torch.Tensor:
+        data, scales = tensors[""], tensors["_scales"]
+        assert data is not None
+        assert scales is not None
+        packed = replace(self.packed, data=data, scales=scales, zeros=tensors["_zeros"], perm=tensors["_perm"])
+        return dequantize_cuda(packed)
+
+    @property
+    def out_features(self) -> int:
+        return self.packed.n
+
+
+def serves(weight: CanonicalWeight, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the CUDA kernels are switched on and read this weight."""
+    if device.type != "cuda" or weight.kind == "fp8_e5m2" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    try:
+        return cuda_library.enabled()
+    except LibraryError as error:
+        raise BackendError(str(error), hint="unset VQP_CUDA_KERNELS") from error
+
+
+def cuda_segment(weight: CanonicalWeight) -> CudaSegment:
+    """Pack ``weight`` where it is. Raises BackendError where the kernels were switched on but not built."""
+    try:
+        cuda_library.load()
+    except LibraryError as error:
+        raise BackendError(str(error), hint="run `make` with nvcc on PATH, or unset VQP_CUDA_KERNELS") from error
+    return CudaSegment(pack_cuda(weight), os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1")
