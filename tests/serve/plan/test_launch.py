@@ -1,0 +1,50 @@
+"""Real engines on CPU with pinned KV bytes: the planned blocks and tokens are the engine's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vllm_quant_serve.plan.api import PlanRequest, make_plan
+
+HERE = Path(__file__).parent
+BUNDLED = Path(__file__).parents[3] / "vllm_quant_plugin" / "data" / "stdlib-llama"
+PINNED = 64 << 20
+SMALL = {
+    "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 512,
+    "max_position_embeddings": 1024,
+}  # fmt: skip
+# Real configurations cut down to engine-test size, one for each kind of cache.
+ENGINES = {
+    "gemma-2-9b": {"num_hidden_layers": 6, "head_dim": 64, "sliding_window": 128, "query_pre_attn_scalar": 64},
+    "falcon-h1-0.5b": {"num_hidden_layers": 4, "head_dim": 64, "mamba_d_ssm": 512, "mamba_n_heads": 8},
+    "deepseek-v2-lite": {"num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 128,
+                         "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "granite-4.0-h-tiny": {"num_hidden_layers": 6, "intermediate_size": 128, "mamba_n_heads": 8, "num_local_experts": 4,
+                           "num_experts_per_tok": 2, "shared_intermediate_size": 128,
+                           "layer_types": ["mamba", "mamba", "attention"] * 2},
+}  # fmt: skip
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", ["bundled", *ENGINES])
+def test_planned_tokens_are_the_engines(name, tmp_path):
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    folder, extra = str(BUNDLED), {}
+    if name != "bundled":
+        config = {**json.loads((HERE / "configs" / f"{name}.json").read_text()), **SMALL, **ENGINES[name]}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        folder, extra = str(tmp_path), {"load_format": "dummy", "skip_tokenizer_init": True}
+    common = {"max_model_len": 512, "max_num_batched_tokens": 1024}
+    plan = make_plan(PlanRequest(folder, cpu=True, kv_cache_memory=PINNED, **common))
+    llm = LLM(folder, enforce_eager=True, kv_cache_memory_bytes=PINNED, **common, **extra)
+    try:
+        cache = llm.llm_engine.vllm_config.cache_config
+        assert plan.kv_blocks == cache.num_gpu_blocks
+        assert plan.kv_tokens.value == cache.kv_cache_size_tokens
+        assert plan.max_concurrency == pytest.approx(cache.kv_cache_max_concurrency, abs=0.01)
+    finally:
+        del llm
+        cleanup_dist_env_and_memory()
