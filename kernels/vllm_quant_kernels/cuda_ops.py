@@ -6,10 +6,12 @@ same packed tensors.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from vllm_quant_kernels import cuda_native
-from vllm_quant_kernels.cuda_layout import ROW_TILE, bits_of
+from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of
 from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda
 
 _LIB = torch.library.Library("vqp", "FRAGMENT")
@@ -23,9 +25,22 @@ _LIB.define(
 )
 
 
-def _check(
-    x: torch.Tensor, data: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, kind: int, n: int, k: int
-) -> None:
+_WEIGHT_ARGUMENTS = 9
+
+
+def _weight(
+    x: torch.Tensor,
+    data: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor | None,
+    perm: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    kind: int,
+    group_size: int,
+    n: int,
+    k: int,
+) -> tuple[PackedCuda, torch.Tensor | None]:
+    """The arguments that both operators share, checked against x. Raises ValueError."""
     if x.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"x must be bf16 or fp16, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != k:
@@ -34,26 +49,29 @@ def _check(
     if scales.ndim < 3 or scales.shape[-3] != tiles or scales.shape[-1] != ROW_TILE or not scales.is_contiguous():
         raise ValueError(f"scales must be contiguous (..., {tiles}, G, {ROW_TILE}), got {tuple(scales.shape)}")
     slab_row = 128 * bits_of(kind) * tiles
-    if data.dtype != torch.uint8 or data.shape[-1] % slab_row or data.shape[-1] // slab_row * 64 < k:
+    if data.dtype != torch.uint8 or data.shape[-1] % slab_row or data.shape[-1] // slab_row * SLAB < k:
         raise ValueError(f"data of {data.shape[-1]} bytes does not hold {n} x {k} codes of kind {kind}")
     if bias is not None and (bias.shape[-1] != n or not bias.is_floating_point()):
         raise ValueError(f"bias must be floating (..., {n}), got {bias.dtype} {tuple(bias.shape)}")
+    return PackedCuda(data, scales, zeros, perm, kind, group_size, n, k), bias
 
 
-def _linear_cuda(x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant):  # type: ignore[no-untyped-def]
-    _check(x, data, scales, bias, kind, n, k)
-    packed = PackedCuda(data, scales, zeros, perm, kind, group_size, n, k)
-    return cuda_native.wna16_linear(x, packed, bias, batch_invariant)
-
-
-def _linear_cpu(x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant):  # type: ignore[no-untyped-def]
-    _check(x, data, scales, bias, kind, n, k)
-    weight = dequantize_cuda(PackedCuda(data, scales, zeros, perm, kind, group_size, n, k))
-    out = x.float() @ weight.T
+def _product(x: torch.Tensor, packed: PackedCuda, bias: torch.Tensor | None) -> torch.Tensor:
+    out = x.float() @ dequantize_cuda(packed).T
     return (out if bias is None else out + bias.float()).to(x.dtype)
 
 
-def _linear_fake(x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant):  # type: ignore[no-untyped-def]
+def _linear_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
+    return cuda_native.wna16_linear(x, packed, bias, batch_invariant=rest[_WEIGHT_ARGUMENTS])
+
+
+def _linear_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return _product(x, *_weight(x, *rest[:_WEIGHT_ARGUMENTS]))
+
+
+def _linear_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    n = rest[_WEIGHT_ARGUMENTS - 2]
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -64,33 +82,27 @@ def _check_tiles(rows: torch.Tensor, experts: torch.Tensor, padded_rows: torch.T
         raise ValueError("rows, experts and padded_rows must be int32")
 
 
-def _experts_cuda(
-    x, data, scales, zeros, perm, bias, kind, group_size, n, k, rows, experts, padded_rows, tokens, top_k, pairs
-):  # type: ignore[no-untyped-def]
-    _check(x, data, scales, bias, kind, n, k)
+def _experts_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
+    rows, experts, padded_rows, tokens, top_k, pairs = rest[_WEIGHT_ARGUMENTS:]
     _check_tiles(rows, experts, padded_rows, tokens)
-    packed = PackedCuda(data, scales, zeros, perm, kind, group_size, n, k)
     return cuda_native.wna16_experts(x, packed, bias, rows, experts, padded_rows, tokens, top_k, pairs)
 
 
-def _experts_cpu(
-    x, data, scales, zeros, perm, bias, kind, group_size, n, k, rows, experts, padded_rows, tokens, top_k, pairs
-):  # type: ignore[no-untyped-def]
-    _check(x, data, scales, bias, kind, n, k)
+def _experts_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
+    rows, experts, padded_rows, tokens, top_k, pairs = rest[_WEIGHT_ARGUMENTS:]
     _check_tiles(rows, experts, padded_rows, tokens)
-    out = x.new_zeros(pairs, n)
+    out = x.new_zeros(pairs, packed.n)
     for tile in range(int(padded_rows) // tokens):
         e, pair = int(experts[tile]), rows[tile * tokens : (tile + 1) * tokens].long()
         pair = pair[pair < pairs]
-        one = [None if t is None else t[e] for t in (data, scales, zeros, perm, bias)]
-        out[pair] = _linear_cpu(x[pair // top_k], *one, kind, group_size, n, k, False)
+        out[pair] = _product(x[pair // top_k], packed.expert(e), None if bias is None else bias[e])
     return out
 
 
-def _experts_fake(
-    x, data, scales, zeros, perm, bias, kind, group_size, n, k, rows, experts, padded_rows, tokens, top_k, pairs
-):  # type: ignore[no-untyped-def]
-    return x.new_empty((pairs, n))
+def _experts_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return x.new_empty((rest[-1], rest[_WEIGHT_ARGUMENTS - 2]))
 
 
 _LIB.impl("wna16_linear_cuda", _linear_cuda, "CUDA")

@@ -55,10 +55,10 @@ class PackedCuda:
         """The share of packed codes that is padding, 0 to 1."""
         return 1 - self.n * self.k / (self.data.shape[-1] * 8 / bits_of(self.kind))
 
-    def to(self, device: torch.device | str) -> PackedCuda:
-        """The same weight on another device."""
-        moved = [None if t is None else t.to(device) for t in (self.data, self.scales, self.zeros, self.perm)]
-        return replace(self, data=moved[0], scales=moved[1], zeros=moved[2], perm=moved[3])
+    def expert(self, index: int) -> PackedCuda:
+        """One of a stack of weights whose tensors have a leading expert dimension."""
+        zeros, perm = (None if t is None else t[index] for t in (self.zeros, self.perm))
+        return replace(self, data=self.data[index], scales=self.scales[index], zeros=zeros, perm=perm)
 
 
 def _round_up(value: int, multiple: int) -> int:
