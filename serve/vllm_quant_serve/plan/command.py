@@ -59,6 +59,20 @@ def plan(
         bool | None, typer.Option("--enable-expert-parallel/--no-enable-expert-parallel", help="As in vllm serve.")
     ] = None,
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="Plan without CUDA graphs.")] = False,
+    objective: Annotated[
+        str, typer.Option("--objective", help="fewest-gpus, throughput, latency or cost.")
+    ] = "fewest-gpus",
+    prompt_tokens: Annotated[int | None, typer.Option("--prompt-tokens", help="Prompt of a typical request.")] = None,
+    output_tokens: Annotated[int | None, typer.Option("--output-tokens", help="Output of a typical request.")] = None,
+    slo_ttft: Annotated[
+        float | None, typer.Option("--slo-ttft", help="Seconds to the first token not to exceed (estimated).")
+    ] = None,
+    slo_tpot: Annotated[
+        float | None, typer.Option("--slo-tpot", help="Seconds per output token not to exceed (estimated).")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option("--price", help="Price of one device-hour, for the cost of a million tokens.")
+    ] = None,
     exact: Annotated[
         bool, typer.Option("--exact", help="Also ask the installed vLLM about the chosen placement (10 to 20 s).")
     ] = False,
@@ -94,6 +108,12 @@ def plan(
         data_parallel_size=data_parallel_size,
         enable_expert_parallel=enable_expert_parallel,
         enforce_eager=enforce_eager,
+        objective=objective,  # type: ignore[arg-type]  # checked with the request
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        slo_ttft=slo_ttft,
+        slo_tpot=slo_tpot,
+        price=price,
         exact=exact,
     )
     found = make_plan(request)

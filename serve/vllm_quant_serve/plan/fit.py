@@ -28,6 +28,7 @@ class Fit:
         pinned: KV bytes to fix by a flag, None to leave the size to vLLM.
         missing: bytes short of the request, 0 when it fits.
         longest: the longest single request that fits.
+        tight: it fits by the estimates, but not at the pessimistic end of their interval.
         requests: how many requests of ``length`` fit.
     """
 
@@ -49,6 +50,7 @@ class Fit:
     longest: int
     requests: int
     weights_fit: bool
+    tight: bool
     notes: tuple[str, ...] = field(default=())
 
 
@@ -114,16 +116,17 @@ def fit_placement(context: Context, place: Placement) -> Fit:
         what = f"{request.concurrency} request{'s' * (request.concurrency > 1)} of {context.length} tokens"
         reason = f"{what} need {needed / GIB:.2f} GiB of KV cache, {kv.value / GIB:.2f} GiB remain"
     feasible = not reason
+    tight = feasible and kv.low < needed and pinned is None and fixed is None
     if feasible:
         reason = f"{tokens_of.value} KV tokens"
-        if kv.low < needed and pinned is None and fixed is None:
+        if tight:
             notes.append("tight: at the pessimistic end of the interval the request does not fit")
         missing = 0
     if context.shortened:
         notes.append(f"the full context of {arch.max_position} tokens does not fit; {context.length} does")
     return Fit(
         feasible, reason, layout, context.length, sequences, utilization, budget, weights.worst, overhead, parts,
-        kv, tokens_of, blocks, pinned, max(missing, 0), longest, requests, weights_fit, tuple(notes),
+        kv, tokens_of, blocks, pinned, max(missing, 0), longest, requests, weights_fit, tight, tuple(notes),
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm_quant_serve.plan.types import Candidate, Interval, Plan
+from vllm_quant_serve.plan.types import Candidate, Interval, Plan, Prediction
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -53,6 +53,18 @@ def bar_widths(parts: list[tuple[str, int]], width: int = BAR) -> list[int]:
     return cells
 
 
+def speed(prediction: Prediction) -> str:
+    """Roofline estimates in one line."""
+    text = (
+        f"{prediction.ttft * 1e3:,.0f} ms to the first token of {prediction.prompt_tokens:,}, "
+        f"{prediction.tpot * 1e3:.1f} ms per token, {prediction.tokens_per_second:,.0f} tokens/s with "
+        f"{prediction.batch:,} at once"
+    )
+    if prediction.cost_per_million is not None:
+        text += f", {prediction.cost_per_million:.3g} per million tokens"
+    return text + " (roofline)"
+
+
 def _bar(plan: Plan) -> RenderableType:
     from rich.text import Text
 
@@ -79,6 +91,8 @@ def _facts(plan: Plan) -> RenderableType:
         placement += f" x PP {plan.pipeline_parallel_size}"
     if plan.data_parallel_size > 1:
         placement += f" x DP {plan.data_parallel_size}"
+    if plan.expert_parallel:
+        placement += ", experts spread"
     ranks = plan.tensor_parallel_size * plan.pipeline_parallel_size * plan.data_parallel_size
     rows = [
         ("model", f"{plan.model}  {plan.architecture}, {plan.quantization}"),
@@ -90,6 +104,8 @@ def _facts(plan: Plan) -> RenderableType:
         ("bytes per token", f"{plan.kv_bytes_per_token:,} per rank, KV dtype {plan.kv_cache_dtype}"),
         ("longest request", f"{plan.max_model_len:,} tokens, {plan.max_concurrency:.2f} such at once"),
     ]
+    if plan.prediction is not None:
+        rows.append(("estimated speed", speed(plan.prediction)))
     for name, value in rows:
         table.add_row(name, value)
     return table
@@ -99,17 +115,24 @@ def _candidates(candidates: tuple[Candidate, ...]) -> RenderableType:
     from rich.table import Table
 
     table = Table(title="placements", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for name in ("", "placement", "weights/rank", "KV tokens", "why"):
-        table.add_column(name, justify="right" if name in ("weights/rank", "KV tokens") else "left")
+    numbers = ("weights/rank", "KV tokens", "ms/token", "tokens/s")
+    for name in ("", "placement", *numbers, "why"):
+        table.add_column(name, justify="right" if name in numbers else "left")
     for one in candidates:
         label = f"TP {one.tensor_parallel_size}"
         if one.pipeline_parallel_size > 1:
             label += f" x PP {one.pipeline_parallel_size}"
+        if one.data_parallel_size > 1:
+            label += f" x DP {one.data_parallel_size}"
+        if one.expert_parallel:
+            label += ", experts spread"
         table.add_row(
             "[green]fits[/]" if one.feasible else "[red]no[/]",
             label,
             size(one.weight_bytes_per_rank) if one.weight_bytes_per_rank is not None else "",
             f"{one.kv_tokens:,}" if one.kv_tokens is not None else "",
+            f"{one.tpot * 1e3:.1f}" if one.tpot is not None else "",
+            f"{one.tokens_per_second:,.0f}" if one.tokens_per_second is not None else "",
             "" if one.feasible else one.reason,
         )
     return table

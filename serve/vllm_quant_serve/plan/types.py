@@ -27,6 +27,12 @@ class PlanRequest:
         quantization: the ``--quantization`` value; ``vqp_int8`` and ``vqp_fp8`` on a 16-bit
             checkpoint quantize online.
         concurrency: requests of ``max_model_len`` tokens that must fit at once.
+        objective: what to optimize among the placements that fit.
+        prompt_tokens: of a typical request, for the estimates of speed.
+        output_tokens: likewise.
+        slo_ttft: seconds to the first token that must not be exceeded.
+        slo_tpot: seconds per output token that must not be exceeded at ``concurrency``.
+        price: currency per device-hour, for the cost of a million tokens.
         exact: also ask vLLM itself, in a subprocess, about the placement that was chosen.
     """
 
@@ -53,6 +59,11 @@ class PlanRequest:
     enable_expert_parallel: bool | None = None
     enforce_eager: bool = False
     objective: Objective = "fewest-gpus"
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    slo_ttft: float | None = None
+    slo_tpot: float | None = None
+    price: float | None = None
     exact: bool = False
 
 
@@ -73,6 +84,7 @@ class Candidate:
         feasible: whether it meets the request.
         reason: why not, in words; for a feasible one what speaks for it.
         kv_tokens: tokens the KV cache holds; None where the placement is illegal.
+        ttft, tpot, tokens_per_second: roofline estimates, of those that fit.
     """
 
     tensor_parallel_size: int
@@ -82,6 +94,31 @@ class Candidate:
     reason: str
     weight_bytes_per_rank: int | None = None
     kv_tokens: int | None = None
+    expert_parallel: bool = False
+    ttft: float | None = None
+    tpot: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Roofline estimates of a plan: seconds and output tokens per second, not measurements.
+
+    Attributes:
+        ttft: seconds to the first token, without queueing.
+        tpot: seconds per output token at the requested concurrency.
+        tokens_per_second: of all replicas at ``batch`` requests per replica, which the cache holds.
+        cost_per_million: currency per million output tokens; None without a price.
+    """
+
+    prompt_tokens: int
+    output_tokens: int
+    ttft: float
+    tpot: float
+    tokens_per_second: float
+    tokens_per_second_per_device: float
+    batch: int
+    cost_per_million: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,6 +136,8 @@ class Plan:
             (the amount by which one more token grows the longest sequence).
         kv_tokens: tokens of KV cache, with its interval.
         kv_cache_memory: bytes to pin by ``--kv-cache-memory-bytes``; None leaves it to vLLM.
+        expert_parallel: experts are spread whole over the ranks.
+        prediction: how fast it may be.
         overhead_parts: the overhead by what it is for.
         flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
         exact: vLLM's own figures, when asked for: ``weight_bytes`` (parameters of the largest rank),
@@ -129,6 +168,8 @@ class Plan:
     kv_blocks: int
     max_concurrency: float
     kv_cache_memory: int | None = None
+    expert_parallel: bool = False
+    prediction: Prediction | None = None
     overhead_parts: dict[str, int] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
