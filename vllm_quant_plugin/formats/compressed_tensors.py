@@ -157,7 +157,8 @@ class _PlainFormat(Format):
             scales = scales[0, 0].clone()
         tensors = {"weight": values, "weight_scale": scales}
         if weight.zeros is not None:
-            tensors["weight_zero_point"] = (weight.zeros - 128).round().to(torch.int8)
+            zeros = (weight.zeros.float() - 128).round().to(torch.int8)
+            tensors["weight_zero_point"] = zeros[0, 0].clone() if scheme.group_size == PER_TENSOR else zeros
         if weight.g_idx is not None:
             tensors["weight_g_idx"] = weight.g_idx
         return tensors
