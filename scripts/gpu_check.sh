@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs tests/gpu on a machine with an NVIDIA GPU. They need torch and pytest only, so a
+# Runs tests/gpu and then benchmarks/gpu_linear.py on a machine with an NVIDIA GPU. They need torch and pytest only, so a
 # bare machine with those two will do. Called by `make gpu-check`.
 #   exit 0: the tests passed    exit 1: they failed    exit 69: no GPU, nothing was checked
 set -euo pipefail
@@ -33,4 +33,6 @@ cmake --build "$build" --parallel
 # The tests' own pytest.ini keeps the project's plugins and conftest out. The folder
 # kernels/ is on the path only where the package is not installed.
 "$python" -c 'import vllm_quant_kernels' 2>/dev/null || export PYTHONPATH="$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
-exec "$python" -m pytest -c tests/gpu/pytest.ini tests/gpu "$@"
+"$python" -m pytest -c tests/gpu/pytest.ini tests/gpu "$@"
+# Speed only of what is right. Results land in benchmarks/results/<gpu>-<date>.json.
+exec "$python" benchmarks/gpu_linear.py
