@@ -26,11 +26,10 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-for folder in (ROOT, ROOT / "kernels"):
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+sys.path.append(str(ROOT / "kernels"))  # where the package is not installed
 
-from benchmarks import gpu_peers  # noqa: E402
+import gpu_peers  # noqa: E402
+
 from vllm_quant_kernels.canonical import CanonicalWeight  # noqa: E402
 
 Runner = Callable[[torch.Tensor], torch.Tensor]

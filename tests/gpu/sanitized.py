@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.gpu.cases import KINDS, activations, check, random_weight
+from gpu_cases import KINDS, activations, check, random_weight
 from vllm_quant_kernels import cuda_native
 from vllm_quant_kernels.cuda_ops import linear_cuda
 from vllm_quant_kernels.cuda_pack import pack_cuda

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.gpu.cases import KINDS, activations, check, random_case, random_weight
+from gpu_cases import KINDS, activations, check, random_case, random_weight
 from vllm_quant_kernels import cuda_native
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda_layout import pack_codes

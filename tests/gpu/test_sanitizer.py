@@ -17,8 +17,16 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_clean(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     assert sanitizer, "compute-sanitizer is not on PATH: it comes with the CUDA toolkit"
-    command = [sanitizer, "--tool", tool, "--error-exitcode", "86", sys.executable, "-m", "tests.gpu.sanitized"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    command = [
+        sanitizer,
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "86",
+        sys.executable,
+        str(ROOT / "tests" / "gpu" / "sanitized.py"),
+    ]
+    path = os.pathsep.join([str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     # Whole allocations from the driver: the caching allocator would hide accesses beyond a tensor.
     environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
