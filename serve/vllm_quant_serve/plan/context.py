@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError, UsageError
-from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.scheme import ModelScheme
 from vllm_quant_serve.plan.families import describe
 from vllm_quant_serve.plan.families.decoder import DTYPE_BYTES
@@ -18,6 +17,7 @@ from vllm_quant_serve.plan.headers import with_headers
 from vllm_quant_serve.plan.kv import KvSettings
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.schemes import read_scheme
+from vllm_quant_serve.plan.source import read_model
 from vllm_quant_serve.plan.types import PlanRequest
 from vllm_quant_serve.plan.weights import WeightModel, online_scheme
 
@@ -138,17 +138,16 @@ def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> 
             share = devices.gpu.memory * devices.count // ranks
             free = devices.free * devices.count // ranks if devices.free is not None else None
             devices = replace(devices, gpu=replace(devices.gpu, memory=share), count=ranks, free=free)
+    notes: list[str] = []
     if checkpoint is None:
-        checkpoint = read_checkpoint(resolve_model(request.model, revision=request.revision), need_tensors=False)
+        checkpoint, note = read_model(request.model, request.revision)
+        notes += [note] if note else []
     if not isinstance(checkpoint.config, dict):
         raise CheckpointError("config.json: expected a JSON object", "copy the file again")
-    notes: list[str] = []
     arch = describe(checkpoint.config)
     scheme = read_scheme(checkpoint.quantization_config)
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, scheme)
-    else:
-        notes.append("no safetensors here: weights are computed from config.json")
     online = scheme is None and request.quantization is not None
     if online and request.quantization is not None:
         scheme = online_scheme(request.quantization, arch)

@@ -1,0 +1,59 @@
+"""The model of a plan: a local folder, or a hub id of which only config and headers are fetched. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_quant_plugin.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, read_checkpoint, read_json
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.hub import resolve_model
+
+
+def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str]:
+    """The checkpoint and a remark on where its tensors are known from.
+
+    Weights are never downloaded: of a hub model, the headers are read by range requests.
+
+    Raises:
+        CheckpointError: no such folder or hub id, or damaged files.
+    """
+    folder = resolve_model(model, revision=revision, weights=False)
+    if Path(model).expanduser().exists() or _complete(folder):
+        checkpoint = read_checkpoint(folder, need_tensors=False)
+        return checkpoint, "" if checkpoint.tensors else "no safetensors here: weights are computed from config.json"
+    config = folder / "config.json"
+    if not config.exists():
+        raise CheckpointError(f"{model}: has no config.json", "give the id of a model in transformers' format")
+    tensors = hub_tensors(model, revision)
+    note = "headers read from the hub" if tensors else "headers out of reach: weights are computed from config.json"
+    return Checkpoint(folder, read_json(config), tensors), note
+
+
+def _complete(folder: Path) -> bool:
+    """Whether a snapshot of the hub's cache holds all its weights."""
+    index = folder / INDEX_NAME
+    if not index.exists():
+        return any(folder.glob("*.safetensors"))
+    shards = read_json(index).get("weight_map")
+    return isinstance(shards, dict) and all((folder / str(name)).exists() for name in set(shards.values()))
+
+
+def hub_tensors(model: str, revision: str | None = None) -> dict[str, TensorInfo]:
+    """Tensors of a hub model by range requests of its headers; empty when the hub is out of reach."""
+    from huggingface_hub import get_safetensors_metadata
+    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        metadata = get_safetensors_metadata(model, revision=revision)
+    except NotASafetensorsRepoError:
+        raise CheckpointError(f"{model}: holds no safetensors", "take a repository with safetensors weights") from None
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+        return {}
+    found = {}
+    for name, file in metadata.files_metadata.items():
+        for tensor, info in file.tensors.items():
+            start, end = info.data_offsets
+            found[tensor] = TensorInfo(tensor, info.dtype, tuple(info.shape), Path(name), start, end - start)
+    return found

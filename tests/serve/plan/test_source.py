@@ -1,0 +1,115 @@
+"""Where the planner reads a model: folders, hub caches, and headers of hub models without their weights."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_serve.plan import source
+from vllm_quant_serve.plan.api import PlanRequest, make_plan
+from vllm_quant_serve.plan.families import describe
+
+from .conftest import load_config, write_sparse_safetensors
+
+DTYPES = {"llama-3.2-1b": "BF16", "llama-2-7b-awq": "F16"}
+
+
+def checkpoint_tensors(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The tensors that a real checkpoint of this config holds, AWQ-packed where it is quantized."""
+    config = load_config(name)
+    dtype, found = DTYPES[name], {}
+    for parameter in describe(config).parameters():
+        stem = parameter.name.removesuffix(".weight")
+        if "quantization_config" in config and parameter.linear and not stem.endswith("lm_head"):
+            n, k = parameter.shape
+            found[f"{stem}.qweight"] = ("I32", (k, n // 8))
+            found[f"{stem}.qzeros"] = ("I32", (k // 128, n // 8))
+            found[f"{stem}.scales"] = ("F16", (k // 128, n))
+        else:
+            found[parameter.name] = (dtype, parameter.shape)
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(DTYPES))
+@pytest.mark.parametrize("tp", [1, 2])
+def test_headers_and_config_give_the_same_weights(model_folder, name, tp):
+    request = {"gpu": ("h100:2",), "tensor_parallel_size": tp, "max_model_len": 2048}
+    by_config = make_plan(PlanRequest(model_folder(name), **request))
+    by_headers = make_plan(PlanRequest(model_folder(name, checkpoint_tensors(name)), **request))
+    assert by_headers.weight_bytes_per_rank == by_config.weight_bytes_per_rank
+    assert by_headers.kv_tokens == by_config.kv_tokens
+    assert by_config.notes
+    assert not by_headers.notes
+
+
+def test_headers_see_what_the_config_does_not_say(model_folder):
+    tensors = checkpoint_tensors("llama-3.2-1b")
+    plain = make_plan(PlanRequest(model_folder("llama-3.2-1b", tensors), gpu=("l4",), max_model_len=2048))
+    extra = {**tensors, "model.layers.0.self_attn.q_proj.bias": ("BF16", (2048,))}
+    more = make_plan(PlanRequest(model_folder("llama-3.2-1b", extra), gpu=("l4",), max_model_len=2048))
+    assert more.weight_bytes_per_rank - plain.weight_bytes_per_rank == 4096
+
+
+def test_tied_heads_and_prediction_layers_on_disk_are_not_loaded(model_folder):
+    tensors = checkpoint_tensors("llama-3.2-1b")
+    plain = make_plan(PlanRequest(model_folder("llama-3.2-1b", tensors), gpu=("l4",), max_model_len=2048))
+    extra = {**tensors, "lm_head.weight": ("BF16", (128_256, 2048)),
+             "model.layers.16.mlp.up_proj.weight": ("BF16", (8192, 2048))}  # fmt: skip
+    more = make_plan(PlanRequest(model_folder("llama-3.2-1b", extra), gpu=("l4",), max_model_len=2048))
+    assert more.weight_bytes_per_rank == plain.weight_bytes_per_rank
+
+
+def hub(monkeypatch, tmp_path, metadata):
+    """A hub id whose configuration is in ``tmp_path`` and whose headers are ``metadata``."""
+    (tmp_path / "config.json").write_text(json.dumps(load_config("llama-3.2-1b")))
+    index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    monkeypatch.setattr(source, "resolve_model", lambda *_, **__: tmp_path)
+    monkeypatch.setattr("huggingface_hub.get_safetensors_metadata", metadata)
+
+
+def test_hub_models_are_read_by_their_headers(monkeypatch, tmp_path, model_folder):
+    tensors, offset, infos = checkpoint_tensors("llama-3.2-1b"), 0, {}
+    for name, (dtype, shape) in tensors.items():
+        size = 2
+        for dim in shape:
+            size *= dim
+        infos[name] = SimpleNamespace(dtype=dtype, shape=list(shape), data_offsets=(offset, offset + size))
+        offset += size
+    files = {"model-00001-of-00002.safetensors": SimpleNamespace(tensors=infos)}
+    hub(monkeypatch, tmp_path, lambda *_, **__: SimpleNamespace(files_metadata=files))
+    remote = make_plan(PlanRequest("org/name", gpu=("l4",), max_model_len=2048))
+    monkeypatch.undo()
+    local = make_plan(PlanRequest(model_folder("llama-3.2-1b", tensors), gpu=("l4",), max_model_len=2048))
+    assert remote.weight_bytes_per_rank == local.weight_bytes_per_rank
+    assert remote.notes == ("headers read from the hub",)
+
+
+def test_a_hub_out_of_reach_leaves_the_config(monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise OSError("no route")
+
+    hub(monkeypatch, tmp_path, offline)
+    plan = make_plan(PlanRequest("org/name", gpu=("l4",), max_model_len=2048))
+    assert "headers out of reach" in plan.notes[0]
+
+
+def test_a_repository_without_safetensors_is_refused(monkeypatch, tmp_path):
+    from huggingface_hub.errors import NotASafetensorsRepoError
+
+    def pickled(*_, **__):
+        raise NotASafetensorsRepoError("none")
+
+    hub(monkeypatch, tmp_path, pickled)
+    with pytest.raises(CheckpointError, match="holds no safetensors"):
+        make_plan(PlanRequest("org/name", gpu=("l4",)))
+
+
+def test_a_damaged_shard_is_one_line(model_folder, tmp_path):
+    folder = model_folder("llama-3.2-1b")
+    write_sparse_safetensors(tmp_path / "whole", checkpoint_tensors("llama-3.2-1b"))
+    with (tmp_path / "whole").open("rb") as whole:
+        (tmp_path / "llama-3.2-1b" / "model.safetensors").write_bytes(whole.read(900))
+    with pytest.raises(CheckpointError, match="truncated"):
+        make_plan(PlanRequest(folder, gpu=("l4",)))
