@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-
 from gpu_cases import KINDS, activations, check, random_weight
+
 from vllm_quant_kernels import cuda_native
 from vllm_quant_kernels.cuda_ops import linear_cuda
 from vllm_quant_kernels.cuda_pack import pack_cuda

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from gpu_cases import KINDS, activations, check, random_case, random_weight
+
 from vllm_quant_kernels import cuda_native
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda_layout import pack_codes
