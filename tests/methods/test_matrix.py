@@ -5,18 +5,17 @@ Tolerances: see tests/support/oracle.py, where they are derived.
 
 from __future__ import annotations
 
-import gc
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.engines import Answer, ask, ask_engine, engine_args
+from tests.support.engines import Answer, ask, ask_engine, engine
 from tests.support.matrix import CELLS, Cell
 from tests.support.oracle import Oracle, input_ranges, judge
 from tests.support.quantized_checkpoints import Written, write_checkpoint
-from tests.support.tiny_models import LAYERS, TinyModel, tiny_model
+from tests.support.tiny_models import ARCHITECTURES, TinyModel, tiny_model
 
 pytestmark = pytest.mark.engine
 
@@ -44,35 +43,43 @@ class Bench:
     def written(self, cell: Cell) -> Written:
         if cell.name not in self._written:
             model = self.model(cell.architecture)
-            extra = {}
-            if cell.recipe.kv_scales:
-                for layer in range(LAYERS):
-                    for which, value in zip("kv", cell.recipe.kv_scales, strict=True):
-                        extra[f"model.layers.{layer}.self_attn.{which}_scale"] = torch.tensor([value])
             ranges = self._ranges[cell.architecture]
             folder = self.folder / cell.name
-            self._written[cell.name] = write_checkpoint(folder, model, cell.recipe, input_ranges=ranges, extra=extra)
+            self._written[cell.name] = write_checkpoint(folder, model, cell.recipe, input_ranges=ranges)
         return self._written[cell.name]
 
     def twin(self, cell: Cell) -> Answer:
         """vLLM's answer for the dequantized model; one engine serves all twins of an architecture."""
         if cell.name not in self._twins:
-            if cell.architecture in NO_RELOAD:
+            if cell not in self.wanted:
+                self.wanted.append(cell)
+            if cell.recipe.kv_scales is not None:
+                self._twins[cell.name] = self._ask_with_fp8_cache(cell, *cell.recipe.kv_scales)
+            elif cell.architecture in NO_RELOAD:
                 self._twins[cell.name] = ask(self.written(cell).twin)
             else:
-                self._ask_twins([c for c in self.wanted if c.architecture == cell.architecture])
+                self._ask_twins(
+                    [c for c in self.wanted if c.architecture == cell.architecture and c.recipe.kv_scales is None]
+                )
         return self._twins[cell.name]
 
     def _ask_twins(self, cells: list[Cell]) -> None:
-        from vllm import LLM
+        with engine(self.written(cells[0]).twin) as llm:
+            for cell in cells:
+                llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.written(cell).twin)})
+                self._twins[cell.name] = ask_engine(llm)
 
-        gc.freeze()
-        llm = LLM(**engine_args(self.written(cells[0]).twin))
-        for cell in cells:
-            llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.written(cell).twin)})
-            self._twins[cell.name] = ask_engine(llm)
-        del llm
-        gc.collect()
+    def _ask_with_fp8_cache(self, cell: Cell, k_scale: float, v_scale: float) -> Answer:
+        def set_scales(model: torch.nn.Module) -> None:
+            for layer in model.modules():
+                if hasattr(layer, "_k_scale_float"):
+                    layer._k_scale_float, layer._v_scale_float = k_scale, v_scale
+                    layer._k_scale.fill_(k_scale)
+                    layer._v_scale.fill_(v_scale)
+
+        with engine(self.written(cell).twin, kv_cache_dtype="fp8") as llm:
+            llm.apply_model(set_scales)
+            return ask_engine(llm)
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +104,27 @@ def ids(cell: Cell) -> str:
 
 @pytest.mark.parametrize("cell", SERVED, ids=ids)
 def test_equals_dequantized_model(cell: Cell, bench: Bench) -> None:
-    """Greedy tokens are the twin's, and every logit of prompt and continuation within the derived tolerance.
+    """Greedy tokens are the twin's, and every logit of prompt and continuation is within the derived tolerance.
 
     Weight-only schemes: the twin is the dequantized model through vLLM, both in float32. W8A8: the
-    twin is a float64 model in plain PyTorch that rounds its activations.
+    twin is a float64 model in plain PyTorch that rounds its activations. FP8 KV cache: vLLM's too,
+    with the same scales.
     """
     written = bench.written(cell)
     got = ask(written.folder, **options(cell))
     oracle = Oracle(bench.model(cell.architecture), written)
-    expected = oracle.answer(got.tokens)
-    verdict = judge(got, expected)
-    assert verdict.same_choice
     if oracle.rounds:
+        expected = oracle.answer(got.tokens)
+        verdict = judge(got, expected)
         assert verdict.clean >= 0.75
         assert verdict.worst <= oracle.flip_bound(expected)
     else:
-        assert verdict.clean == 1
         twin = bench.twin(cell)
         assert got.tokens == twin.tokens
-        assert judge(got, twin).clean == 1
+        verdict = judge(got, twin)
+        # Float32 noise moves a key or value over the border of two FP8 numbers as rarely as of two INT8 steps.
+        assert verdict.clean >= (0.75 if cell.recipe.kv_scales else 1)
+    assert verdict.same_choice
 
 
 def test_every_row_has_a_tensor_parallel_or_serial_cell() -> None:
@@ -130,9 +139,8 @@ def test_every_row_has_a_tensor_parallel_or_serial_cell() -> None:
 
 def test_reference_is_vllm(bench: Bench) -> None:
     """The PyTorch reference and vLLM agree on an unquantized model of every architecture, in float32 noise."""
-    cells = {cell.architecture: cell for cell in SERVED if cell in bench.wanted}
-    assert cells
-    for cell in cells.values():
+    cells = [next(cell for cell in SERVED if cell.architecture == name) for name in ARCHITECTURES]
+    for cell in cells:
         vllm = bench.twin(cell)
         oracle = Oracle(bench.model(cell.architecture), bench.written(cell))
         oracle.rounds = False

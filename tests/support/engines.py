@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def ask_engine(llm: Any) -> Answer:
     )
     tokens, logits = [], []
     # vLLM compiles the function that ranks log-probabilities, which takes longer than all the rest.
-    with torch.compiler.set_stance("force_eager"):
+    compiled = llm.llm_engine.vllm_config.compilation_config.mode
+    with nullcontext() if compiled else torch.compiler.set_stance("force_eager"):
         outputs = llm.generate([{"prompt_token_ids": p} for p in PROMPTS], sampling, use_tqdm=False)
     for output in outputs:
         rows = [_row(entries) for entries in (output.prompt_logprobs or [])[1:]]
@@ -86,15 +89,24 @@ def ask_engine(llm: Any) -> Answer:
     return Answer(tokens, logits)
 
 
-def ask(folder: Path, **options: Any) -> Answer:
-    """Start an engine on ``folder``, ask, and let it go."""
+@contextmanager
+def engine(folder: Path, **options: Any) -> Iterator[Any]:
+    """A running ``LLM`` on ``folder``; whatever happens, the next one finds a clean process."""
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
     # vLLM collects garbage a dozen times per engine; the frozen rest of the process is not walked then.
     gc.freeze()
-    llm = LLM(**engine_args(folder, **options))
+    llm = None
     try:
-        return ask_engine(llm)
+        llm = LLM(**engine_args(folder, **options))
+        yield llm
     finally:
         del llm
-        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def ask(folder: Path, **options: Any) -> Answer:
+    """Start an engine on ``folder``, ask, and let it go."""
+    with engine(folder, **options) as llm:
+        return ask_engine(llm)

@@ -100,7 +100,7 @@ def _round_fp8(x: torch.Tensor) -> torch.Tensor:
 
 
 class Oracle:
-    """float64 logits of ``written``'s model, with its activations rounded where the scheme says so.
+    """float64 logits of ``written``'s model, with activations rounded where its config says so.
 
     Args:
         fp8: round the inputs of FP8 weights per token, as tensor cores need; the plugin on a CPU
@@ -138,8 +138,7 @@ class Oracle:
         reference = ReferenceModel(self.model.config, self.written.dense, on_input=hook if self.rounds else None)
         sequences = [[*prompt, *more[:-1]] for prompt, more in zip(PROMPTS, tokens, strict=True)]
         logits = [reference.logits(sequence).float() for sequence in sequences]
-        greedy = [part[len(prompt) - 1 :].argmax(dim=-1).tolist() for part, prompt in zip(logits, PROMPTS, strict=True)]
-        return Answer(greedy, logits)
+        return Answer(tokens, logits)
 
     def flip_bound(self, expected: Answer) -> float:
         """The largest change of a logit of ``expected`` when ten times too many activations round the other way."""

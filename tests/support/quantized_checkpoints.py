@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.recipes import Recipe
-from tests.support.tiny_models import TinyModel
+from tests.support.tiny_models import LAYERS, TinyModel
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
@@ -98,7 +98,6 @@ def write_checkpoint(
     recipe: Recipe,
     *,
     input_ranges: Mapping[str, tuple[float, float]] | None = None,
-    extra: Mapping[str, torch.Tensor] | None = None,
     damage: Callable[[dict[str, torch.Tensor]], None] | None = None,
     seed: int = 1,
 ) -> Written:
@@ -106,7 +105,6 @@ def write_checkpoint(
 
     Args:
         input_ranges: (low, high) of every module's input by name, for static activations.
-        extra: further tensors.
         damage: may change the quantized tensors before they are written.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -133,7 +131,9 @@ def write_checkpoint(
             if input_ranges is not None:
                 static[name] = static_activation(scheme, *input_ranges[name])
                 stored |= {f"{name}.{leaf}": tensor for leaf, tensor in static[name].items()}
-    stored |= extra or {}
+    for layer in range(LAYERS if recipe.kv_scales else 0):
+        for which, value in zip("kv", recipe.kv_scales or (), strict=True):
+            stored[f"model.layers.{layer}.self_attn.{which}_scale"] = torch.tensor([value])
     if damage is not None:
         damage(stored)
     config = dict(model.config)

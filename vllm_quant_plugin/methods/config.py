@@ -101,6 +101,31 @@ class VqpConfig(compat.QuantizationConfig):
             return cls.name
         return None
 
+    @property
+    def kv_cache_scheme(self) -> dict[str, Any] | None:
+        """The checkpoint's own KV-cache scheme: vLLM's attention layers switch to an FP8 cache when there is one.
+
+        Raises:
+            CheckpointError: scales that are not per tensor.
+        """
+        scheme = self.model.raw.get("kv_cache_scheme")
+        if not isinstance(scheme, dict):
+            return None
+        if scheme.get("strategy", "tensor") != "tensor" or scheme.get("type", "float") != "float":
+            raise CheckpointError(
+                f"kv_cache_scheme of {scheme.get('type')} per {scheme.get('strategy')} is not supported",
+                "float per tensor is; remove kv_cache_scheme from config.json for a 16-bit KV cache",
+            )
+        return scheme
+
+    @staticmethod
+    def get_cache_scale_mapper() -> Any:
+        """Names of KV-cache scales: vLLM's own, and compressed-tensors' ``output_scale`` of k_proj and v_proj."""
+        from vllm_quant_plugin.compat_layers import WeightsMapper
+
+        suffixes = {f".{part}_proj.output_scale": f".attn.{part}_scale" for part in "qkv"}
+        return WeightsMapper(orig_to_new_suffix=suffixes) | compat.QuantizationConfig.get_cache_scale_mapper()
+
     @staticmethod
     def get_checkpoint_weight_mapper() -> Any:
         """Keep everything: the default drops ``g_idx``, which act-order needs."""

@@ -1,0 +1,122 @@
+"""The methods under vLLM's other ways to run: 16-bit activations, torch.compile, KV-cache scales, beside in-tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.engines import ask, engine
+from tests.support.matrix import CELLS, Cell
+from tests.support.oracle import Oracle, differences, input_ranges, judge
+from tests.support.quantized_checkpoints import Written, write_checkpoint
+from tests.support.tiny_models import LAYERS, TinyModel, tiny_model
+
+pytestmark = pytest.mark.engine
+
+MODEL = tiny_model("llama")
+BY_NAME = {cell.name: cell for cell in CELLS}
+
+
+def inspect(folder: Path, look: Any, **options: Any) -> Any:
+    """What ``look(model)`` returns for the loaded model."""
+    with engine(folder, **options) as llm:
+        return llm.apply_model(look)[0]
+
+
+def write(folder: Path, cell: Cell, model: TinyModel) -> Written:
+    return write_checkpoint(folder, model, cell.recipe, input_ranges=input_ranges(model))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["awq-4bit-g128", "gptq-act-order-4bit-g64"])
+def test_half_precision(name: str, dtype: str, tmp_path: Path) -> None:
+    """In 16 bits the plugin is no farther from the exact logits than 16-bit noise.
+
+    The noise is measured: the distance of the dequantized model through vLLM, in the same dtype,
+    from the exact (float64) logits. The plugin reads its weights unrounded, so its error is of the
+    same kind; twice the twin's largest error is allowed, two samples of one distribution.
+    """
+    written = write(tmp_path, BY_NAME[name], MODEL)
+    oracle = Oracle(MODEL, written)
+    twin = ask(written.twin, dtype=dtype)
+    noise = float(differences(twin, oracle.answer(twin.tokens)).max())
+    got = ask(written.folder, dtype=dtype, quantization=BY_NAME[name].method)
+    assert float(differences(got, oracle.answer(got.tokens)).max()) <= 2 * noise
+
+
+IN_TREE = [cell for cell in CELLS if cell.in_tree]
+
+
+@pytest.mark.parametrize("cell", IN_TREE, ids=lambda cell: cell.name)
+def test_tokens_agree_with_in_tree(cell: Cell, tmp_path: Path) -> None:
+    """Where in-tree vLLM serves the checkpoint on this CPU, both choose the same tokens.
+
+    Both run in bfloat16. ``noise`` is the largest distance of the plugin's logits from exact ones.
+    In-tree also rounds the inputs of FP8 weights; what that does to exact logits is added. Where the
+    two most likely tokens are more than 2 * noise apart rounding cannot change the choice: there the
+    tokens must agree. At least half of the positions must be so decided (a tenth with FP8).
+    """
+    model = tiny_model(cell.architecture)
+    written = write(tmp_path, cell, model)
+    ours = ask(written.folder, dtype="bfloat16", quantization=cell.method)
+    theirs = ask(written.folder, dtype="bfloat16")
+    exact = Oracle(model, written).answer(ours.tokens)
+    noise = float(differences(ours, exact).max())
+    if cell.family == "FP8":
+        noise += float(differences(Oracle(model, written, fp8=True).answer(ours.tokens), exact).max())
+    compared = decided = 0
+    for mine, other, prompt, a, b in zip(
+        ours.logits, theirs.logits, ours.sequences(), ours.tokens, theirs.tokens, strict=True
+    ):
+        first = next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a) - 1)
+        rows = len(prompt) - (len(a) - 1) + first
+        top = mine[:rows].topk(2).values
+        clear = (top[:, 0] - top[:, 1]) > 2 * noise
+        assert torch.equal(mine[:rows].argmax(dim=-1)[clear], other[:rows].argmax(dim=-1)[clear])
+        compared += rows
+        decided += int(clear.sum())
+    assert decided >= compared / (10 if cell.family == "FP8" else 2)
+
+
+def test_under_torch_compile(tmp_path: Path) -> None:
+    """Compiled by Inductor, the operators give the same logits as eager ones, within float32 noise.
+
+    The cell has several segments in a fused layer, gathers and explicit zero points.
+    """
+    cell = BY_NAME["gptq-act-order-apart"]
+    written = write(tmp_path, cell, MODEL)
+    got = ask(written.folder, quantization=cell.method, enforce_eager=False)
+    verdict = judge(got, Oracle(MODEL, written).answer(got.tokens))
+    assert verdict.clean == 1
+    assert verdict.same_choice
+
+
+def test_kv_cache_scales_reach_the_attention_layers(tmp_path: Path) -> None:
+    """Read, and the cache is FP8 without a flag, as in-tree does with such a checkpoint."""
+    cell = BY_NAME["fp8-kv-scales"]
+    written = write(tmp_path, cell, MODEL)
+
+    def scales(model: torch.nn.Module) -> list[tuple[float, float, str]]:
+        found = [m for m in model.modules() if hasattr(m, "_k_scale_float")]
+        return [(m._k_scale_float, m._v_scale_float, m.kv_cache_dtype) for m in found]
+
+    assert cell.recipe.kv_scales is not None
+    assert inspect(written.folder, scales, quantization="vqp_fp8") == [(*cell.recipe.kv_scales, "fp8")] * LAYERS
+
+
+def test_loaded_weights_are_small(tmp_path: Path) -> None:
+    """A 4-bit layer holds its codes and scales, and nothing of the checkpoint's tensors besides."""
+    written = write(tmp_path, BY_NAME["awq-4bit-g128"], MODEL)
+
+    def sizes(model: torch.nn.Module) -> dict[str, int]:
+        layer = model.model.layers[0].mlp.down_proj
+        assert not hasattr(layer, "vqp_staging")
+        return {name: parameter.nbytes for name, parameter in layer.named_parameters()}
+
+    found = inspect(written.folder, sizes, quantization="vqp_awq")
+    n, k = MODEL.tensors["model.layers.0.mlp.down_proj.weight"].shape
+    assert found["weight_packed"] == n * k // 2
+    assert sum(found.values()) <= n * k // 2 + 3 * 4 * n * (k // 128)
