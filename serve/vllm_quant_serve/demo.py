@@ -87,8 +87,9 @@ def demo(
 def _quantize(name: str, method: str, output: Path, options: dict[str, Any], console: Console) -> Artefact:
     from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
     from vllm_quant_plugin.quantize.progress import progress_bar
+    from vllm_quant_plugin.quantize.quiet import quiet_output
 
-    with progress_bar(f"  {name}", enabled=not console.quiet) as progress:
+    with progress_bar(f"  {name}", enabled=not console.quiet) as progress, quiet_output():
         report = quantize_model(BUNDLED, output, make_recipe(method, **options), overwrite=True, progress=progress)
     console.print(
         f"   {name:10} {human_bytes(report.bytes_before)} -> {human_bytes(report.bytes_after)}, "
@@ -103,10 +104,11 @@ def _measure(made: list[Artefact], console: Console) -> dict[str, float]:
 
     from vllm_quant_plugin.evaluate.api import evaluate_model
     from vllm_quant_plugin.quantize.progress import progress_bar
+    from vllm_quant_plugin.quantize.quiet import quiet_output
 
     base: dict[str, float] = {}
     for one in made:
-        with progress_bar(f"  {one.name} against BF16", enabled=not console.quiet) as progress:
+        with progress_bar(f"  {one.name} against BF16", enabled=not console.quiet) as progress, quiet_output():
             report = evaluate_model(
                 one.path, reference=BUNDLED, windows=WINDOWS, window_len=WINDOW_LEN, progress=progress
             )
@@ -135,7 +137,9 @@ def _serve(model: str, console: Console) -> dict[str, Any]:
     from vllm_quant_serve.client import send_burst
     from vllm_quant_serve.local_server import LocalServer
 
-    flags = ["--max-model-len", "512", "--max-num-seqs", str(len(PROMPTS)), "--enforce-eager", "--no-admin"]
+    # By flag: this checkpoint is one that vLLM serves itself, and the plugin leaves it alone unless asked.
+    flags = ["--quantization", "vqp_awq", "--max-model-len", "512", "--max-num-seqs", str(len(PROMPTS))]
+    flags += ["--enforce-eager", "--no-admin"]
     with LocalServer(model, flags) as server:
         console.print(f"   {server.event('plan')['message']}", markup=False)
         console.print(f"   {server.event('command')['message']}", markup=False)
