@@ -45,10 +45,18 @@ def _best(context: Context, looked: list[Looked]) -> Looked | None:
 def choose_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Plan:
     """See ``api.make_plan``."""
     check_request(request)
-    context = load_context(request, checkpoint)
+    return plan_context(load_context(request, checkpoint))
+
+
+def plan_context(context: Context) -> Plan:
+    """The best plan of a model that was read already.
+
+    Raises:
+        NoFeasiblePlanError: nothing fits.
+    """
     looked = look_around(context)
     best = _best(context, looked)
-    if best is None and request.max_model_len is None:
+    if best is None and context.request.max_model_len is None:
         best = _shorten(context, looked)
     if best is None:
         refuse(context, looked)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
+from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.plan.gpus import parse_size
 
 
 def plan(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    model: Annotated[str | None, typer.Argument(help="Model folder or hub id.")] = None,
     gpu: Annotated[
         list[str] | None, typer.Option("--gpu", help="GPU and count, e.g. h100:4. Without it: the GPUs of this host.")
     ] = None,
@@ -77,14 +77,28 @@ def plan(
         bool, typer.Option("--exact", help="Also ask the installed vLLM about the chosen placement (10 to 20 s).")
     ] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="Hub branch, tag or commit.")] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="BF16, FP8, INT8, AWQ-4 and GPTQ-3 of a 16-bit model side by side.")
+    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Also say how each figure came about.")] = False,
+    html: Annotated[str | None, typer.Option("--html", help="Also write a report to this file.")] = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Errors of the plans of all recorded launches; needs no model.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """What fits, at which tensor-parallel size, with how many KV tokens, and why.
 
     Reads config.json and safetensors headers only. Exit code 3 when nothing fits.
     """
-    from vllm_quant_serve.plan.api import PlanRequest, make_plan
+    from vllm_quant_serve.plan import output
+    from vllm_quant_serve.plan.types import PlanRequest
 
+    if accuracy:
+        output.show_accuracy(as_json)
+        return
+    if model is None:
+        raise UsageError("plan needs a model", "give a model folder or a hub id")
     request = PlanRequest(
         model=model,
         revision=revision,
@@ -116,10 +130,7 @@ def plan(
         price=price,
         exact=exact,
     )
-    found = make_plan(request)
-    if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=2))
+    if compare:
+        output.show_comparison(request, as_json)
         return
-    from vllm_quant_serve.plan.render import print_plan
-
-    print_plan(found)
+    output.show_plan(request, as_json=as_json, explained=explain, html=html)

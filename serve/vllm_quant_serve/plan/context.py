@@ -15,6 +15,7 @@ from vllm_quant_serve.plan.gpus import GIB
 from vllm_quant_serve.plan.hardware import DEFAULT_UTILIZATION, Devices, resolve_devices
 from vllm_quant_serve.plan.headers import with_headers
 from vllm_quant_serve.plan.kv import KvSettings
+from vllm_quant_serve.plan.ledger import LEAST_LAUNCHES, residuals
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.schemes import read_scheme
 from vllm_quant_serve.plan.source import read_model
@@ -30,6 +31,7 @@ class Context:
         length: tokens of the longest request to plan for.
         quantization: for people, e.g. ``INT4 g128 sym (gptq)``.
         default_max_num_seqs: vLLM's default for these devices.
+        residuals: what earlier launches like this showed, see ``ledger``.
         shortened: the length is the planner's choice because the full context does not fit.
     """
 
@@ -47,6 +49,7 @@ class Context:
     default_utilization: float
     version: str
     shortened: bool = False
+    residuals: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -124,6 +127,15 @@ def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> s
     return f"{text} ({scheme.method}{', online' if online else ''})"
 
 
+def with_scheme(context: Context, scheme: ModelScheme | None) -> Context:
+    """The same 16-bit model with its weights stored as ``scheme`` says."""
+    dtype = {4: "float32", 2: "bfloat16"}[context.itemsize]
+    return replace(
+        context, scheme=scheme, weights=WeightModel(context.arch, scheme, context.itemsize),
+        quantization=quantization_name(scheme, dtype, False),
+    )  # fmt: skip
+
+
 def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Context:
     """Read the model and the devices.
 
@@ -166,8 +178,13 @@ def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> 
         state_itemsize=state_itemsize(arch, devices, itemsize),
     )  # fmt: skip
     kv.kv_itemsize  # noqa: B018  # refuses an unknown dtype here, in one line
+    version = installed_version()
+    architecture = arch.architecture or arch.model_type
+    known = residuals(version, devices.gpu.name, architecture)
+    if len(known) >= LEAST_LAUNCHES:
+        notes.append(f"overheads narrowed by {len(known)} recorded launches of {architecture} on {devices.gpu.name}")
     return Context(
         request, devices, arch, scheme, WeightModel(arch, scheme, itemsize), kv, length, itemsize,
-        quantization_name(scheme, dtype, online), sequences, batched, DEFAULT_UTILIZATION, installed_version(),
-        notes=tuple(notes),
+        quantization_name(scheme, dtype, online), sequences, batched, DEFAULT_UTILIZATION, version,
+        residuals=known, notes=tuple(notes),
     )  # fmt: skip

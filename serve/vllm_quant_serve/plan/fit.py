@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from vllm_quant_serve.plan.context import Context
 from vllm_quant_serve.plan.gpus import GIB
 from vllm_quant_serve.plan.kv import KvLayout, kv_layout
+from vllm_quant_serve.plan.ledger import narrowed
 from vllm_quant_serve.plan.overhead import add, cpu_overhead, gpu_overhead
 from vllm_quant_serve.plan.storage import Placement
 from vllm_quant_serve.plan.types import Interval
@@ -85,7 +86,7 @@ def fit_placement(context: Context, place: Placement) -> Fit:
     else:
         parts = gpu_overhead(arch, place, tokens=tokens, sequences=sequences, itemsize=context.itemsize,
                              eager=request.enforce_eager, version=context.version)  # fmt: skip
-    overhead = add(*parts.values())
+    overhead = narrowed(add(*parts.values()), context.residuals)
     layout = kv_layout(arch.layers, place.tp, place.pp, context.kv)
     left = Interval(*(max(budget - weights.worst - cost, 0) for cost in (overhead.high, overhead.value, overhead.low)))
     needed = layout.needed_bytes(context.length, request.concurrency)

@@ -9,6 +9,8 @@ from vllm_quant_serve.plan.types import Candidate, Interval, Plan, Prediction
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from vllm_quant_serve.plan.compare import Row
+
 BAR = 56
 _PARTS = (("weights", "cyan"), ("overhead", "yellow"), ("KV cache", "green"), ("free", "bright_black"))
 
@@ -53,6 +55,14 @@ def bar_widths(parts: list[tuple[str, int]], width: int = BAR) -> list[int]:
     return cells
 
 
+def label_of(one: Plan | Candidate) -> str:
+    """``TP 4 x PP 2 x DP 2, experts spread``."""
+    text = f"TP {one.tensor_parallel_size}"
+    text += f" x PP {one.pipeline_parallel_size}" if one.pipeline_parallel_size > 1 else ""
+    text += f" x DP {one.data_parallel_size}" if one.data_parallel_size > 1 else ""
+    return text + (", experts spread" if one.expert_parallel else "")
+
+
 def speed(prediction: Prediction) -> str:
     """Roofline estimates in one line."""
     text = (
@@ -86,13 +96,7 @@ def _facts(plan: Plan) -> RenderableType:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
     table.add_column()
-    placement = f"TP {plan.tensor_parallel_size}"
-    if plan.pipeline_parallel_size > 1:
-        placement += f" x PP {plan.pipeline_parallel_size}"
-    if plan.data_parallel_size > 1:
-        placement += f" x DP {plan.data_parallel_size}"
-    if plan.expert_parallel:
-        placement += ", experts spread"
+    placement = label_of(plan)
     ranks = plan.tensor_parallel_size * plan.pipeline_parallel_size * plan.data_parallel_size
     rows = [
         ("model", f"{plan.model}  {plan.architecture}, {plan.quantization}"),
@@ -119,16 +123,9 @@ def _candidates(candidates: tuple[Candidate, ...]) -> RenderableType:
     for name in ("", "placement", *numbers, "why"):
         table.add_column(name, justify="right" if name in numbers else "left")
     for one in candidates:
-        label = f"TP {one.tensor_parallel_size}"
-        if one.pipeline_parallel_size > 1:
-            label += f" x PP {one.pipeline_parallel_size}"
-        if one.data_parallel_size > 1:
-            label += f" x DP {one.data_parallel_size}"
-        if one.expert_parallel:
-            label += ", experts spread"
         table.add_row(
             "[green]fits[/]" if one.feasible else "[red]no[/]",
-            label,
+            label_of(one),
             size(one.weight_bytes_per_rank) if one.weight_bytes_per_rank is not None else "",
             f"{one.kv_tokens:,}" if one.kv_tokens is not None else "",
             f"{one.tpot * 1e3:.1f}" if one.tpot is not None else "",
@@ -154,3 +151,43 @@ def print_plan(plan: Plan) -> None:
         console.print(f"note: {note}", markup=False)
     console.print()
     console.print("vllm serve " + " ".join([plan.model, *plan.serve_args()]), markup=False, soft_wrap=True)
+
+
+def print_lines(lines: list[str]) -> None:
+    """Print plain lines to stdout, wrapped to the terminal."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False)
+
+
+def print_comparison(rows: list[Row]) -> None:
+    """Print ``plan --compare``."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for name in ("method", "", "devices", "weights/rank", "KV tokens", "ms/token", "tokens/s", "expected loss"):
+        table.add_column(name, justify="left" if name in ("method", "", "expected loss") else "right")
+    for row in rows:
+        table.add_row(
+            row.method,
+            "[green]fits[/]" if row.fits else "[red]no[/]",
+            str(row.devices) if row.devices is not None else "",
+            size(row.weight_bytes_per_rank) if row.weight_bytes_per_rank is not None else "",
+            f"{row.kv_tokens:,}" if row.kv_tokens is not None else "",
+            f"{row.tpot * 1e3:.1f}" if row.tpot is not None else "",
+            f"{row.tokens_per_second:,.0f}" if row.tokens_per_second is not None else "",
+            row.loss,
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+    for source in dict.fromkeys(row.source for row in rows if row.source):
+        methods = ", ".join(row.method for row in rows if row.source == source)
+        console.print(f"expected loss of {methods}: {source}", markup=False)
+    for row in rows:
+        if not row.fits:
+            console.print(f"{row.method}: {row.reason}", markup=False)
+    console.print("Speeds are roofline estimates.")

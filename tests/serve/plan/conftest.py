@@ -30,6 +30,12 @@ def write_sparse_safetensors(path: Path, tensors: dict[str, tuple[str, tuple[int
         file.truncate(8 + len(raw) + offset)
 
 
+@pytest.fixture(autouse=True)
+def no_ledger(tmp_path, monkeypatch):
+    """Launches recorded on this machine do not change what the tests expect."""
+    monkeypatch.setenv("VQP_LEDGER", str(tmp_path / "none" / "launches.sqlite"))
+
+
 @pytest.fixture
 def model_folder(tmp_path):
     """Factory: a folder with the named config, changed by ``overrides``, and the given tensors."""

@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
+
+from vllm_quant_serve.plan.schema import plan_schema
 
 BUNDLED = Path(__file__).parents[3] / "vllm_quant_plugin" / "data" / "stdlib-llama"
 ROOT = Path(__file__).parents[3]
@@ -56,6 +59,7 @@ def test_json_is_one_object_with_the_flags():
         ([str(BUNDLED), "--gpu", "abacus"], 2, "not in the table"),
         ([str(BUNDLED), "--gpu-memory", "many"], 2, "is not a size"),
         (["no/such/folder", "--gpu", "h100"], 6, "no such folder"),
+        (["--gpu", "h100"], 2, "plan needs a model"),
     ],
 )
 def test_failures_are_one_line_with_a_code(arguments, code, message):
@@ -65,3 +69,51 @@ def test_failures_are_one_line_with_a_code(arguments, code, message):
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert json.loads(done.stdout)["error"]["exit_code"] == code
+
+
+def test_compare_shows_every_method_with_its_source():
+    done = run("plan", str(BUNDLED), "--gpu", "h100", "--compare", "--json")
+    methods = json.loads(done.stdout)["methods"]
+    assert [row["method"] for row in methods] == ["BF16", "FP8", "INT8", "AWQ-4", "GPTQ-3"]
+    weights = [row["weight_bytes_per_rank"] for row in methods]
+    assert weights[0] > weights[1] >= weights[2] > weights[3] > weights[4]
+    assert all("arXiv" in row["source"] for row in methods[1:])
+    table = run("plan", str(BUNDLED), "--gpu", "h100", "--compare").stdout
+    assert "expected loss of FP8, INT8: Kurtic" in table
+
+
+def test_explain_adds_up(tmp_path):
+    done = run("plan", str(BUNDLED), "--gpu", "h100", "--explain", "--json")
+    text = "\n".join(json.loads(done.stdout)["explanation"])
+    for word in ("H100", "feed-forward", "attention", "cos/sin", "blocks", "as vLLM counts them"):
+        assert word in text
+
+
+def test_html_stands_alone(tmp_path):
+    target = tmp_path / "report.html"
+    done = run("plan", str(BUNDLED), "--gpu", "h100:4", "--html", str(target))
+    assert done.returncode == 0, done.stderr
+    page = target.read_text()
+    assert "src=" not in page
+    assert "<script" not in page
+    assert "KV tokens" in page
+    assert list(tmp_path.iterdir()) == [target]
+    failed = run("plan", str(BUNDLED), "--gpu", "h100", "--html", str(tmp_path / "none" / "report.html"))
+    assert failed.returncode == 8
+    assert failed.stderr.count("\n") == 1
+
+
+def test_accuracy_without_launches_says_so():
+    done = run("plan", "--accuracy")
+    assert done.returncode == 0
+    assert "no launch was recorded yet" in done.stdout
+    assert json.loads(run("plan", "--accuracy", "--json").stdout)["figures"] == []
+
+
+def test_the_published_schema_is_what_plans_satisfy():
+    published = json.loads((ROOT / "docs" / "plan.schema.json").read_text())
+    assert published == plan_schema()
+    plan = json.loads(run("plan", str(BUNDLED), "--gpu", "h100:4", "--price", "2", "--json").stdout)
+    jsonschema.validate(plan, published)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**plan, "kv_blocks": "many"}, published)
