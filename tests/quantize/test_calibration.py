@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_quant_plugin.errors import UsageError
@@ -79,6 +79,7 @@ def test_documents_have_bos_and_eos(tokenizer) -> None:
     assert tokenizer.decode(ids[1:-1]) == "def f(): pass"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=40), min_size=1, max_size=8),
     st.integers(1, 12),

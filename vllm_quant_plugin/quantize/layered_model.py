@@ -85,12 +85,12 @@ class LayeredModel:
             with quiet_output():
                 from accelerate import init_empty_weights
                 from transformers import AutoConfig, AutoModelForCausalLM
+
+                config = AutoConfig.from_pretrained(str(self._checkpoint.path), local_files_only=True)
+                with init_empty_weights():
+                    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         except ImportError as err:
             raise BackendError(f"{err.name} is not installed", "pip install 'vllm-quant-plugin[quantize]'") from None
-        try:
-            config = AutoConfig.from_pretrained(str(self._checkpoint.path), local_files_only=True)
-            with init_empty_weights():
-                model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
         except (ValueError, KeyError, OSError, AttributeError) as err:
             raise BackendError(f"transformers cannot build this model: {str(err).splitlines()[0]}", _OTHER) from None
         return model.eval()

@@ -43,8 +43,9 @@ def run_gptqmodel(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
             **common, desc_act=scheme.act_order, act_group_aware=False, mse=recipe.mse,
             damp_percent=recipe.damp, static_groups=recipe.static_groups,
         )  # fmt: skip
-    # Without bfloat16 instructions float32 is the faster and the more exact of the two.
-    model = GPTQModel.load(job["model"], config, **({} if torch.cuda.is_available() else {"dtype": torch.float32}))
+    # On CPUs float32 is the faster and the more exact; its AWQ kernels take 16-bit types only.
+    wide = recipe.method == "gptq" and not torch.cuda.is_available()
+    model = GPTQModel.load(job["model"], config, **({"dtype": torch.float32} if wide else {}))
     layers = model.model.config.get_text_config().num_hidden_layers
 
     class Callback:

@@ -1,0 +1,50 @@
+"""The bundled model's published figures, through vLLM.
+
+Its README gives them for transformers in float32; another engine adds up in another order, hence the tolerances.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.evaluate.api import evaluate_model
+from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS
+from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+
+CODE = DEFAULT_TEXTS[0]
+
+
+@pytest.mark.engine
+def test_round_to_nearest_costs_what_the_readme_says(tmp_path: Path) -> None:
+    quantize_model(BUNDLED, tmp_path / "rtn3", make_recipe("rtn", level="3bit-128g-asym"))
+    report = evaluate_model(tmp_path / "rtn3", reference=BUNDLED, texts=[CODE], windows=96, dtype="float32")
+    (text,) = report.texts
+    assert report.kl_method == "full"
+    assert (text.windows, text.tokens) == (96, 96 * 255)
+    assert text.reference_perplexity == pytest.approx(29.22, abs=0.02)
+    # Scales are stored in bfloat16, the README's are float32: a part in 256 of the step.
+    assert text.perplexity == pytest.approx(30.70, rel=0.01)
+    assert text.kl is not None
+    assert text.kl.mean == pytest.approx(0.0534, rel=0.06)
+    assert 0 < text.kl.median < text.kl.mean < text.kl.p95 < text.kl.p999 <= text.kl.maximum
+    assert 0.8 < text.kl.top1_agreement < 1
+
+
+@pytest.mark.engine
+def test_a_model_does_not_differ_from_itself() -> None:
+    report = evaluate_model(BUNDLED, reference=BUNDLED, windows=2)
+    assert [t.text for t in report.texts] == ["heldout-code.txt", "heldout-prose.txt"]
+    for text in report.texts:
+        assert text.kl is not None
+        assert text.kl.maximum < 1e-6
+        assert text.kl.top1_agreement == 1
+        assert text.perplexity == text.reference_perplexity
+
+
+@pytest.mark.parametrize(("window_len", "said"), [(2, "too short"), (5000, "positions")])
+def test_windows_that_do_not_fit_are_refused(window_len: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        evaluate_model(BUNDLED, window_len=window_len)
