@@ -5,6 +5,7 @@ One server for the whole file: it takes half a minute to start. The last test st
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import threading
@@ -14,10 +15,13 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import vllm_quant_plugin
+from tests.support.prometheus import prometheus
 from tests.support.supervised import Supervised, can_bind, wait_gone
+from vllm_quant_serve.dashboards.build import PANELS, RULES
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +31,7 @@ KV_BYTES = 64 << 20
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
 KEY = "a-key-that-must-not-be-seen"
 FLAGS = ["--served-model-name", "small", "--max-model-len", "512", "--enforce-eager", "--api-key", KEY,
-         "--kv-cache-memory-bytes", "64M"]  # fmt: skip
+          "--kv-cache-memory-bytes", "64M", "--slo-ttft", "30", "--slo-tpot", "5", "--price", "2.5"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +100,40 @@ def test_completions_stream_and_rates_follow(server: Supervised) -> None:
     found = samples(server)
     assert found["vqp_generation_tokens_per_second", None] > 0
     assert found["vqp_prompt_tokens_per_second", None] > 0
+
+
+def test_every_panel_and_rule_has_data_in_a_real_prometheus(server: Supervised, tmp_path: Path) -> None:
+    admin = server.event("admin")["url"].removeprefix("http://")
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            client(server).completions.create(model="small", prompt="import os", max_tokens=16,
+                                              extra_body={"ignore_eos": True})  # fmt: skip
+
+    reader = threading.Thread(target=load)
+    reader.start()
+    try:
+        with prometheus(tmp_path, [f"127.0.0.1:{server.port}", admin], RULES) as one:
+            empty = []
+            for panel in PANELS:
+                # vLLM tells no weight bytes on a CPU; a CPU has no stated peaks and no energy counter.
+                for query, _ in () if panel.gpu else panel.queries:
+                    asked = query.replace("$__rate_interval", "20s").replace("$model", ".*")
+                    if not one.wait_for(asked, timeout=45):
+                        empty.append((panel.title, asked))
+            assert empty == []
+            rules = yaml.safe_load(RULES.read_text())["groups"][0]["rules"]
+            for rule in rules:
+                one.query(rule["expr"])
+                for selector in re.findall(r"[a-z]+:?[a-z_]+(?:\{[^}]*\})?", rule["expr"]):
+                    if selector.startswith(("vqp_", "vllm:")):
+                        assert one.wait_for(selector), (rule["alert"], selector)
+            firing = [alert["metric"]["alertname"] for alert in one.query('ALERTS{alertstate="firing"}')]
+            assert firing == [], "a healthy server raises no alarm"
+    finally:
+        stop.set()
+        reader.join()
 
 
 def test_sigterm_finishes_live_streams_and_leaves_nothing(server: Supervised) -> None:

@@ -86,6 +86,10 @@ class Supervised:
     def names(self) -> list[str]:
         return [event.get("event", "error" if "error" in event else "") for event in self.events]
 
+    def event(self, name: str) -> dict[str, Any]:
+        """The last event called ``name`` so far."""
+        return next(event for event in reversed(self.events) if event.get("event") == name)
+
     def error(self) -> dict[str, Any]:
         return next(event["error"] for event in self.events if "error" in event)
 

@@ -1,0 +1,1 @@
+"""A Grafana dashboard and Prometheus alert rules for a supervised server."""
