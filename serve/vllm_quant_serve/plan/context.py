@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
+from typing import Literal
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.in_tree import Host, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.scheme import ModelScheme
 from vllm_quant_serve.plan.families import describe
 from vllm_quant_serve.plan.families.decoder import DTYPE_BYTES
@@ -17,8 +19,9 @@ from vllm_quant_serve.plan.headers import with_headers
 from vllm_quant_serve.plan.kv import KvSettings
 from vllm_quant_serve.plan.ledger import LEAST_LAUNCHES, residuals
 from vllm_quant_serve.plan.model import ModelArch
-from vllm_quant_serve.plan.schemes import read_scheme
+from vllm_quant_serve.plan.schemes import FloatScheme, read_scheme
 from vllm_quant_serve.plan.source import read_model
+from vllm_quant_serve.plan.storage import Server
 from vllm_quant_serve.plan.types import PlanRequest
 from vllm_quant_serve.plan.weights import WeightModel, online_scheme
 
@@ -127,6 +130,19 @@ def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> s
     return f"{text} ({scheme.method}{', online' if online else ''})"
 
 
+def served_by_plugin(request: PlanRequest, devices: Devices, scheme: ModelScheme | None) -> Server:
+    """The device whose packed layout holds the weights when this plugin serves them, else "".
+
+    By flag, or because vLLM's own methods refuse the checkpoint (``vllm_quant_plugin.in_tree``).
+    """
+    if scheme is None or any(isinstance(s, FloatScheme) for s in (scheme.default, *(r.scheme for r in scheme.rules))):
+        return ""
+    device: Literal["cpu", "cuda"] = "cpu" if devices.is_cpu else "cuda"
+    asked = request.quantization or ""
+    claimed = not asked and plugin_method(scheme) is not None and why_in_tree_rejects(scheme, Host.local(device))
+    return device if asked.startswith("vqp_") or asked == "int8" or claimed else ""
+
+
 def with_scheme(context: Context, scheme: ModelScheme | None) -> Context:
     """The same 16-bit model with its weights stored as ``scheme`` says."""
     dtype = {4: "float32", 2: "bfloat16"}[context.itemsize]
@@ -178,13 +194,14 @@ def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> 
         state_itemsize=state_itemsize(arch, devices, itemsize),
     )  # fmt: skip
     kv.kv_itemsize  # noqa: B018  # refuses an unknown dtype here, in one line
+    plugin = served_by_plugin(request, devices, scheme)
     version = installed_version()
     architecture = arch.architecture or arch.model_type
     known = residuals(version, devices.gpu.name, architecture)
     if len(known) >= LEAST_LAUNCHES:
         notes.append(f"overheads narrowed by {len(known)} recorded launches of {architecture} on {devices.gpu.name}")
     return Context(
-        request, devices, arch, scheme, WeightModel(arch, scheme, itemsize), kv, length, itemsize,
+        request, devices, arch, scheme, WeightModel(arch, scheme, itemsize, plugin), kv, length, itemsize,
         quantization_name(scheme, dtype, online), sequences, batched, DEFAULT_UTILIZATION, version,
         residuals=known, notes=tuple(notes),
     )  # fmt: skip

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from vllm_quant_plugin.scheme import Scheme
 from vllm_quant_serve.plan.model import VOCAB_PADDING, Parameter
 from vllm_quant_serve.plan.schemes import FloatScheme
+
+Server = Literal["", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ def local_shape(parameter: Parameter, place: Placement) -> tuple[int, tuple[int,
     return count, shape
 
 
-def parameter_bytes(parameter: Parameter, place: Placement, scheme: Scheme | None, itemsize: int) -> int:
+def parameter_bytes(
+    parameter: Parameter, place: Placement, scheme: Scheme | None, itemsize: int, plugin: Server = ""
+) -> int:
     """Bytes of ``parameter`` on one rank.
 
     Args:
+        plugin: the device whose packed layout of this plugin holds the weight, "" for vLLM's own methods.
         scheme: the module's scheme, None for ``itemsize`` bytes per element.
         itemsize: bytes per element of the model's dtype.
     """
@@ -85,7 +91,33 @@ def parameter_bytes(parameter: Parameter, place: Placement, scheme: Scheme | Non
         return count * math.prod(shape) * (parameter.itemsize or itemsize)
     rows_cut = parameter.role in ("row", "expert_row") and shape[1] != parameter.shape[1]
     full_in = parameter.shape[1] if rows_cut else shape[1]
+    if plugin and not isinstance(scheme, FloatScheme):
+        return count * packed_bytes(scheme, shape[0], shape[1], full_in, itemsize, plugin)
     return count * matrix_bytes(scheme, shape[0], shape[1], full_in, itemsize)
+
+
+def packed_bytes(
+    scheme: Scheme, out_features: int, in_features: int, full_in: int, itemsize: int, device: Server
+) -> int:
+    """Bytes of one matrix in this plugin's packed layout (vllm_quant_kernels: layout.py, pack.py, cuda_pack.py).
+
+    Rows are padded to 16; columns to 32 on a CPU, to 64 on CUDA and for W8A8 on a CPU; each row has a
+    scale per group, and a byte of zero point where the scheme is asymmetric.
+    """
+    rows = 16 * math.ceil(out_features / 16)
+    act = scheme.activation
+    wide = scheme.storage in ("fp8", "float-quantized", "int-quantized")  # scales in float32 on disk
+    if device == "cpu" and act is not None and act.kind == "int" and scheme.kind == "int" and scheme.group_size == -1:
+        return rows * 64 * math.ceil(in_features / 64) + 8 * rows + (0 if act.dynamic else 4)
+    groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(in_features)
+    unit = 32 if device == "cpu" else 64
+    columns = unit * math.ceil(in_features / unit)
+    permutation = 0
+    if scheme.act_order and groups > 1:
+        # Runs of a group are padded to 16 columns: none is needed where each rank's groups are whole.
+        permutation = 4 * (columns + groups + 1)
+    zeros = 0 if scheme.symmetric or scheme.kind != "int" else rows * groups
+    return rows * columns * scheme.bits // 8 + rows * groups * (4 if wide else itemsize) + zeros + permutation
 
 
 def matrix_bytes(scheme: Scheme, out_features: int, in_features: int, full_in: int, itemsize: int) -> int:
@@ -107,7 +139,7 @@ def matrix_bytes(scheme: Scheme, out_features: int, in_features: int, full_in: i
         return k * codes + groups * (codes + n * itemsize)
     if scheme.storage == "gptq":
         zeros = 4 * math.ceil(n * scheme.bits / 32)
-        return n * words + groups * (zeros + n * itemsize) + 4 * k
+        return n * words + groups * (zeros + n * itemsize) + (4 * k if scheme.act_order else 0)
     if scheme.storage == "pack-quantized":
         zeros = 0 if scheme.symmetric else 4 * math.ceil(n * scheme.bits / 32)
         order = 4 * k if scheme.act_order else 0

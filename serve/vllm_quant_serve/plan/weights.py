@@ -9,7 +9,7 @@ from functools import cache
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 from vllm_quant_serve.plan.model import ModelArch, Parameter
-from vllm_quant_serve.plan.storage import Placement, padded_vocab, parameter_bytes, stage_layers
+from vllm_quant_serve.plan.storage import Placement, Server, padded_vocab, parameter_bytes, stage_layers
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class WeightModel:
         arch: the parameters.
         scheme: schemes by module; None for a 16-bit model.
         itemsize: bytes per element of the serving dtype.
+        plugin: the device on which this plugin's methods hold the quantized weights, "" for vLLM's own.
     """
 
-    def __init__(self, arch: ModelArch, scheme: ModelScheme | None, itemsize: int) -> None:
-        self.arch, self.scheme, self.itemsize = arch, scheme, itemsize
+    def __init__(self, arch: ModelArch, scheme: ModelScheme | None, itemsize: int, plugin: Server = "") -> None:
+        self.arch, self.scheme, self.itemsize, self.plugin = arch, scheme, itemsize, plugin
         self._known: dict[tuple[object, ...], int] = {}
 
     @cache  # noqa: B019  # one model per process, and the key is a module name
@@ -53,7 +54,7 @@ class WeightModel:
         key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, scheme, place)
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = parameter_bytes(parameter, place, scheme, self.itemsize)
+            found = self._known[key] = parameter_bytes(p, place, scheme, self.itemsize, self.plugin)
         return found
 
     def weights(self, place: Placement) -> Weights:
