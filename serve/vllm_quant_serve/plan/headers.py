@@ -124,7 +124,8 @@ def _parameters(
             ]
         return [Parameter(f"{module}.{leaf}", info.shape, _raw_role(role), nbytes=info.nbytes)]
     name = f"{module}.{'weight' if leaf in _QUANTIZED_LEAVES else leaf}"
-    is_weight = name.endswith(".weight") and len(shape) == 2
+    looked_up = role == "vocab" and module.rpartition(".")[2] not in ("lm_head", "output")
+    is_weight = name.endswith(".weight") and len(shape) == 2 and not looked_up
     quantized = is_weight and (packed or scheme is None or "weight" in leaves)
     if leaf == "bias" and role in ("row", "expert_row"):
         role = "replicated" if role == "row" else "expert"

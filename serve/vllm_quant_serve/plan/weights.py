@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
 from vllm_quant_serve.plan.model import ModelArch, Parameter
 from vllm_quant_serve.plan.storage import Placement, Server, padded_vocab, parameter_bytes, stage_layers
 
@@ -145,9 +145,10 @@ def online_scheme(quantization: str, arch: ModelArch) -> ModelScheme:
     Raises:
         CheckpointError: the name quantizes nothing online.
     """
+    int8 = Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int"))
     schemes = {
-        "vqp_int8": Scheme("int-quantized", bits=8, group_size=-1),
-        "int8": Scheme("int-quantized", bits=8, group_size=-1),
+        "vqp_int8": int8,
+        "int8": int8,
         "vqp_fp8": Scheme("float-quantized", "fp8_e4m3", 8, -1),
         "fp8": Scheme("float-quantized", "fp8_e4m3", 8, 0),
         "fp8_per_channel": Scheme("float-quantized", "fp8_e4m3", 8, -1),

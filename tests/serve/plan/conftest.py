@@ -45,6 +45,7 @@ def model_folder(tmp_path):
         folder.mkdir(exist_ok=True)
         config = {**load_config(name), **overrides}
         (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").unlink(missing_ok=True)
         if tensors:
             write_sparse_safetensors(folder / "model.safetensors", tensors)
         return str(folder)

@@ -39,6 +39,11 @@ def test_headers_and_config_give_the_same_weights(model_folder, name, tp):
     by_headers = make_plan(PlanRequest(model_folder(name, checkpoint_tensors(name)), **request))
     assert by_headers.weight_bytes_per_rank == by_config.weight_bytes_per_rank
     assert by_headers.kv_tokens == by_config.kv_tokens
+    if name == "llama-3.2-1b":
+        request["quantization"] = "vqp_int8"
+        by_config = make_plan(PlanRequest(model_folder(name), **request))
+        by_headers = make_plan(PlanRequest(model_folder(name, checkpoint_tensors(name)), **request))
+        assert by_headers.weight_bytes_per_rank == by_config.weight_bytes_per_rank
     assert by_config.notes
     assert not by_headers.notes
 
