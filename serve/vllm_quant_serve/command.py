@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_serve.emit import EMITTERS, Deployment, own_words
 from vllm_quant_serve.flags import ServeWords, read_words
 from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
@@ -30,6 +31,13 @@ class Goal(Enum):
     THROUGHPUT = "throughput"
     LATENCY = "latency"
     COST = "cost"
+
+
+class Target(Enum):
+    """Deployment files that ``--emit`` writes."""
+
+    SYSTEMD = "systemd"
+    K8S = "k8s"
 
 
 def serve(
@@ -60,6 +68,8 @@ def serve(
     slo_tpot: Annotated[float | None, typer.Option(min=0, help="Goodput: seconds per output token.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of the deployment per hour.")] = None,
     no_admin: Annotated[bool, typer.Option("--no-admin", help="No status page and probes.")] = False,
+    emit: Annotated[Target | None, typer.Option(help="Print a deployment file for this launch, and leave.")] = None,
+    image: Annotated[str, typer.Option(help="Container image for --emit k8s.")] = "vllm-quant-plugin:latest",
 ) -> None:
     """Plan, launch vllm serve, supervise it, export metrics.
 
@@ -78,14 +88,17 @@ def serve(
     if dry_run:
         _show(report, plan, launch, as_json)
         return
+    # One step of a long prompt's chunk takes far longer on a CPU.
+    patience = hang_timeout if hang_timeout is not None else 120.0 if cpu or installed_for_cpu() else 30.0
+    options = Options(startup_timeout, drain_timeout, hang_timeout=patience, deep_check=deep_check, restarts=restart)
+    if emit is not None:
+        # The devices to plan for are those of the target, found there.
+        here = {"model", "emit", "image", "dry_run", "as_json", "admin_port", "admin_host", "gpu"}
+        own = own_words(context, leave_out=here)
+        _emit(emit, Deployment(launch, plan, options, own, image, admin_port or launch.endpoint.port + 1))
+        return
     launch.endpoint.check_free()
     _announce(report, plan, launch)
-    if hang_timeout is None:
-        # One step of a long prompt's chunk takes far longer on a CPU.
-        hang_timeout = 120.0 if cpu or installed_for_cpu() else 30.0
-    options = Options(
-        startup_timeout, drain_timeout, hang_timeout=hang_timeout, deep_check=deep_check, restarts=restart
-    )
     document = plan_document(plan)
     told = {"peaks": peaks, "slo": {"ttft": slo_ttft, "tpot": slo_tpot}, "price": price}
     relaxer = Relaxer.of(launch.planned, words, document)
@@ -118,6 +131,10 @@ def _bind_admin(host: str, port: int | None, launch: Launch) -> socket.socket:
     from vllm_quant_serve.admin import TOKEN_VARIABLE, bind
 
     return bind(host, port, launch.endpoint.port, os.environ.get(TOKEN_VARIABLE) or None)
+
+
+def _emit(target: Target, deployment: Deployment) -> None:
+    typer.echo(EMITTERS[target.value](deployment), nl=False)
 
 
 def _refuse_reserved(words: ServeWords) -> None:
