@@ -61,7 +61,8 @@ def serve(
     deep_check: Annotated[float, typer.Option(min=0, help="Ask an idle engine for a token this often; 0 off.")] = 30.0,
     restart: Annotated[int, typer.Option(min=0, help="Start a dead or hung server again, at most N times.")] = 0,
     admin_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of the status page and probes. [the server's + 1]")
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of the status page and probes; default: the server's + 1."),
     ] = None,
     admin_host: Annotated[str, typer.Option(help="Beyond loopback it needs VQP_ADMIN_TOKEN.")] = LOOPBACK,
     slo_ttft: Annotated[float | None, typer.Option(min=0, help="Goodput: seconds to the first token.")] = None,
