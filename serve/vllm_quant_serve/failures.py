@@ -58,8 +58,9 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.SHARED_MEMORY, r"No space left on device.*shm|unable to (open|write to|mmap|resize).*(shm|shared memory)"),
     (Cause.SHARED_MEMORY, r"Bus error"),
     (Cause.HEADS, r"Total number of attention heads \(\d+\) must be divisible by"),
-    (Cause.HEADS, r"is not divisible by"),
-    (Cause.PORT, r"[Aa]ddress already in use"),
+    (Cause.HEADS, r"Error: .*is not divisible by"),
+    # vLLM itself retries on another port for its own sockets, and says so.
+    (Cause.PORT, r"[Aa]ddress already in use(?!. Retrying)"),
     (Cause.WEIGHTS, r"Cannot find any model weights with"),
     (Cause.WEIGHTS, r"Invalid repository ID or local directory specified"),
     (Cause.WEIGHTS, r"weights were not initialized from checkpoint"),

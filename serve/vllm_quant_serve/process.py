@@ -19,7 +19,7 @@ from vllm_quant_serve.guard import end_session, session_members
 from vllm_quant_serve.server import SUPERVISOR_PID
 
 _PR_SET_CHILD_SUBREAPER = 36
-TAIL_LINES = 400
+TAIL_LINES = 2000
 
 
 def become_subreaper() -> None:

@@ -106,6 +106,15 @@ def test_the_root_cause_is_shown_not_its_consequence() -> None:
     assert classify(log_of("KeyError: 'model.layers.0'")).line == "KeyError: 'model.layers.0'"
 
 
+def test_a_warning_is_no_cause() -> None:
+    lines = [
+        "WARNING 11-20 16:09:01 [parallel.py:746] Address already in use. Retrying with a new port.",
+        "INFO 11-20 16:09:01 [x.py:1] head size 80 is not divisible by 64, using another backend",
+        "(EngineCore pid=1) ERROR 11-20 16:09:21 [core.py:1111] KeyError: 'model.layers.0'",
+    ]
+    assert classify(lines) == Failure(Cause.UNKNOWN, "KeyError: 'model.layers.0'")
+
+
 def test_sigkill_without_a_word_is_the_out_of_memory_killer() -> None:
     assert classify(["INFO loading"], -9).cause is Cause.HOST_MEMORY
     assert classify([], 1).cause is Cause.UNKNOWN
