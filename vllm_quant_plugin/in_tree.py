@@ -5,10 +5,10 @@ Used to claim a checkpoint automatically only when in-tree vLLM rejects it, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ModelScheme, Scheme
 
@@ -51,7 +51,7 @@ def _distinct(model: ModelScheme) -> Iterable[Scheme]:
 def _awq(scheme: Scheme, host: Host) -> str | None:
     if scheme.bits != 4:
         return f"AWQ with {scheme.bits} bits (4 only)"
-    if scheme.symmetric:
+    if scheme.symmetric and host.device == "cuda":
         return "AWQ without zero points"
     if host.device == "cpu" and "avx512f" not in host.cpu_flags:
         return "AWQ on a CPU without AVX-512"
@@ -78,7 +78,9 @@ def _fp8(scheme: Scheme, host: Host) -> str | None:
         return None
     if scheme.storage == "fp8":
         return "FP8 checkpoints on a CPU"
-    if scheme.block or scheme.group_size == PER_TENSOR or (scheme.activation and not scheme.activation.dynamic):
+    if scheme.activation is None:
+        return "weight-only FP8 on a CPU"
+    if scheme.block or scheme.group_size == PER_TENSOR or not scheme.activation.dynamic:
         return "compressed-tensors FP8 other than dynamic per channel on a CPU"
     return None
 
@@ -109,10 +111,20 @@ _CHECKS = {
 }
 
 
-def why_in_tree_rejects(model: ModelScheme, host: Host) -> str | None:
-    """The first reason for which in-tree vLLM does not serve ``model`` on ``host``, None when it does."""
-    if model.method == "gptq" and model.lm_head and host.device == "cpu":
-        return "GPTQ with a quantized lm_head on a CPU"
+def has_experts(config: Any) -> bool:
+    """Whether a model config (config.json as a mapping, or transformers' object) describes a mixture of experts."""
+    get = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
+    return any(get(name) for name in ("num_local_experts", "num_experts", "n_routed_experts"))
+
+
+def why_in_tree_rejects(model: ModelScheme, host: Host, *, experts: bool = False) -> str | None:
+    """The first reason for which in-tree vLLM does not serve ``model`` on ``host``, None when it does.
+
+    Args:
+        experts: the model is a mixture of experts.
+    """
+    if experts and host.device == "cpu" and model.method in ("awq", "gptq"):
+        return f"{model.method.upper()} experts on a CPU"
     for scheme in _distinct(model):
         reason = _CHECKS[scheme.storage](scheme, host) if scheme.storage in _CHECKS else None
         if reason:

@@ -23,7 +23,12 @@ from tests.support.recipes import (
     online_fp8,
     online_int8,
 )
+from vllm_quant_plugin.in_tree import Host, why_in_tree_rejects
+from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import PER_TENSOR
+
+AVX512 = Host("cpu", frozenset({"avx512f"}))
+CUDA = Host("cuda")
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,6 @@ class Cell:
         recipe: the checkpoint.
         architecture: one of ``tiny_models.ARCHITECTURES``.
         tp: tensor-parallel ranks, real worker processes when more than one.
-        in_tree: in-tree vLLM serves the checkpoint too on a CPU with AVX-512: its tokens must agree.
         refused: what the error message must contain, for combinations that are turned down.
     """
 
@@ -49,8 +53,14 @@ class Cell:
     recipe: Recipe
     architecture: str = "llama"
     tp: int = 1
-    in_tree: bool = False
     refused: str | None = None
+
+    def in_tree_rejects(self, host: Host) -> str | None:
+        """Why in-tree vLLM does not serve this checkpoint on ``host``, None where it does."""
+        if self.recipe.config is None:
+            return f"online {self.family} for linear layers"
+        model = parse_quantization_config(self.recipe.config)
+        return why_in_tree_rejects(model, host, experts=self.architecture == "mixtral")
 
 
 def _awq(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
@@ -71,8 +81,8 @@ def _int8(name: str, variant: str, recipe: Recipe, architecture: str = "llama", 
 
 
 AWQ = (
-    _awq("4bit-g128", "4-bit, group 128, zero points", awq(4, 128), in_tree=True),
-    _awq("4bit-g64-qwen2", "4-bit, group 64, zero points", awq(4, 64), "qwen2", in_tree=True),
+    _awq("4bit-g128", "4-bit, group 128, zero points", awq(4, 128)),
+    _awq("4bit-g64-qwen2", "4-bit, group 64, zero points", awq(4, 64), "qwen2"),
     _awq("4bit-g32-qwen3", "4-bit, group 32, zero points", awq(4, 32), "qwen3"),
     _awq("4bit-channel-tied", "4-bit, per channel, zero points", awq(4, -1), "llama-tied"),
     _awq("4bit-g128-nozero", "4-bit, group 128, no zero points", awq(4, 128, False)),
@@ -91,9 +101,9 @@ AWQ = (
 )
 
 GPTQ = (
-    _gptq("v1-4bit-g128", "4-bit, group 128, symmetric, v1 zeros", gptq(4, 128), in_tree=True),
+    _gptq("v1-4bit-g128", "4-bit, group 128, symmetric, v1 zeros", gptq(4, 128)),
     _gptq("v2-4bit-g64-qwen2", "4-bit, group 64, symmetric, v2 zeros", gptq(4, 64, v2=True), "qwen2"),
-    _gptq("v1-4bit-channel", "4-bit, per channel, symmetric, v1 zeros", gptq(4, -1), "qwen3", in_tree=True),
+    _gptq("v1-4bit-channel", "4-bit, per channel, symmetric, v1 zeros", gptq(4, -1), "qwen3"),
     _gptq("v1-4bit-g16", "4-bit, group 16, symmetric, v1 zeros", gptq(4, 16)),
     _gptq("v1-4bit-g256-asym", "4-bit, group 256, asymmetric, v1 zeros", gptq(4, 256, False)),
     _gptq("v2-4bit-g32-asym", "4-bit, group 32, asymmetric, v2 zeros", gptq(4, 32, False, v2=True)),
@@ -137,7 +147,8 @@ GPTQ = (
     _gptq("lm-head", "4-bit, group 128, quantized `lm_head`", gptq(4, 128, lm_head=True)),
     _gptq("lm-head-3bit-act-order", "3-bit, group 64, act-order, quantized `lm_head`",
           gptq(3, 64, False, True, lm_head=True), "qwen3"),
-    _gptq("lm-head-tied", "4-bit, group 128, `lm_head: true` with tied embeddings", gptq(4, 128), "llama-tied"),
+    _gptq("lm-head-tied", "4-bit, group 128, `lm_head: true` with tied embeddings",
+          gptq(4, 128, lm_head=True), "llama-tied"),
     _gptq("v1-4bit-g64-mixtral", "4-bit, group 64, asymmetric, v1 zeros", gptq(4, 64, False), "mixtral"),
     _gptq("act-order-mixtral", "4-bit, group 64, act-order", gptq(4, 64, act_order=True), "mixtral"),
 )  # fmt: skip
@@ -147,7 +158,6 @@ FP8 = (
         "ct-channel",
         "compressed-tensors, per channel, dynamic per token",
         compressed_tensors("float-quantized", activation=TOKEN_FP8),
-        in_tree=True,
     ),
     _fp8(
         "ct-channel-qwen2",
@@ -183,7 +193,6 @@ INT8 = (
         "w8a8-token",
         "compressed-tensors W8A8, dynamic per token, symmetric",
         compressed_tensors("int-quantized", activation=TOKEN_INT8),
-        in_tree=True,
     ),
     _int8(
         "w8a8-token-asym",

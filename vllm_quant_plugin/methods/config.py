@@ -9,7 +9,7 @@ import torch
 
 from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.in_tree import Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.in_tree import Host, has_experts, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
@@ -95,7 +95,7 @@ class VqpConfig(compat.QuantizationConfig):
             return None
         if user_quant is not None:
             return user_quant
-        reason = why_in_tree_rejects(model, host())
+        reason = why_in_tree_rejects(model, host(), experts=has_experts(hf_config))
         if reason:
             logger.info_once("%s takes this checkpoint: in-tree vLLM does not serve %s.", cls.name, reason)
             return cls.name

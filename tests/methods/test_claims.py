@@ -1,0 +1,104 @@
+"""Who takes a checkpoint: what in-tree vLLM rejects is claimed without a flag, what it serves by flag only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.engines import ask, engine_args
+from tests.support.matrix import AVX512, CELLS, Cell
+from tests.support.oracle import input_ranges
+from tests.support.quantized_checkpoints import write_checkpoint, write_folder
+from tests.support.tiny_models import tiny_model
+from vllm_quant_plugin import plugin
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.in_tree import Host
+from vllm_quant_plugin.methods.config import VqpConfig
+from vllm_quant_plugin.methods.fp8 import VqpFp8Config
+from vllm_quant_plugin.methods.gptq import VqpGptqConfig
+from vllm_quant_plugin.methods.int8 import VqpInt8Config
+
+ON_DISK = [cell for cell in CELLS if cell.recipe.config is not None and not cell.refused and cell.tp == 1]
+REJECTED = {cell.name: cell for cell in ON_DISK if cell.in_tree_rejects(AVX512)}
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> None:
+    plugin.register()
+
+
+def chosen(folder: Path, **options: Any) -> str:
+    """The quantization method that vLLM settles on for a model folder, without starting an engine."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    wanted = {k: v for k, v in engine_args(folder, **options).items() if k != "disable_log_stats"}
+    return EngineArgs(**wanted, disable_log_stats=True).create_model_config().quantization
+
+
+@pytest.mark.parametrize("cell", ON_DISK, ids=lambda cell: cell.name)
+def test_claimed_when_in_tree_rejects(cell: Cell, tmp_path: Path) -> None:
+    model = tiny_model(cell.architecture).config
+    folder = write_folder(tmp_path, {**model, "quantization_config": dict(cell.recipe.config or {})}, {})
+    without_flag = chosen(folder, dtype="bfloat16")
+    if cell.in_tree_rejects(AVX512):
+        assert without_flag == cell.method
+    else:
+        assert not without_flag.startswith("vqp_")
+        assert chosen(folder, quantization=cell.method, dtype="bfloat16") == cell.method
+
+
+# One cell for each kind of reason; the rest of the cells that in-tree serves are run by
+# test_engine_options.py, through in-tree, without a flag.
+SAMPLE = (
+    "awq-2bit-g64",
+    "awq-4bit-g64-mixtral",
+    "gptq-v1-4bit-g16",
+    "gptq-v1-8bit-g32",
+    "gptq-v1-4bit-g256-asym",
+    "gptq-act-order-4bit-g64",
+    "fp8-ct-channel-qwen2",
+    "fp8-ct-tensor-static",
+    "fp8-tensor-dynamic",
+    "int8-w8a16",
+)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("name", SAMPLE)
+def test_in_tree_really_rejects(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the plugin's claims switched off vLLM itself fails on what ``in_tree.py`` says it does not serve."""
+    cell = REJECTED[name]
+    model = tiny_model(cell.architecture)
+    written = write_checkpoint(tmp_path, model, cell.recipe, input_ranges=input_ranges(model))
+    monkeypatch.setattr(VqpConfig, "override_quantization_method", classmethod(lambda cls, *args, **kwargs: None))
+    with pytest.raises((ValueError, NotImplementedError, RuntimeError, AssertionError)):
+        ask(written.folder, dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("config", "user_quant", "message"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "vqp_int8", "does not read gptq checkpoints"),
+        ({"quant_method": "gptq", "bits": 9, "group_size": 128}, "vqp_gptq", "GPTQ with 9 bits"),
+    ],
+)
+def test_flag_that_does_not_fit(config: dict[str, Any], user_quant: str, message: str) -> None:
+    cls = {"vqp_int8": VqpInt8Config, "vqp_gptq": VqpGptqConfig}[user_quant]
+    with pytest.raises(CheckpointError, match=message):
+        cls.override_quantization_method(config, user_quant)
+
+
+def test_another_method_is_left_alone() -> None:
+    config = {"quant_method": "gptq", "bits": 3, "group_size": 128}
+    assert VqpGptqConfig.override_quantization_method(config, "auto_gptq") is None
+    assert VqpFp8Config.override_quantization_method(config, None) is None
+    assert VqpGptqConfig.override_quantization_method({"quant_method": "bitsandbytes"}, None) is None
+
+
+def test_no_avx512_no_in_tree() -> None:
+    old = Host("cpu", frozenset({"avx2"}))
+    by_name = {cell.name: cell for cell in CELLS}
+    assert by_name["awq-4bit-g128"].in_tree_rejects(old)
+    assert by_name["gptq-v1-4bit-g128"].in_tree_rejects(old)
