@@ -168,6 +168,25 @@ VQP_INLINE void dot_blocks(const D &decoder, const uint8_t *data, const Bits *x,
     for (int r = 0; r < ROWS; ++r) partial[r] = _mm512_add_ps(partial[r], add_chains<0>(sum[r]));
 }
 
+// Half a block of one row, pairs FIRST to FIRST + 7.
+template <int FIRST, class D>
+__attribute__((noinline)) __m512 dot_half(const D &decoder, const uint8_t *data, const Bits *x) {
+    __m512 partial[1] = {_mm512_setzero_ps()};
+    dot_blocks<FIRST, FIRST + 8, 1>(decoder, data, x, 0, 1, partial);
+    return partial[0];
+}
+
+// Half of block `b`, where groups are an odd multiple of 16: rare, and kept small.
+template <int FIRST, int ROWS, class D>
+VQP_INLINE void add_half(const D &decoder, const uint8_t *data, const Bits *x, int64_t b, int64_t stride,
+                         __m512 (&partial)[ROWS]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+        const __m512 half = dot_half<FIRST>(decoder, data + b * 64 * D::kBits, x + r * stride + b * kBlock);
+        partial[r] = _mm512_add_ps(partial[r], half);
+    }
+}
+
 // Rows [row, row + count) of x times one segment of one panel, scaled and added to total. Only
 // `count` of the ROWS rows are real: the others repeat the last one and are dropped.
 //
@@ -186,15 +205,10 @@ __attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decod
     for (int r = 0; r < ROWS; ++r) partial[r] = _mm512_setzero_ps();
     dot_blocks<0, 16, ROWS>(decoder, data + first * block_bytes, x + first * kBlock, features, end / kBlock - first,
                             partial);
-    // Half blocks, where groups are an odd multiple of 16.
     if (segment.start % kBlock) {
-        const int64_t b = segment.start / kBlock;
-        dot_blocks<8, 16, ROWS>(decoder, data + b * block_bytes, x + b * kBlock, features, 1, partial);
+        add_half<8, ROWS>(decoder, data, x, segment.start / kBlock, features, partial);
     }
-    if (end % kBlock) {
-        const int64_t b = end / kBlock;
-        dot_blocks<0, 8, ROWS>(decoder, data + b * block_bytes, x + b * kBlock, features, 1, partial);
-    }
+    if (end % kBlock) add_half<0, ROWS>(decoder, data, x, end / kBlock, features, partial);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
         if (r < count) {

@@ -1,0 +1,28 @@
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at every level of this CPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "sanitize"
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or shutil.which("cmake") is None, reason="needs a C++ compiler and cmake"
+)
+def test_no_memory_error_and_no_undefined_behaviour() -> None:
+    """Built once into build/sanitize (a minute or two); later runs only rebuild what changed."""
+    options = ["-DCMAKE_BUILD_TYPE=None", "-DVQP_SANITIZE=ON", "-DVQP_CUDA=OFF"]
+    subprocess.run(["cmake", "-S", ROOT / "kernels", "-B", BUILD, *options], check=True, capture_output=True)
+    built = subprocess.run(
+        ["cmake", "--build", BUILD, "--target", "vqp_sanitize", "--parallel", "2"], capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout[-4000:]
+    done = subprocess.run([BUILD / "vqp_sanitize"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert "0 failures" in done.stdout
