@@ -108,6 +108,8 @@ def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
         flags["--data-parallel-size"] = str(place.dp)
     if request.enable_expert_parallel is None and place.expert_parallel:
         flags["--enable-expert-parallel"] = ""
+    if place.tp * place.pp > devices.gpu.per_host and not devices.is_cpu:
+        flags["--distributed-executor-backend"] = "ray"
     if request.max_model_len is None and fit.length != context.arch.max_position:
         flags["--max-model-len"] = str(fit.length)
     if request.max_num_seqs is None and fit.max_num_seqs != context.default_max_num_seqs:
@@ -119,6 +121,9 @@ def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
     if request.kv_cache_memory is not None:
         fit = replace(fit, pinned=request.kv_cache_memory)
     notes = [*context.notes, *fit.notes]
+    if "--distributed-executor-backend" in flags:
+        hosts = -(-place.tp * place.pp // devices.gpu.per_host)
+        notes.append(f"spans {hosts} hosts: start Ray on each of them first (or use vLLM's --nnodes and --node-rank)")
     return Plan(
         model=request.model, architecture=context.arch.architecture or context.arch.model_type,
         quantization=context.quantization, device=devices.gpu.name, device_count=devices.count,

@@ -176,6 +176,8 @@ def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> 
     scheme = read_scheme(checkpoint.quantization_config)
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, scheme)
+    elif arch.unweighed:
+        notes.append(f"the {' and '.join(arch.unweighed)} tower is not weighed: config.json does not tell its tensors")
     online = scheme is None and request.quantization is not None
     if online and request.quantization is not None:
         scheme = online_scheme(request.quantization, arch)

@@ -136,6 +136,7 @@ class ModelArch:
             need them, ``everywhere`` all of them, ``norm_last`` all but the norm.
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
+        unweighed: parts (vision, audio) that only the checkpoint's tensors tell the size of.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
     """
 
@@ -161,6 +162,7 @@ class ModelArch:
     pipeline: bool = True
     expert_limit: bool = False
     exact: bool = True
+    unweighed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def parameters(self) -> Iterator[Parameter]:

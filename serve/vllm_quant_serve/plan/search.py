@@ -75,6 +75,12 @@ def look(context: Context, place: Placement) -> Looked:
     devices = context.devices
     if place.devices > devices.count:
         return Looked(place, None, f"{label(place)} needs {place.devices} devices, there are {devices.count}")
+    per_host = devices.gpu.per_host
+    if place.tp > per_host and not devices.is_cpu and not context.request.tensor_parallel_size:
+        text = (
+            f"would cross hosts of {per_host} GPUs, whose link is too slow for tensor parallelism; pipeline across them"
+        )
+        return Looked(place, None, f"{label(place)}: {text}")
     reasons = list(context.weights.refusals(place))
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""

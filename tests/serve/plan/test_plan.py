@@ -7,7 +7,10 @@ import pytest
 
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.gpus import GIB
+from vllm_quant_serve.plan.gpus import GIB, find_gpu
+from vllm_quant_serve.plan.hardware import Devices
+
+from .conftest import load_config
 
 LLAMA_8B_PARAMETERS = 8_030_261_248  # model card of Llama 3.1 8B
 LLAMA_70B_PARAMETERS = 70_553_706_496
@@ -188,3 +191,38 @@ def test_bad_configs(model_folder, overrides, message):
 def test_online_quantization_of_a_quantized_name_is_refused(model_folder):
     with pytest.raises(CheckpointError, match="needs a quantized checkpoint"):
         make_plan(PlanRequest(model_folder("llama-3.1-8b"), gpu=("h100",), quantization="vqp_gptq"))
+
+
+def test_pipelines_across_hosts_tensor_parallelism_within(model_folder):
+    plan = make_plan(PlanRequest(model_folder("llama-3.1-405b"), gpu=("h100:16",), max_model_len=8192))
+    assert (plan.tensor_parallel_size, plan.pipeline_parallel_size) == (4, 3)  # twelve are enough
+    assert plan.flags["--distributed-executor-backend"] == "ray"
+    assert any("spans 2 hosts" in note for note in plan.notes)
+    reasons = [c.reason for c in plan.candidates if c.tensor_parallel_size == 16]
+    assert "would cross hosts of 8 GPUs" in reasons[0]
+
+
+def test_architectures_that_vllm_dropped_are_refused(model_folder):
+    folder = model_folder("llama-2-7b", architectures=["BaichuanForCausalLM"], model_type="baichuan")
+    with pytest.raises(NoFeasiblePlanError, match=r"BaichuanForCausalLM no more since 0\.23"):
+        make_plan(PlanRequest(folder, gpu=("h100",)))
+
+
+def test_multimodal_configs_plan_their_text_model(model_folder):
+    text = load_config("gemma-3-27b-text")
+    folder = model_folder("gemma-3-27b-text", architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3",
+                          text_config=text, vision_config={"hidden_size": 1152})  # fmt: skip
+    plan = make_plan(PlanRequest(folder, gpu=("h100",), max_model_len=8192))
+    assert any("vision tower is not weighed" in note for note in plan.notes)
+    plain = make_plan(PlanRequest(model_folder("gemma-3-27b-text"), gpu=("h100",), max_model_len=8192))
+    assert plan.kv_tokens == plain.kv_tokens
+
+
+def test_partly_used_gpus_lower_the_utilization(model_folder, monkeypatch):
+    busy = Devices(find_gpu("l40s"), 2, free=16 * GIB, note="this host, by NVML")
+    monkeypatch.setattr("vllm_quant_serve.plan.context.resolve_devices", lambda _: busy)
+    plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=4096))
+    assert plan.tensor_parallel_size == 2  # one GPU has 16 GiB left of 44
+    assert plan.gpu_memory_utilization == pytest.approx(0.36)
+    assert plan.flags["--gpu-memory-utilization"] == "0.36"
+    assert any("other processes hold 28.3 GiB" in note for note in plan.notes)

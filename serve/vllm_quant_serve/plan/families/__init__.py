@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
 from vllm_quant_serve.plan.families import decoder, hybrid, mla
 from vllm_quant_serve.plan.families.style import STYLES
+from vllm_quant_serve.plan.families.support import ALIASES, GONE
 from vllm_quant_serve.plan.model import ModelArch
-from vllm_quant_serve.plan.reader import text_reader
+from vllm_quant_serve.plan.reader import Reader, text_reader
 
 
 def describe(config: Mapping[str, Any]) -> ModelArch:
@@ -20,9 +21,26 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
 
     Raises:
         CheckpointError: a key that is needed is missing or impossible.
+        NoFeasiblePlanError: vLLM does not serve the architecture any more.
     """
     reader = text_reader(config)
     model_type = reader.text("model_type") or str(config.get("model_type") or "")
+    model_type = ALIASES.get(model_type, model_type)
+    gone = GONE.get(decoder.architecture(config))
+    if gone is not None:
+        raise NoFeasiblePlanError(
+            f"vLLM serves {decoder.architecture(config)} no more since {gone}", "take another model, or that older vLLM"
+        )
+    return _with_towers(_describe(reader, config, model_type), config)
+
+
+def _with_towers(arch: ModelArch, config: Mapping[str, Any]) -> ModelArch:
+    """Say what the config alone does not weigh."""
+    towers = [key.removesuffix("_config") for key in ("vision_config", "audio_config") if config.get(key)]
+    return replace(arch, unweighed=tuple(towers)) if towers else arch
+
+
+def _describe(reader: Reader, config: Mapping[str, Any], model_type: str) -> ModelArch:
     if model_type in mla.MODEL_TYPES:
         return mla.build(reader, config)
     if model_type in hybrid.BUILDERS:
