@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quantize import gptq
@@ -15,21 +14,20 @@ from vllm_quant_plugin.rtn import quantize_int
 
 def _problem(n: int = 32, k: int = 64):
     generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(k, n, bias=False)
-    linear.weight.data.copy_(torch.randn(n, k, generator=generator))
+    weight = torch.randn(n, k, generator=generator)
     mix = torch.randn(k, k, generator=generator)
     x = torch.randn(600, k, generator=generator) @ mix
-    return linear, x.T @ x, 600
+    return weight, x.T @ x, 600
 
 
 @pytest.mark.parametrize("level", ["4bit-32g", "3bit-32g", "2bit-32g", "8bit-32g", "4bit-32g-asym", "4bit-channel"])
 @pytest.mark.parametrize("act_order", [True, False])
 def test_beats_round_to_nearest_and_survives_the_format(level: str, act_order: bool) -> None:
     scheme = make_recipe("gptq", level=level, act_order=act_order).scheme
-    linear, hessian, tokens = _problem()
-    before = linear.weight.data.clone()
-    weight = gptq.solve(linear, hessian, tokens, scheme, damp=0.05, mse=2.4, static_groups=False).validate()
-    assert torch.equal(linear.weight.data, before)
+    original, hessian, tokens = _problem()
+    before = original.clone()
+    weight = gptq.solve(original, hessian, tokens, scheme, damp=0.05, mse=2.4, static_groups=False).validate()
+    assert torch.equal(original, before)
     plain = quantize_int(before, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
     ours = relative_error(before, weight.dequantize(), hessian)
     # Inputs are strongly correlated, which is what GPTQ makes use of and rounding does not.

@@ -41,6 +41,7 @@ def quantize_model(
     recipe: Recipe,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = no_progress,
 ) -> QuantizeReport:
     """Quantize a model folder or hub id into a new folder.
@@ -53,6 +54,7 @@ def quantize_model(
         output: folder to create.
         recipe: see ``make_recipe``.
         overwrite: replace ``output`` when it is there.
+        resume: go on with a run of the same recipe, input and versions into ``output`` that was interrupted.
         progress: called with (module or stage, done, total).
 
     Raises:
@@ -73,7 +75,7 @@ def quantize_model(
             source=describe_source(checkpoint), versions=versions(),
         )  # fmt: skip
         try:
-            quantizer = _run(checkpoint, modules, recipe, work, report, progress)
+            quantizer = _run(checkpoint, modules, recipe, work, report, progress, target.journal, resume)
         except ValueError as err:
             if isinstance(err, CheckpointError):
                 raise
@@ -99,6 +101,8 @@ def _run(
     work: Path,
     report: QuantizeReport,
     progress: Progress,
+    journal_folder: Path,
+    resume: bool,
 ) -> str:
     """Write the tensors; returns ``name:version`` of what made the codes."""
     import torch
@@ -129,9 +133,19 @@ def _run(
     }  # fmt: skip
     writer = ModelWriter(work, checkpoint)
     if recipe.backend == "builtin":
+        from vllm_quant_plugin.quantize.journal import Journal
         from vllm_quant_plugin.quantize.layerwise import quantize_layerwise
 
-        report.errors = quantize_layerwise(checkpoint, modules, recipe, windows.tokens, writer, progress)
+        fingerprint = {
+            "recipe": recipe.to_json(), "input": report.source, "calibration": windows.sha256,
+            "versions": report.versions, "environment": report.environment,
+        }  # fmt: skip
+        journal = Journal(journal_folder, fingerprint, resume=resume)
+        report.resumed_layers = journal.layers
+        try:
+            report.errors = quantize_layerwise(checkpoint, modules, recipe, windows.tokens, writer, journal, progress)
+        finally:
+            journal.close()
         writer.close()
         return ours
     from vllm_quant_plugin.quantize.library import quantize_with_library

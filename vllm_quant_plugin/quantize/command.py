@@ -35,6 +35,7 @@ def quantize(
     mse: Annotated[float, typer.Option(help="GPTQ: exponent of the scale search's error; 0 for none.")] = 2.4,
     static_groups: Annotated[bool, typer.Option(help="GPTQ: fix all scales before rounding.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Quantize a model offline.
@@ -49,7 +50,7 @@ def quantize(
         damp=damp, mse=mse, static_groups=static_groups,
     )  # fmt: skip
     with progress_bar(f"{method} {recipe.scheme.describe()}", enabled=not as_json) as progress:
-        report = quantize_model(model, output, recipe, overwrite=overwrite, progress=progress)
+        report = quantize_model(model, output, recipe, overwrite=overwrite, resume=resume, progress=progress)
     print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from vllm_quant_plugin.quantize.statistics import Group
+from vllm_quant_plugin.quantize.statistics import Group, weight_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def find_fold(layer: nn.Module, group: Group, head_dim: int) -> Fold | None:
     made = modules.get(producer)
     if not isinstance(made, nn.Linear):
         return None
-    k, rows = modules[group.names[0]].weight.shape[1], made.weight.shape[0]
+    k, rows = weight_of(layer, group.names[0]).shape[1], made.weight.shape[0]
     if k == rows:
         return Fold(group, producer, False)
     if leaf == "o_proj" and head_dim and k % rows == 0 and rows % head_dim == 0:
@@ -72,25 +72,23 @@ def apply_fold(layer: nn.Module, fold: Fold, scale: torch.Tensor, dtype: torch.d
         The scale that was applied, (K,).
     """
     producer = layer.get_submodule(fold.producer)
+    weight, bias = weight_of(layer, fold.producer), getattr(producer, "bias", None)
     if fold.is_norm:
         offset = _offset(producer)
-        old = producer.weight + offset
+        old = weight + offset
         rounded = (old / scale - offset).to(dtype).float()
         new = rounded + offset
         safe = (new != 0) & (old != 0)
         applied = torch.where(safe, old / torch.where(safe, new, torch.ones_like(new)), torch.ones_like(scale))
-        producer.weight.data.copy_(torch.where(safe, rounded, producer.weight))
-        bias = getattr(producer, "bias", None)
-        if bias is not None:
-            bias.data.div_(applied)
+        weight.copy_(torch.where(safe, rounded, weight))
+        rows = applied
     else:
-        applied = scale
-        rows = scale
+        applied = rows = scale
         if fold.shared_heads > 1:
             rows = scale.reshape(-1, fold.shared_heads, fold.head_dim)[:, 0].reshape(-1)
-        producer.weight.data.div_(rows[:, None])
-        if producer.bias is not None:
-            producer.bias.data.div_(rows)
+        weight.div_(rows[:, None])
+    if isinstance(bias, torch.Tensor):
+        bias.data.div_(rows)
     for name in fold.group.names:
-        layer.get_submodule(name).weight.data.mul_(applied)
+        weight_of(layer, name).mul_(applied)
     return applied

@@ -37,7 +37,7 @@ def _library() -> tuple[Any, Any]:
 
 
 def solve(
-    linear: nn.Linear,
+    weight: torch.Tensor,
     hessian: torch.Tensor,
     tokens: int,
     scheme: Scheme,
@@ -49,7 +49,7 @@ def solve(
     """Round a linear module's weight so that its output changes least.
 
     Args:
-        linear: float32 weight (N, K); left as it is.
+        weight: float32 (N, K); left as it is.
         hessian: float32 (K, K), the sum of x x^T over ``tokens`` tokens.
         damp, mse, static_groups: see ``Recipe``.
 
@@ -61,8 +61,9 @@ def solve(
         bits=scheme.bits, group_size=scheme.group_size, sym=scheme.symmetric, desc_act=scheme.act_order,
         act_group_aware=False, static_groups=static_groups, mse=mse, damp_percent=damp, offload_to_disk=False,
     )  # fmt: skip
-    work = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
-    work.weight = nn.Parameter(linear.weight.data.clone(), requires_grad=False)
+    n, k = weight.shape
+    work = nn.Linear(k, n, bias=False, device="meta")
+    work.weight = nn.Parameter(weight.clone(), requires_grad=False)
     with quiet_output(), torch.no_grad():
         solver = solver_class(work, config)
         solver.quantizer.configure(perchannel=True)
@@ -71,7 +72,7 @@ def solve(
         solver.nsamples = solver._hessian_total_samples = tokens
         rounded, scales, zeros, g_idx, *_ = solver.quantize()
         solver.free()
-    return _canonical(rounded, scales, zeros, g_idx.to(scales.device), scheme, linear.in_features)
+    return _canonical(rounded, scales, zeros, g_idx.to(scales.device), scheme, k)
 
 
 def _canonical(

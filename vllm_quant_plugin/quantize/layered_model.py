@@ -83,7 +83,7 @@ class LayeredModel:
     def _build(self) -> nn.Module:
         try:
             with quiet_output():
-                from accelerate import init_empty_weights
+                from accelerate import init_empty_weights  # type: ignore[import-untyped]
                 from transformers import AutoConfig, AutoModelForCausalLM
 
                 config = AutoConfig.from_pretrained(str(self._checkpoint.path), local_files_only=True)

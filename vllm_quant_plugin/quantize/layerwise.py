@@ -14,11 +14,12 @@ from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quantize import awq, gptq
 from vllm_quant_plugin.quantize.datafree import Progress, stored_scale_dtype
 from vllm_quant_plugin.quantize.fold import apply_fold, find_fold
+from vllm_quant_plugin.quantize.journal import Journal
 from vllm_quant_plugin.quantize.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
-from vllm_quant_plugin.quantize.statistics import collect_moments, find_groups, relative_error
+from vllm_quant_plugin.quantize.statistics import collect_moments, find_groups, relative_error, weight_of
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # A fold that changes a layer's output by more than this share is undone: the architecture is not what it seemed.
@@ -36,9 +37,13 @@ def quantize_layerwise(
     recipe: Recipe,
     tokens: list[list[int]],
     writer: ModelWriter,
+    journal: Journal,
     progress: Progress,
 ) -> dict[str, float]:
     """Write every tensor of the checkpoint, the given modules quantized with calibration windows ``tokens``.
+
+    Args:
+        journal: finished layers are kept here, and taken from here.
 
     Returns:
         Relative output error of each module on the calibration text.
@@ -50,36 +55,43 @@ def quantize_layerwise(
     model = LayeredModel(checkpoint, device)
     wanted = {m.name for m in modules}
     batches, kwargs = model.embed(tokens)
-    solve = _SOLVERS[recipe.method]
-    errors: dict[str, float] = {}
-    in_layers: set[str] = set()
-    layout = get_format(recipe.scheme)
-    for index in range(model.layers):
+    if journal.layers:
+        batches = [hidden.to(device) for hidden in journal.hidden()]
+    in_layers = {name for index in range(model.layers) for name in model.layer_tensors(index)}
+    for index in range(journal.layers, model.layers):
         prefix = model.layer_prefix(index)
-        names = model.layer_tensors(index)
-        in_layers.update(names)
         local = {n.removeprefix(f"{prefix}.") for n in wanted if n.startswith(f"{prefix}.")}
         with model.layer(index) as layer:
-            solved, found = solve(layer, local, batches, kwargs[index], recipe, checkpoint.config)
-            errors.update({f"{prefix}.{name}": round(error, 8) for name, error in found.items()})
+            solved, found = _SOLVERS[recipe.method](layer, local, batches, kwargs[index], recipe, checkpoint.config)
             for name, weight in solved.items():
-                target = layer.get_submodule(name)
-                target.weight.data.copy_(weight.dequantize())
-                writer.add_module(f"{prefix}.{name}", layout.pack(weight, recipe.scheme))
-            _write_rest(checkpoint, layer, prefix, names, set(solved), writer)
-            if index + 1 < model.layers:
-                for i, hidden in enumerate(batches):
-                    batches[i] = run_layer(layer, hidden, kwargs[index])
+                weight_of(layer, name).copy_(weight.dequantize())
+            made = _layer_tensors(checkpoint, layer, prefix, model.layer_tensors(index), solved, recipe)
+            for i, hidden in enumerate(batches):
+                batches[i] = run_layer(layer, hidden, kwargs[index])
+        journal.commit(index, made, {f"{prefix}.{name}": round(error, 8) for name, error in found.items()}, batches)
         progress(prefix, index + 1, model.layers)
+    for name, tensor in journal.tensors():
+        writer.add(name, tensor)
     for name in sorted(set(checkpoint.tensors) - in_layers):
         writer.add(name, read_tensor(checkpoint, name))
-    return errors
+    return journal.errors
 
 
-def _write_rest(
-    checkpoint: Checkpoint, layer: nn.Module, prefix: str, names: list[str], solved: set[str], writer: ModelWriter
-) -> None:
-    """A layer's other tensors, as folding left them, in their stored dtype."""
+def _layer_tensors(
+    checkpoint: Checkpoint,
+    layer: nn.Module,
+    prefix: str,
+    names: list[str],
+    solved: Mapping[str, CanonicalWeight],
+    recipe: Recipe,
+) -> dict[str, torch.Tensor]:
+    """A layer as it goes to disk: packed modules, and the rest as folding left it, in its stored dtype."""
+    layout = get_format(recipe.scheme)
+    made = {
+        f"{prefix}.{name}.{leaf}": tensor
+        for name, weight in solved.items()
+        for leaf, tensor in layout.pack(weight, recipe.scheme).items()
+    }
     parameters = dict(layer.named_parameters())
     for name in names:
         local = name.removeprefix(f"{prefix}.")
@@ -87,9 +99,10 @@ def _write_rest(
         if leaf == "weight" and owner in solved:
             continue
         if local in parameters:
-            writer.add(name, parameters[local].detach().to(DTYPES[checkpoint.tensors[name].dtype]))
+            made[name] = parameters[local].detach().to(DTYPES[checkpoint.tensors[name].dtype])
         else:
-            writer.add(name, read_tensor(checkpoint, name))
+            made[name] = read_tensor(checkpoint, name)
+    return made
 
 
 def _fold_scales(
@@ -101,7 +114,7 @@ def _fold_scales(
         fold = find_fold(layer, group, head_dim)
         if fold is None:
             continue
-        weights = [layer.get_submodule(n).weight.data for n in group.names]
+        weights = [weight_of(layer, n) for n in group.names]
         scale = awq.search_scale(
             weights, found.hessian, grid, shared_heads=fold.shared_heads, head_dim=fold.head_dim
         )  # fmt: skip
@@ -130,7 +143,7 @@ def _awq_layer(
     solved, errors = {}, {}
     for group, found in zip(groups, moments, strict=True):
         for name in group.names:
-            weight = layer.get_submodule(name).weight.data
+            weight = weight_of(layer, name)
             shrink: torch.Tensor | float = 1.0
             if not name.endswith(_UNCLIPPED):
                 shrink = awq.search_clip(weight, found.hessian, grid)
@@ -149,14 +162,14 @@ def _gptq_layer(
     for group in find_groups(layer, wanted, batches[0], kwargs):
         (found,) = collect_moments(layer, [group], batches, kwargs, stop_early=True)
         for name in group.names:
-            linear = layer.get_submodule(name)
+            original = weight_of(layer, name)
             weight = gptq.solve(
-                linear, found.hessian, found.tokens, recipe.scheme,
+                original, found.hessian, found.tokens, recipe.scheme,
                 damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
             )  # fmt: skip
             rounded = weight.dequantize()
-            errors[name] = relative_error(linear.weight.data, rounded, found.hessian)
-            linear.weight.data.copy_(rounded)
+            errors[name] = relative_error(original, rounded, found.hessian)
+            original.copy_(rounded)
             solved[name] = weight
     return solved, errors
 

@@ -39,21 +39,24 @@ def _exchange(first: Path, second: Path) -> bool:
 class OutputFolder:
     """Context manager that yields a temporary folder and moves it to ``final`` when the block succeeds.
 
+    Attributes:
+        journal: folder beside it for the state of a run that can be resumed; gone on success, kept otherwise
+            once it holds a finished layer.
+
     Args:
         final: where the result goes.
         overwrite: replace what is there.
         source: the input model, which is never replaced.
-        work: temporary folder to use and keep on failure (resume); None makes a fresh one that goes on failure.
 
     Raises:
         OutputError: it exists, is no model folder, is the input, or cannot be written.
     """
 
-    def __init__(self, final: Path, *, overwrite: bool, source: Path, work: Path | None = None) -> None:
+    def __init__(self, final: Path, *, overwrite: bool, source: Path) -> None:
         self.final = final.expanduser().absolute()
         self._overwrite = overwrite
-        self._keep = work is not None
-        self.path = work or self.final.with_name(f".{self.final.name}.partial-{os.getpid()}")
+        self.path = self.final.with_name(f".{self.final.name}.partial-{os.getpid()}")
+        self.journal = self.final.with_name(f".{self.final.name}.resume")
         self._check(source)
 
     def _check(self, source: Path) -> None:
@@ -74,7 +77,7 @@ class OutputFolder:
 
     def __enter__(self) -> Path:
         try:
-            if self.path.exists() and not self._keep:
+            if self.path.exists():
                 shutil.rmtree(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as err:
@@ -85,8 +88,9 @@ class OutputFolder:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None:
-            if not self._keep:
-                shutil.rmtree(self.path, ignore_errors=True)
+            shutil.rmtree(self.path, ignore_errors=True)
+            if not (self.journal / "state.json").exists():
+                shutil.rmtree(self.journal, ignore_errors=True)
             if isinstance(value, OSError) and value.errno is not None:
                 raise OutputError(f"{self.final}: {value.strerror}", "free some space or give another -o") from None
             return
@@ -99,6 +103,7 @@ class OutputFolder:
             self.final.rename(old)
             self.path.rename(self.final)
             shutil.rmtree(old)
+        shutil.rmtree(self.journal, ignore_errors=True)
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:

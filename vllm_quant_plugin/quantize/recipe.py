@@ -211,7 +211,7 @@ def make_recipe(
     """
     if method not in METHODS:
         raise UsageError(f"method {method!r} is not known", f"-m is one of {', '.join(METHODS)}")
-    name: Method = method  # type: ignore[assignment]
+    name: Method = method
     choice = _read_level(name, level) if level else _Choice()
     for field, value in (
         ("bits", bits),
@@ -224,7 +224,7 @@ def make_recipe(
     scheme = _fp8_scheme(choice) if name == "fp8" else _integer_scheme(name, choice)
     if backend is not None and backend not in BACKENDS[name]:
         raise UsageError(f"--backend {backend!r} does not do {name}", f"use {' or '.join(BACKENDS[name])}")
-    chosen: Backend = backend or BACKENDS[name][0]  # type: ignore[assignment]
+    chosen: Backend = backend or BACKENDS[name][0]
     if chosen in ("autoawq", "gptqmodel") and name == "awq" and scheme.storage != "awq":
         raise UsageError(f"--backend {chosen} writes 4-bit AWQ with zero points only", "use the builtin backend")
     wanted = Calibration(calibration, samples or 128, seq_len or 512, seed)

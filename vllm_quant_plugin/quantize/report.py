@@ -32,12 +32,13 @@ class QuantizeReport:
         seconds: wall time.
         peak_memory_bytes: highest resident memory of the process that did the work.
         calibration: documents, samples, seq_len and hash of the token ids; None without data.
-        source: sha256 of the input's config.json, and names and sizes of its weight files.
+        source: sha256 of the input's config.json, tokenizer and weight files.
         files: sha256 of every tensor file written.
         errors: per module, the share of its output's energy that was lost on the calibration text.
         versions: of Python and the libraries.
         environment: what else results may depend on.
         warnings: what a user should know.
+        resumed_layers: layers taken over from an interrupted run.
     """
 
     model: str
@@ -50,12 +51,13 @@ class QuantizeReport:
     seconds: float
     peak_memory_bytes: int
     calibration: dict[str, Any] | None = None
-    source: dict[str, Any] = field(default_factory=dict)
+    source: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    resumed_layers: int = 0
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "recipe": self.recipe.to_json()}
@@ -86,12 +88,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def describe_source(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What identifies the input without reading its weights."""
-    return {
-        "config_sha256": sha256_file(checkpoint.path / "config.json"),
-        "files": {file.name: file.stat().st_size for file in checkpoint.files},
-    }
+def describe_source(checkpoint: Checkpoint) -> dict[str, str]:
+    """sha256 of the input's config.json, tokenizer and weight files, by name."""
+    small = [checkpoint.path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
+    return {file.name: sha256_file(file) for file in (*small, *checkpoint.files) if file.exists()}
 
 
 def peak_memory() -> int:

@@ -35,7 +35,7 @@ def read_tensor(checkpoint: Checkpoint, name: str) -> torch.Tensor:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The little-endian bytes of a tensor in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 class ShardWriter:

@@ -12,6 +12,13 @@ from torch import nn
 from vllm_quant_plugin.quantize.layered_model import run_layer
 
 
+def weight_of(layer: nn.Module, name: str) -> torch.Tensor:
+    """The weight of a module of the layer, without gradient; writing into it changes the module."""
+    weight = layer.get_submodule(name).weight
+    assert isinstance(weight, torch.Tensor)
+    return weight.data
+
+
 @dataclass
 class Group:
     """Linear modules of one layer that multiply the same input.
@@ -104,8 +111,9 @@ def collect_moments(
     handles = []
     for index, group in enumerate(groups):
         module = layer.get_submodule(group.names[0])
-        k = module.weight.shape[1]  # type: ignore[union-attr]
-        found = Moments(torch.zeros(k, k, dtype=torch.float32, device=module.weight.device))  # type: ignore[union-attr, arg-type]
+        weight = weight_of(layer, group.names[0])
+        k = weight.shape[1]
+        found = Moments(torch.zeros(k, k, dtype=torch.float32, device=weight.device))
         moments.append(found)
 
         def hook(_module: nn.Module, args: tuple[Any, ...], *, found: Moments = found, last: bool = False) -> None:

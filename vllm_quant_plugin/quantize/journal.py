@@ -1,0 +1,127 @@
+"""Finished layers kept on disk, so that a run that was killed goes on where it was.
+
+    state.json                fingerprint, number of finished layers, errors; the last thing written
+    layer-00003.safetensors   what the layer became
+    hidden-00004.safetensors  what enters the next layer, verbatim
+
+Everything is written under another name and renamed. ``state.json`` names only files that are
+complete, so a kill at any moment leaves the state before or after a layer, never between.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from vllm_quant_plugin.errors import OutputError
+
+STATE = "state.json"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Journal:
+    """The state of one run.
+
+    Args:
+        folder: made when missing; one process at a time.
+        fingerprint: everything that decides the result. A state with another one is refused.
+        resume: go on from what is there; otherwise it is forgotten.
+
+    Attributes:
+        layers: finished layers.
+        errors: of the finished layers' modules.
+
+    Raises:
+        OutputError: another process is at work, or the state belongs to another run.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        # Held until the process ends, however it ends.
+        self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise OutputError(f"{folder}: another run is writing here", "wait for it, or give another -o") from None
+        self.layers = 0
+        self.errors: dict[str, float] = {}
+        if not resume:
+            (folder / STATE).unlink(missing_ok=True)
+            return
+        try:
+            self._read()
+        except OutputError:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        path = self._folder / STATE
+        if not path.exists():
+            return
+        try:
+            state = json.loads(path.read_text("utf-8"))
+            found, self.layers, self.errors = state["fingerprint"], int(state["layers"]), dict(state["errors"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise OutputError(f"{path}: damaged", "start over without --resume") from None
+        differing = [k for k in {**found, **self._fingerprint} if found.get(k) != self._fingerprint.get(k)]
+        if differing:
+            raise OutputError(
+                f"the interrupted run differs in {', '.join(sorted(differing))}",
+                "repeat its flags and inputs, or start over without --resume",
+            )
+
+    def _save(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+        temporary = self._folder / f"{name}.new"
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+        _sync(temporary)
+        temporary.rename(self._folder / name)
+
+    def commit(
+        self, index: int, tensors: Mapping[str, torch.Tensor], errors: Mapping[str, float], hidden: list[torch.Tensor]
+    ) -> None:
+        """Layer ``index`` is finished; ``hidden`` enters the next one."""
+        self._save(f"layer-{index:05d}.safetensors", tensors)
+        self._save(f"hidden-{index + 1:05d}.safetensors", {f"{i:06d}": h for i, h in enumerate(hidden)})
+        self.layers = index + 1
+        self.errors.update(errors)
+        state = {"fingerprint": self._fingerprint, "layers": self.layers, "errors": self.errors}
+        temporary = self._folder / f"{STATE}.new"
+        temporary.write_text(json.dumps(state), "utf-8")
+        _sync(temporary)
+        temporary.rename(self._folder / STATE)
+        _sync(self._folder)
+        (self._folder / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
+
+    def hidden(self) -> list[torch.Tensor]:
+        """What enters the first unfinished layer."""
+        with safe_open(str(self._folder / f"hidden-{self.layers:05d}.safetensors"), framework="pt") as file:
+            return [file.get_tensor(name) for name in sorted(file.keys())]
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the finished layers, one in memory at a time."""
+        for index in range(self.layers):
+            with safe_open(str(self._folder / f"layer-{index:05d}.safetensors"), framework="pt") as file:
+                for name in sorted(file.keys()):
+                    yield name, file.get_tensor(name)
+
+    def close(self) -> None:
+        """Let another process in."""
+        os.close(self._lock)
