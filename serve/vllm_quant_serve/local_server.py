@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import IO, Any
 
-from vllm_quant_plugin.errors import EngineDiedError, StartupError
+from vllm_quant_plugin.errors import EngineDiedError, StartupError, VqpError
 
 
 def free_port() -> int:
@@ -21,6 +21,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _told(error: dict[str, Any]) -> VqpError:
+    """The error that the launcher told as JSON, as the class with its exit code."""
+    kinds = {kind.exit_code: kind for kind in VqpError.__subclasses__()}
+    return kinds.get(error["exit_code"], StartupError)(error["message"], error["hint"])
 
 
 class LocalServer:
@@ -74,7 +80,7 @@ class LocalServer:
             if event.get("event") == name:
                 return
             if "error" in event:
-                raise StartupError(event["error"]["message"], event["error"]["hint"])
+                raise _told(event["error"])
         raise StartupError(f"vllm-quant serve ended with {self._process.wait()}", f"its log is {self.log}")
 
     def stop(self) -> int:
