@@ -88,12 +88,19 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
   const double bytes = kTileN * kTileK / 8.0 * bits / 18.0;
   const double mma = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0) * 3.5;
   const double tile = (bytes > mma ? bytes : mma) * (sharing < 1 ? 1 : sharing);
-  const double reduce = plan.splits == 1 ? 0 : plan.clustered ? 700 + 6.0 * plan.tokens : 4000;
-  return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500) + reduce;
+  if (plan.splits > 1 && !plan.clustered) {
+    /* Each block writes its sums, and a second launch reads them again. */
+    const double traffic = 2.0 * blocks * sum_tile_bytes(plan.tokens) / (18.0 * device.multiprocessors);
+    return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500) + 4000 + traffic;
+  }
+  const double reduce = plan.splits == 1 ? 0 : 700 + 6.0 * plan.tokens;
+  return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500 + reduce);
 }
 
 /* 8, 4 or 2 stages: as many as let two blocks share a multiprocessor, else two in a block that has it alone. */
-inline bool set_shared(const Device &device, vqp_cuda_plan &plan) {
+inline bool set_shared(const Device &device, const vqp_cuda_linear &c, vqp_cuda_plan &plan) {
+  const int shift = group_shift(c.groups, c.group_size), zero_bytes = c.zeros ? dtype_bytes(c.zero_dtype) : 0;
+  plan.stage_bytes = stage_of(bits_of(c.kind), plan.tokens, shift, dtype_bytes(c.scale_dtype), zero_bytes).bytes;
   const int half = device.shared_per_multiprocessor / 2 - 1024;
   plan.stages = 8;
   while (plan.stages > 2 && plan.stages * plan.stage_bytes > half) plan.stages /= 2;
@@ -138,19 +145,20 @@ inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens,
   if (m_tiles > 65535) return VQP_CUDA_ESHAPE;
   plan.m_tiles = static_cast<int>(m_tiles);
   plan.n_tiles = static_cast<int>(ceil_div(c.n, kTileN));
-  plan.stage_bytes = stage_of(bits, plan.tokens, group_shift(c.groups, c.group_size), dtype_bytes(c.scale_dtype),
-                              c.zeros ? dtype_bytes(c.zero_dtype) : 0).bytes;
-  if (!set_shared(device, plan)) return VQP_CUDA_EDEVICE;
+  if (!set_shared(device, c, plan)) return VQP_CUDA_EDEVICE;
   plan.clustered = device.clusters;
+  /* The number of splits sets the order of a row's sums: where that may not depend on the batch, it is chosen
+   * for one row. */
+  vqp_cuda_plan candidate = plan;
+  if (c.batch_invariant) {
+    candidate.tokens = 8, candidate.m_tiles = 1;
+    set_shared(device, c, candidate);
+  }
   double best = -1;
   int splits = 1;
-  for (int s = 1; s <= kMaxSplits && s <= k_tiles; ++s) {
-    vqp_cuda_plan candidate = plan;
-    candidate.splits = s;
-    /* The number of splits sets the order of a row's sums: then it may not depend on the batch. */
-    if (c.batch_invariant) candidate.tokens = 8, candidate.m_tiles = 1;
+  for (candidate.splits = 1; candidate.splits <= kMaxSplits && candidate.splits <= k_tiles; ++candidate.splits) {
     const double clocks = cost(device, candidate, bits, k_tiles);
-    if (best < 0 || clocks < best) best = clocks, splits = s;
+    if (best < 0 || clocks < best) best = clocks, splits = candidate.splits;
   }
   plan.splits = splits;
   if (splits == 1) plan.clustered = 0;

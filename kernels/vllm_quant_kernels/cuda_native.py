@@ -11,6 +11,8 @@ from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of
 from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE, Linear, Plan
 from vllm_quant_kernels.cuda_pack import PackedCuda
 
+MAX_WORKSPACE = 256 << 20
+
 
 def _pointer(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
@@ -78,10 +80,27 @@ def wna16_linear(x: torch.Tensor, w: PackedCuda, bias: torch.Tensor | None, batc
         rows = rows.contiguous()
     out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype, device=x.device)
     if out.numel():
+        bias = None if bias is None else bias.contiguous()
+        flat = out.view(-1, w.n)
         with torch.cuda.device(x.device):
-            call = describe(rows, out, w, None if bias is None else bias.contiguous(), batch_invariant)
-            run(call, plan(call), x.device)
+            needed = plan(describe(rows, flat, w, bias, batch_invariant)).workspace_bytes
+            for part in row_chunks(rows.shape[0], needed):
+                call = describe(rows[part], flat[part], w, bias, batch_invariant)
+                run(call, plan(call), x.device)
     return out
+
+
+def row_chunks(m: int, workspace_bytes: int) -> list[slice]:
+    """Rows to run at a time, so that a workspace stays within ``MAX_WORKSPACE``.
+
+    Only batch-invariant calls come near it: they keep the splits of a single row at any M, and their rows
+    do not depend on each other.
+    """
+    parts = -(-workspace_bytes // MAX_WORKSPACE)
+    if parts <= 1:
+        return [slice(0, m)]
+    step = max(64, m // parts // 64 * 64)
+    return [slice(start, min(start + step, m)) for start in range(0, m, step)]
 
 
 def wna16_experts(
