@@ -90,7 +90,7 @@ class Launch:
         endpoint: where it will listen.
         api_keys: keys that leave the command line for the environment.
         probe_key: the key the launcher's own requests carry.
-        headless: no HTTP server (``--headless``).
+        headless: no HTTP server to probe (``--headless``, ``--grpc``): a living process counts as ready.
         program: what is executed with ``serve_args``.
     """
 
@@ -148,11 +148,11 @@ def build_launch(words: ServeWords, planned: Sequence[str]) -> Launch:
     Flags of the planner that the user set, in any spelling or in the ``--config`` file, are dropped.
     """
     keys, rest = take_api_keys(words.words)
-    headless = words.switch("--headless")
+    headless = words.switch("--headless") or words.switch("--grpc")
     own: list[str] = []
     if not words.has("--host") and not words.has("--uds"):
         own += ["--host", LOOPBACK]
-    if not headless and not words.switch("--grpc"):
+    if not headless:
         own += ["--middleware", GATE]
     return Launch(
         model=words.model,

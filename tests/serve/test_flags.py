@@ -110,6 +110,14 @@ def test_loopback_unless_the_user_says_more() -> None:
     assert build_launch(read_words(["m", "--host", "::"]), []).endpoint.url == "http://[::1]:8000"
 
 
+def test_without_an_http_server_there_is_no_gate_and_no_probe() -> None:
+    for flag in ("--headless", "--grpc"):
+        launch = build_launch(read_words(["m", flag]), [])
+        assert launch.headless
+        assert "--middleware" not in launch.planned
+    assert not build_launch(read_words(["m"]), []).headless
+
+
 @pytest.mark.parametrize(
     ("words", "keys", "rest"),
     [
