@@ -8,6 +8,8 @@
 #ifndef VQP_CUDA_SCHEDULE_H
 #define VQP_CUDA_SCHEDULE_H
 
+#include <math.h>
+
 #include "layout.h"
 #include "vqp_cuda.h"
 
@@ -83,7 +85,7 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
   const double blocks = static_cast<double>(plan.n_tiles) * plan.m_tiles * plan.splits;
   const int resident = resident_blocks(device, plan);
   const double per_wave = static_cast<double>(device.multiprocessors) * resident;
-  const double waves = blocks <= per_wave ? 1 : static_cast<double>(ceil_div(static_cast<int64_t>(blocks), static_cast<int64_t>(per_wave)));
+  const double waves = blocks <= per_wave ? 1 : ceil(blocks / per_wave);
   const double sharing = blocks < per_wave ? blocks / device.multiprocessors : resident;
   const double bytes = kTileN * kTileK / 8.0 * bits / 18.0;
   const double mma = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0) * 3.5;

@@ -83,8 +83,12 @@ def wna16_linear(x: torch.Tensor, w: PackedCuda, bias: torch.Tensor | None, batc
         bias = None if bias is None else bias.contiguous()
         flat = out.view(-1, w.n)
         with torch.cuda.device(x.device):
-            needed = plan(describe(rows, flat, w, bias, batch_invariant)).workspace_bytes
-            for part in row_chunks(rows.shape[0], needed):
+            call = describe(rows, flat, w, bias, batch_invariant)
+            whole = plan(call)
+            if whole.workspace_bytes <= MAX_WORKSPACE:
+                run(call, whole, x.device)
+                return out
+            for part in row_chunks(rows.shape[0], whole.workspace_bytes):
                 call = describe(rows[part], flat[part], w, bias, batch_invariant)
                 run(call, plan(call), x.device)
     return out
