@@ -32,7 +32,7 @@ PROMPTS = (
 )
 MAX_TOKENS = 64
 # Less text than the default: the search of a small model needs little, and the demo is to take minutes.
-CALIBRATION: dict[str, Any] = {"samples": 24, "seq_len": 256}
+CALIBRATION: dict[str, Any] = {"samples": 32, "seq_len": 256}
 WINDOWS = 12
 WINDOW_LEN = 256
 
@@ -85,12 +85,20 @@ def demo(
 
 
 def _quantize(name: str, method: str, output: Path, options: dict[str, Any], console: Console) -> Artefact:
+    import torch
+
     from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
     from vllm_quant_plugin.quantize.progress import progress_bar
     from vllm_quant_plugin.quantize.quiet import quiet_output
 
-    with progress_bar(f"  {name}", enabled=not console.quiet) as progress, quiet_output():
-        report = quantize_model(BUNDLED, output, make_recipe(method, **options), overwrite=True, progress=progress)
+    threads = torch.get_num_threads()
+    # Matrices this small gain nothing from a second thread, and on a busy machine threads spin while they wait.
+    torch.set_num_threads(1)
+    try:
+        with progress_bar(f"  {name}", enabled=not console.quiet) as progress, quiet_output():
+            report = quantize_model(BUNDLED, output, make_recipe(method, **options), overwrite=True, progress=progress)
+    finally:
+        torch.set_num_threads(threads)
     console.print(
         f"   {name:10} {human_bytes(report.bytes_before)} -> {human_bytes(report.bytes_after)}, "
         f"{report.bits_per_weight:.2f} bits per weight, {report.seconds:.0f} s"
