@@ -1,0 +1,77 @@
+"""Two ranks, real worker processes: the same greedy tokens and logits as the float64 reference."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.engines import Answer
+from tests.support.matrix import CELLS, Cell
+from tests.support.oracle import Oracle, input_ranges, judge
+from tests.support.quantized_checkpoints import write_checkpoint
+from tests.support.tiny_models import tiny_model
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.methods.linear import check_columns
+from vllm_quant_plugin.scheme import PER_CHANNEL, Scheme
+
+ROOT = Path(__file__).resolve().parents[2]
+TWO_RANKS = [cell for cell in CELLS if cell.tp == 2]
+
+
+def ask_two_ranks(folder: Path, cell: Cell) -> Answer:
+    """The answer of an engine with a worker process per rank, from a process of its own."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.support.ask_two_ranks", str(folder), cell.method, str(folder / "answer.pt")]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-4000:]
+    stored = torch.load(folder / "answer.pt", weights_only=True)
+    return Answer(stored["tokens"], stored["logits"])
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("cell", TWO_RANKS, ids=lambda cell: cell.name)
+def test_two_ranks(cell: Cell, tmp_path: Path) -> None:
+    """Within the float32 tolerance of tests/support/oracle.py: two ranks add two partial sums, no more."""
+    model = tiny_model(cell.architecture)
+    written = write_checkpoint(tmp_path, model, cell.recipe, input_ranges=input_ranges(model))
+    got = ask_two_ranks(written.folder, cell)
+    verdict = judge(got, Oracle(model, written).answer(got.tokens))
+    assert verdict.clean == 1
+    assert verdict.same_choice
+
+
+@pytest.mark.parametrize(
+    ("scheme", "in_features", "tp", "works"),
+    [
+        (Scheme("awq", group_size=128), 384, 2, r"tensor_parallel_size 1, 3 work"),
+        (Scheme("gptq", group_size=64), 320, 2, r"tensor_parallel_size 1, 5 work"),
+        (Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128)), 512, 8, r"tensor_parallel_size 1, 2, 4 work"),
+        (Scheme("awq", group_size=256), 256, 2, r"tensor_parallel_size 1 works"),
+    ],
+)
+def test_split_that_cuts_a_group(scheme: Scheme, in_features: int, tp: int, works: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"in_features {in_features} / tensor_parallel_size {tp}.*{works}"):
+        check_columns("model.layers.0.mlp.down_proj", scheme, in_features, tp)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "in_features", "tp"),
+    [
+        (Scheme("awq", group_size=128), 512, 4),
+        (Scheme("gptq", group_size=128, act_order=True), 320, 2),
+        (Scheme("int-quantized", bits=8, group_size=PER_CHANNEL), 100, 4),
+    ],
+)
+def test_splits_that_work(scheme: Scheme, in_features: int, tp: int) -> None:
+    check_columns("module", scheme, in_features, tp)
