@@ -20,6 +20,7 @@ from vllm_quant_plugin.errors import VqpError
 # name -> (module, function, one line of help). The function carries typer annotations.
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "quantize": ("vllm_quant_plugin.quantize.command", "quantize", "Quantize a model offline."),
+    "reproduce": ("vllm_quant_plugin.quantize.command", "reproduce", "Repeat a quantization and compare every file."),
     "plan": ("vllm_quant_serve.plan.command", "plan", "What fits, at which TP, with how many KV tokens."),
     "serve": ("vllm_quant_serve.command", "serve", "Plan, launch vllm serve, supervise, export metrics."),
     "inspect": ("vllm_quant_plugin.inspect", "inspect", "Format, bits and size per module, and who serves it."),

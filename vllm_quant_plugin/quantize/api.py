@@ -11,7 +11,15 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.config_json import quantization_config
 from vllm_quant_plugin.quantize.modules import Linear, check_input, check_scheme, kept_modules
-from vllm_quant_plugin.quantize.output import RECORD_NAME, OutputFolder, copy_companions, write_json
+from vllm_quant_plugin.quantize.output import (
+    RECORD_NAME,
+    OutputFolder,
+    copy_companions,
+    free_disk,
+    total_memory,
+    write_json,
+)
+from vllm_quant_plugin.quantize.preflight import Preflight, check_room, plan_run
 from vllm_quant_plugin.quantize.progress import Progress, no_progress
 from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
 from vllm_quant_plugin.quantize.report import (
@@ -22,7 +30,7 @@ from vllm_quant_plugin.quantize.report import (
     versions,
 )
 
-__all__ = ["QuantizeReport", "Recipe", "make_recipe", "quantize_model"]
+__all__ = ["Preflight", "QuantizeReport", "Recipe", "make_recipe", "preflight", "quantize_model"]
 
 
 def stored_bits_per_weight(before: Checkpoint, after: Checkpoint, modules: list[Linear]) -> float:
@@ -33,6 +41,28 @@ def stored_bits_per_weight(before: Checkpoint, after: Checkpoint, modules: list[
         if name.rpartition(".")[0] in names and not name.endswith(".bias")
     )  # fmt: skip
     return 8 * total / sum(m.in_features * m.out_features for m in modules)
+
+
+def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Preflight:
+    """Everything that can be known and refused before the first weight is read; writes nothing.
+
+    Raises:
+        CheckpointError, UsageError, OutputError: as ``quantize_model``.
+    """
+    checkpoint, modules, target = _check(model, output, recipe, overwrite)
+    plan = plan_run(checkpoint, modules, recipe)
+    check_room(plan, free_disk(target.final.parent), total_memory())
+    return plan
+
+
+def _check(
+    model: str | Path, output: str | Path, recipe: Recipe, overwrite: bool
+) -> tuple[Checkpoint, list[Linear], OutputFolder]:
+    folder = resolve_model(model)
+    checkpoint = read_checkpoint(folder)
+    modules = check_input(checkpoint)
+    check_scheme(modules, recipe.scheme)
+    return checkpoint, modules, OutputFolder(Path(output), overwrite=overwrite, source=folder)
 
 
 def quantize_model(
@@ -64,11 +94,10 @@ def quantize_model(
         OutputError: the output exists or cannot be written.
     """
     started = time.monotonic()
-    folder = resolve_model(model)
-    checkpoint = read_checkpoint(folder)
-    modules = check_input(checkpoint)
-    check_scheme(modules, recipe.scheme)
-    target = OutputFolder(Path(output), overwrite=overwrite, source=folder)
+    checkpoint, modules, target = _check(model, output, recipe, overwrite)
+    folder = checkpoint.path
+    plan = plan_run(checkpoint, modules, recipe)
+    check_room(plan, free_disk(target.final.parent), total_memory())
     with target as work:
         report = QuantizeReport(
             str(model), str(output), recipe, len(modules), checkpoint.nbytes, 0, 0.0, 0.0, 0,

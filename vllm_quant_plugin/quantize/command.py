@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vllm_quant_plugin.quantize.preflight import summary as plan_summary
 from vllm_quant_plugin.quantize.progress import progress_bar
 from vllm_quant_plugin.quantize.recipe import LEVEL_EXAMPLES, make_recipe
 from vllm_quant_plugin.quantize.report import QuantizeReport
@@ -35,6 +37,9 @@ def quantize(
     mse: Annotated[float, typer.Option(help="GPTQ: exponent of the scale search's error; 0 for none.")] = 2.4,
     static_groups: Annotated[bool, typer.Option(help="GPTQ: fix all scales before rounding.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run needs and gives; write nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on with an interrupted run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
@@ -42,16 +47,37 @@ def quantize(
 
     AWQ and GPTQ use calibration text; FP8, INT8 and round-to-nearest (rtn) need none.
     """
-    from vllm_quant_plugin.quantize.api import quantize_model
+    from vllm_quant_plugin.quantize.api import preflight, quantize_model
 
     recipe = make_recipe(
         method, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
         backend=backend, calibration=calibration, samples=calibration_samples, seq_len=seq_len, seed=seed,
         damp=damp, mse=mse, static_groups=static_groups,
     )  # fmt: skip
+    if dry_run:
+        plan = preflight(model, output, recipe, overwrite=overwrite)
+        print(json.dumps(plan.to_json(), indent=2) if as_json else plan_summary(plan))
+        return
     with progress_bar(f"{method} {recipe.scheme.describe()}", enabled=not as_json) as progress:
         report = quantize_model(model, output, recipe, overwrite=overwrite, resume=resume, progress=progress)
     print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))
+
+
+def reproduce(
+    output: Annotated[Path, typer.Argument(help="A folder that `vllm-quant quantize` wrote.")],
+    model: Annotated[str | None, typer.Option(help="Where the original is, when it moved.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Repeat a quantization from its record and compare every file.
+
+    Exit code 1 when a file differs.
+    """
+    from vllm_quant_plugin.quantize.reproduce import reproduce_model, require_identical
+
+    with progress_bar("reproduce", enabled=not as_json) as progress:
+        found = reproduce_model(output, model=model, progress=progress)
+    require_identical(found)
+    print(json.dumps(asdict(found), indent=2) if as_json else f"{output}: identical")
 
 
 def summary(report: QuantizeReport) -> str:

@@ -26,6 +26,18 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def free_disk(folder: Path) -> int:
+    """Free bytes where ``folder`` is or will be."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def total_memory() -> int:
+    """Physical memory of the machine, bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _exchange(first: Path, second: Path) -> bool:
     """Swap two folders in one step (Linux renameat2); False where the system cannot."""
     try:

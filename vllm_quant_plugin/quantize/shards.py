@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -137,10 +136,3 @@ class ModelWriter:
         if self._sharded:
             index = {"metadata": {"total_size": self.nbytes}, "weight_map": dict(sorted(self.weight_map.items()))}
             write_json(self._folder / INDEX_NAME, index)
-
-
-def disk_space_left(folder: Path) -> int:
-    """Free bytes where ``folder`` is or will be."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

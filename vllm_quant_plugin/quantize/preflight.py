@@ -1,0 +1,194 @@
+"""What a run will need and give, from configuration and headers alone: sizes, memory, disk, will it load. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_quant_plugin.checkpoint import DTYPE_BYTES, Checkpoint
+from vllm_quant_plugin.errors import OutputError, UsageError
+from vllm_quant_plugin.in_tree import Host, why_in_tree_rejects
+from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.quantize.config_json import quantization_config
+from vllm_quant_plugin.quantize.modules import Linear, kept_modules
+from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.scheme import Scheme
+
+TP_SIZES = (1, 2, 4, 8)
+# Modules that vLLM splits along their input; the others are split along their output.
+ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "w2", "dense", "dense_4h_to_h", "c_proj", "fc2")
+# Python, torch and the libraries before the first tensor is read, as measured with 30 % added.
+_RUNTIME_BYTES = {True: 1_200_000_000, False: 400_000_000}
+_SLACK_FILES = 32 << 20
+
+
+@dataclass(frozen=True)
+class ModuleSize:
+    """One module: (out_features, in_features) and its bytes now and after."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The answer of ``--dry-run``.
+
+    Attributes:
+        bytes_after: of all tensors; exact.
+        peak_memory_bytes: an upper estimate for the process.
+        disk_bytes: needed while running, temporary files included; an upper estimate.
+        tp_problems: tensor-parallel size -> modules whose shards would cut a group.
+        stock_vllm: device -> why vLLM without this plugin does not serve it, None when it does.
+    """
+
+    recipe: str
+    modules: tuple[ModuleSize, ...]
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    tp_problems: dict[int, tuple[str, ...]]
+    stock_vllm: dict[str, str | None]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def packed_bytes(scheme: Scheme, n: int, k: int, scale_bytes: int) -> int:
+    """Bytes of a module's tensors in ``scheme.storage``.
+
+    Args:
+        scale_bytes: of one scale of compressed-tensors pack-quantized: the model's own dtype.
+    """
+    bits, groups = scheme.bits, scheme.groups(k)
+    if scheme.storage == "awq":
+        return (k * n * bits + groups * n * bits) // 8 + 2 * groups * n
+    if scheme.storage == "gptq":
+        # g_idx is written with and without act-order.
+        return (k * n * bits + groups * n * bits) // 8 + 2 * groups * n + 4 * k
+    if scheme.storage == "pack-quantized":
+        words = n * -(-k * bits // 32) + (0 if scheme.symmetric else groups * -(-n * bits // 32))
+        return 4 * words + scale_bytes * groups * n + 16
+    if scheme.block:
+        return n * k + 4 * -(-n // scheme.block[0]) * -(-k // scheme.block[1])
+    if scheme.group_size == 0:
+        return n * k + 4
+    zeros = 0 if scheme.symmetric else n * groups
+    return n * k + 4 * n * groups + zeros
+
+
+def _module_sizes(modules: Sequence[Linear], scheme: Scheme) -> tuple[ModuleSize, ...]:
+    return tuple(
+        ModuleSize(
+            m.name, m.out_features, m.in_features, m.weight.nbytes,
+            packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype])),
+        )
+        for m in modules
+    )  # fmt: skip
+
+
+def _peak_memory(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> int:
+    largest = max(m.in_features * m.out_features for m in modules)
+    if recipe.calibration is None:
+        tensor = max(info.nbytes for info in checkpoint.tensors.values())
+        # float32 copy, its scaled and rounded forms, codes.
+        return _RUNTIME_BYTES[False] + max(tensor, 18 * largest)
+    layers: dict[str, int] = {}
+    for m in modules:
+        layer = ".".join(m.name.split(".")[: next(i for i, p in enumerate(m.name.split(".")) if p.isdigit()) + 1])
+        layers[layer] = layers.get(layer, 0) + m.in_features * m.out_features
+    outside = sum(t.nbytes for n, t in checkpoint.tensors.items() if "embed" in n) * 2
+    tokens = recipe.calibration.samples * recipe.calibration.seq_len
+    hidden = int(checkpoint.text_config.get("hidden_size") or 0)
+    widest = max(m.in_features for m in modules)
+    batch = min(tokens, 4096) * 4 * (6 * hidden + 4 * widest)
+    return (
+        _RUNTIME_BYTES[True] + outside + 3 * 4 * max(layers.values()) + 4 * tokens * hidden + 5 * 4 * widest**2 + batch
+    )
+
+
+def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> Preflight:
+    """Work out what a run needs and gives.
+
+    The modules must have passed ``check_scheme``.
+    """
+    scheme = recipe.scheme
+    sizes = _module_sizes(modules, scheme)
+    saved = sum(s.bytes_before - s.bytes_after for s in sizes)
+    after = checkpoint.nbytes - saved
+    weights = sum(s.out_features * s.in_features for s in sizes)
+    problems: dict[int, tuple[str, ...]] = {}
+    for tp in TP_SIZES:
+        rows = [s for s in sizes if s.name.rpartition(".")[2] in ROW_PARALLEL]
+        bad = tuple(s.name for s in rows if tp not in scheme.legal_tp(s.in_features, (tp,)))
+        if bad:
+            problems[tp] = bad
+    model = parse_quantization_config(quantization_config(recipe, kept_modules(checkpoint), "none:0"))
+    hidden = int(checkpoint.text_config.get("hidden_size") or 0)
+    state = 0
+    if recipe.calibration is not None:
+        # Finished layers and two generations of what enters the next one.
+        state = after + 2 * 4 * recipe.calibration.samples * recipe.calibration.seq_len * hidden
+    return Preflight(
+        recipe=recipe.describe(),
+        modules=sizes,
+        bytes_before=checkpoint.nbytes,
+        bytes_after=after,
+        bits_per_weight=round(8 * sum(s.bytes_after for s in sizes) / weights, 4),
+        peak_memory_bytes=_peak_memory(checkpoint, modules, recipe),
+        # A shard's spool lives beside the shard while that is written.
+        disk_bytes=2 * after + state + _SLACK_FILES,
+        tp_problems=problems,
+        stock_vllm={
+            "cpu": why_in_tree_rejects(model, Host.local("cpu")),
+            "cuda": why_in_tree_rejects(model, Host("cuda")),
+        },
+    )
+
+
+def check_room(plan: Preflight, disk_free: int, memory: int) -> None:
+    """Refuse a run that cannot end well.
+
+    Raises:
+        OutputError: not enough disk.
+        UsageError: not enough memory in the whole machine.
+    """
+    gb = 1e9
+    if disk_free < plan.disk_bytes:
+        raise OutputError(
+            f"the run needs {plan.disk_bytes / gb:.1f} GB of disk and {disk_free / gb:.1f} GB are free",
+            "free some space or give another -o",
+        )
+    if memory < plan.peak_memory_bytes:
+        raise UsageError(
+            f"the run needs up to {plan.peak_memory_bytes / gb:.1f} GB of memory, the machine has {memory / gb:.1f} GB",
+            "lower --calibration-samples or --seq-len, or use int8, fp8 or rtn",
+        )
+
+
+def summary(plan: Preflight) -> str:
+    """For people."""
+    mb = 1e6
+    lines = [
+        plan.recipe,
+        f"  {len(plan.modules)} modules, {plan.bytes_before / mb:.1f} MB -> {plan.bytes_after / mb:.1f} MB"
+        f" ({plan.bits_per_weight:.2f} bits per quantized weight)",
+        f"  up to {plan.peak_memory_bytes / 1e9:.1f} GB of memory, {plan.disk_bytes / 1e9:.1f} GB of disk",
+    ]
+    lines += [
+        f"  vLLM without this plugin on {device}: " + ("serves it" if reason is None else f"does not serve {reason}")
+        for device, reason in plan.stock_vllm.items()
+    ]
+    legal = [str(tp) for tp in TP_SIZES if tp not in plan.tp_problems]
+    lines.append(f"  tensor-parallel sizes: {', '.join(legal)}")
+    for tp, names in plan.tp_problems.items():
+        lines.append(
+            f"  note: TP {tp} would cut groups of {names[0]}" + (f" and {len(names) - 1} more" * (len(names) > 1))
+        )
+    return "\n".join(lines)
