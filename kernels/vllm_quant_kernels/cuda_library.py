@@ -106,6 +106,6 @@ def enabled() -> bool:
 def check(code: int) -> None:
     """Raise for a code that is not 0: ValueError for a refused call, RuntimeError for a CUDA error."""
     if code >= RUNTIME_ERROR:
-        raise RuntimeError(f"CUDA error {code - RUNTIME_ERROR} while launching a kernel")
+        raise RuntimeError(f"the CUDA runtime answers cudaError_t {code - RUNTIME_ERROR}")
     if code:
         raise ValueError(ERRORS.get(code, f"native kernel failed with code {code}"))
