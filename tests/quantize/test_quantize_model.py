@@ -78,6 +78,7 @@ def test_output_is_a_complete_model_folder(small_model: Path, tmp_path: Path) ->
     out = tmp_path / "new" / "out"
     report = quantize_model(small_model, out, make_recipe("int8"))
     assert sorted(p.name for p in out.iterdir()) == [
+        "README.md",
         "config.json",
         "generation_config.json",
         "model-00001-of-00002.safetensors",
@@ -97,7 +98,11 @@ def test_output_is_a_complete_model_folder(small_model: Path, tmp_path: Path) ->
     assert record["bytes_before"] == read_checkpoint(small_model).nbytes
     # One byte a weight and a float32 scale per output channel.
     assert 8 < report.bits_per_weight < 8.2
-    text = "".join(p.read_text() for p in out.glob("*.json") if p.name not in ("quantization.json",))
+    card = (out / "README.md").read_text()
+    assert report.recipe.describe() in card
+    assert "vllm-quant serve out\n" in card
+    assert "without the plugin on: cpu, cuda" in card
+    text = card + "".join(p.read_text() for p in out.glob("*.json") if p.name not in ("quantization.json",))
     assert "/tmp" not in text
     assert str(tmp_path) not in text
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.card import model_card
 from vllm_quant_plugin.quantize.config_json import quantization_config
 from vllm_quant_plugin.quantize.modules import Linear, check_input, check_scheme, kept_modules
 from vllm_quant_plugin.quantize.output import (
@@ -120,6 +121,7 @@ def quantize_model(
         report.peak_memory_bytes = max(report.peak_memory_bytes, peak_memory())
         report.seconds = round(time.monotonic() - started, 2)
         write_json(work / RECORD_NAME, report.to_json())
+        (work / "README.md").write_text(model_card(report, plan), "utf-8")
     return report
 
 

@@ -1,0 +1,45 @@
+"""The model card (README.md) of an output folder. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vllm_quant_plugin.quantize.preflight import Preflight
+from vllm_quant_plugin.quantize.report import QuantizeReport
+
+_WORST = 5
+
+
+def model_card(report: QuantizeReport, plan: Preflight) -> str:
+    """Markdown with the recipe, sizes, per-module errors and how to serve it."""
+    name, source = Path(report.output).name, Path(report.model).name
+    served = [device for device, reason in plan.stock_vllm.items() if reason is None]
+    alone = f"vLLM also serves it without the plugin on: {', '.join(served)}." if served else "It needs the plugin."
+    legal = [str(tp) for tp in (1, 2, 4, 8) if tp not in plan.tp_problems]
+    lines = [
+        "---",
+        "library_name: vllm",
+        "tags: [quantized, vllm-quant-plugin]",
+        "---",
+        f"# {name}",
+        "",
+        f"{source}, quantized with vllm-quant-plugin {report.versions.get('vllm-quant-plugin', '')}.",
+        "",
+        f"- Recipe: {report.recipe.describe()}",
+        f"- Tensors: {report.bytes_before / 1e6:.1f} MB before, {report.bytes_after / 1e6:.1f} MB after"
+        f" ({report.bits_per_weight:.2f} bits per quantized weight, {report.modules} modules)",
+        f"- Tensor-parallel sizes that keep groups whole: {', '.join(legal)}",
+        "",
+        "```",
+        f"vllm-quant serve {name}",
+        f"vllm serve {name}",
+        "```",
+        "",
+        f"The second line is vLLM's own server with the plugin installed. {alone}",
+    ]
+    if report.errors:
+        worst = sorted(report.errors.items(), key=lambda item: -item[1])[:_WORST]
+        lines += ["", "Modules that lost most on the calibration text (share of their output's energy):", ""]
+        lines += ["| module | lost |", "|---|---|", *(f"| `{module}` | {error:.2%} |" for module, error in worst)]
+    lines += ["", f"`quantization.json` holds all that is needed to repeat it: `vllm-quant reproduce {name}`."]
+    return "\n".join(lines) + "\n"
