@@ -48,6 +48,9 @@ VQP_API int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, cons
 VQP_API int vqp_pack(const uint8_t *codes, int64_t n, int64_t k, int bits, const int32_t *columns, int64_t kp,
                      uint8_t *out, int threads);
 
+/* Reads memory with 256-bit loads (a CPU with AVX2) and returns a sum of it: for measuring bandwidth. */
+VQP_API uint64_t vqp_read(const void *memory, int64_t bytes, int threads);
+
 #ifdef __cplusplus
 }
 #endif

@@ -39,8 +39,10 @@ def _declare(lib: ctypes.CDLL) -> None:
         "vqp_wna16_linear": "piplplpipiplpiilllli",
         "vqp_w8a8_linear": "piplplpppppilli",
         "vqp_pack": "plliplpi",
+        "vqp_read": "pli",
     }.items():
         getattr(lib, name).argtypes = [types[letter] for letter in signature]
+    lib.vqp_read.restype = ctypes.c_uint64
 
 
 @functools.cache
