@@ -6,7 +6,7 @@ namespace vqp {
 
 /* The kernel of `kind` for `tokens` tokens a block; `half`: FP16 activations, else BF16. Defined per kind. */
 template <int kKind>
-const void *wna16_kernel(bool half, int tokens, bool float_zeros);
+__attribute__((visibility("hidden"))) const void *wna16_kernel(bool half, int tokens, bool float_zeros);
 
 }  // namespace vqp
 
