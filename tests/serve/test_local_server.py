@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, Start
 from vllm_quant_serve.local_server import LocalServer, free_port
 
 BUNDLED = str(Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama")
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of a server that failed is kept; here it goes with the test."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def start(model: str, *flags: str, port: int | None = None) -> None:
