@@ -18,7 +18,7 @@ vllm-quant quantize "$model" -m "$method" -o "$output" "$@"
 
 # SERVE_FLAGS is split on purpose: it holds several words.
 # shellcheck disable=SC2086
-vllm-quant serve "$output" --port "$port" --served-model-name quantized ${SERVE_FLAGS:-} &
+vllm-quant serve "$output" --port "$port" --admin-port "$((port + 1))" --served-model-name quantized ${SERVE_FLAGS:-} &
 server=$!
 # Drained and gone when this script ends, however it ends.
 trap 'kill -TERM "$server" 2>/dev/null; wait "$server"' EXIT
