@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs tests/gpu and then benchmarks/gpu_linear.py on a machine with an NVIDIA GPU. They need torch and pytest only, so a
-# bare machine with those two will do. Called by `make gpu-check`.
+# Builds the kernels for this machine's GPU, runs tests/gpu, then benchmarks/gpu_linear.py. They need
+# torch and pytest only, so a bare machine with those two will do. Called by `make gpu-check`.
 #   exit 0: the tests passed    exit 1: they failed    exit 69: no GPU, nothing was checked
 set -euo pipefail
 
@@ -22,12 +22,12 @@ if [[ -z $python ]]; then
   python=.venv/bin/python
 fi
 
-# Where make has built the libraries this only brings them up to date.
-build=build/editable
-if [[ ! -f $build/CMakeCache.txt ]]; then
-  build=build/gpu-check
-  cmake -S kernels -B "$build" -DVQP_CUDA=ON >/dev/null
-fi
+# A build of its own, for the GPU that is here: make's may have been configured without CUDA.
+build=build/gpu-check
+architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+# Hopper's own instructions need the "a" that CMake's "native" leaves out.
+[[ $architecture == 90 ]] && architecture=90a
+cmake -S kernels -B "$build" -DVQP_CUDA=ON -DVQP_CUDA_ARCHITECTURES="$architecture-real" >/dev/null
 cmake --build "$build" --parallel
 
 # The tests' own pytest.ini keeps the project's plugins and conftest out. The folder

@@ -26,7 +26,11 @@ def prometheus_program() -> str:
     program = UNPACKED / "usr" / "bin" / "prometheus"
     if not program.exists():
         UNPACKED.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "prometheus"], cwd=UNPACKED, check=True, capture_output=True)
+        download = ["apt-get", "download", "prometheus"]
+        if subprocess.run(download, cwd=UNPACKED, check=False, capture_output=True).returncode:
+            # A machine that has never updated its package lists knows no packages.
+            subprocess.run(["apt-get", "update"], check=True, capture_output=True)
+            subprocess.run(download, cwd=UNPACKED, check=True, capture_output=True)
         for package in UNPACKED.glob("prometheus_*.deb"):
             subprocess.run(["dpkg", "-x", str(package), str(UNPACKED)], check=True)
     return str(program)
