@@ -119,7 +119,7 @@ def fit_placement(context: Context, place: Placement) -> Fit:
     feasible = not reason
     tight = feasible and kv.low < needed and pinned is None and fixed is None
     if feasible:
-        reason = f"{tokens_of.value} KV tokens"
+        reason = f"{tokens_of.value} KV tokens" + (", tight" if tight else "")
         if tight:
             notes.append("tight: at the pessimistic end of the interval the request does not fit")
         missing = 0

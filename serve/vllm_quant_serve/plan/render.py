@@ -130,7 +130,7 @@ def _candidates(candidates: tuple[Candidate, ...]) -> RenderableType:
             f"{one.kv_tokens:,}" if one.kv_tokens is not None else "",
             f"{one.tpot * 1e3:.1f}" if one.tpot is not None else "",
             f"{one.tokens_per_second:,.0f}" if one.tokens_per_second is not None else "",
-            "" if one.feasible else one.reason,
+            "" if one.feasible and not one.reason.endswith("tight") else one.reason,
         )
     return table
 

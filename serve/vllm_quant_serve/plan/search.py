@@ -119,15 +119,21 @@ def look_around(context: Context) -> list[Looked]:
             continue  # pipelines only where tensor parallelism alone does not do
         one = look(context, place)
         looked.append(one)
-        if one.fit is None and context.arch.experts and place.devices > 1 and _may_spread(context, place):
-            one = look(context, replace(place, expert_parallel=True))
+        spread = replace(place, expert_parallel=True)
+        if one.fit is None and place.devices <= context.devices.count and _may_spread(context, place, spread):
+            one = look(context, spread)
             looked.append(one)
         enough = enough or one.feasible
     return looked
 
 
-def _may_spread(context: Context, place: Placement) -> bool:
-    return context.request.enable_expert_parallel is None and not place.expert_parallel
+def _may_spread(context: Context, place: Placement, spread: Placement) -> bool:
+    """Whether spreading whole experts makes an illegal placement legal, and the user left that open."""
+    if not context.arch.experts or place.devices == 1 or place.expert_parallel:
+        return False
+    if context.request.enable_expert_parallel is not None:
+        return False
+    return next(context.weights.refusals(spread), None) is None
 
 
 def round_length(length: int) -> int:
