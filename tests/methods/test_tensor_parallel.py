@@ -13,7 +13,7 @@ import torch
 from tests.support.engines import Answer
 from tests.support.matrix import CELLS, Cell
 from tests.support.oracle import Oracle, input_ranges, judge
-from tests.support.quantized_checkpoints import write_checkpoint
+from tests.support.quantized_checkpoints import Written, write_checkpoint
 from tests.support.tiny_models import tiny_model
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.methods.linear import check_columns
@@ -23,30 +23,38 @@ ROOT = Path(__file__).resolve().parents[2]
 TWO_RANKS = [cell for cell in CELLS if cell.tp == 2]
 
 
-def ask_two_ranks(folder: Path, cell: Cell) -> Answer:
-    """The answer of an engine with a worker process per rank, from a process of its own."""
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+    """Every two-rank cell's checkpoint, answered: FOLDER/answer.pt.
+
+    One process starts the engines in turn, each with a worker process per rank. The workers are
+    forked, so that they need not import vLLM again.
+    """
+    folder = tmp_path_factory.mktemp("ranks")
+    made = {}
+    for cell in TWO_RANKS:
+        model = tiny_model(cell.architecture)
+        made[cell.name] = write_checkpoint(folder / cell.name, model, cell.recipe, input_ranges=input_ranges(model))
+    words = [word for cell in TWO_RANKS for word in (cell.method, str(made[cell.name].folder))]
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork",
         "VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tests.support.ask_two_ranks", str(folder), cell.method, str(folder / "answer.pt")]
+    command = [sys.executable, "-m", "tests.support.ask_two_ranks", *words]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
-    stored = torch.load(folder / "answer.pt", weights_only=True)
-    return Answer(stored["tokens"], stored["logits"])
+    return made
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("cell", TWO_RANKS, ids=lambda cell: cell.name)
-def test_two_ranks(cell: Cell, tmp_path: Path) -> None:
+def test_two_ranks(cell: Cell, written: dict[str, Written]) -> None:
     """Within the float32 tolerance of tests/support/oracle.py: two ranks add two partial sums, no more."""
-    model = tiny_model(cell.architecture)
-    written = write_checkpoint(tmp_path, model, cell.recipe, input_ranges=input_ranges(model))
-    got = ask_two_ranks(written.folder, cell)
-    verdict = judge(got, Oracle(model, written).answer(got.tokens))
+    stored = torch.load(written[cell.name].folder / "answer.pt", weights_only=True)
+    got = Answer(stored["tokens"], stored["logits"])
+    verdict = judge(got, Oracle(tiny_model(cell.architecture), written[cell.name]).answer(got.tokens))
     assert verdict.clean == 1
     assert verdict.same_choice
 

@@ -124,7 +124,6 @@ GPTQ = (
         "4-bit, group 128, act-order, `g_idx` different in q, k, v and in gate, up",
         gptq(4, 128, act_order=True, separate_g_idx=True),
     ),
-    _gptq("act-order-4bit-g64-tp2", "4-bit, group 64, act-order", gptq(4, 64, act_order=True), tp=2),
     _gptq(
         "act-order-apart-tp2",
         "4-bit, group 128, asymmetric, act-order, `g_idx` different in q, k, v and in gate, up",
