@@ -118,12 +118,14 @@ def _fold_scales(
         scale = awq.search_scale(
             weights, found.hessian, grid, shared_heads=fold.shared_heads, head_dim=fold.head_dim
         )  # fmt: skip
-        before, expected = {n: p.data.clone() for n, p in layer.named_parameters()}, check()
+        touched = (fold.producer, *group.names)
+        before = {n: p.data.clone() for n, p in layer.named_parameters() if n.rpartition(".")[0] in touched}
+        expected = check()
         applied = apply_fold(layer, fold, scale, dtype)
         change = (check() - expected).norm() / expected.norm().clamp(min=1e-12)
         if float(change) > FOLD_TOLERANCE:
-            for name, parameter in layer.named_parameters():
-                parameter.data.copy_(before[name])
+            for name, kept in before.items():
+                layer.get_parameter(name).data.copy_(kept)
             continue
         found.hessian.div_(applied[:, None]).div_(applied[None, :])
 
