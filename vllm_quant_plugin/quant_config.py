@@ -40,7 +40,13 @@ def parse_quantization_config(config: Config) -> ModelScheme:
     if parser is None:
         known = ", ".join(sorted(_PARSERS))
         raise CheckpointError(f"quant_method {method or 'missing'!r} is not one this plugin reads", f"it reads {known}")
-    return replace(parser(config), raw=dict(config))
+    try:
+        model = parser(config)
+    except CheckpointError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as err:
+        raise CheckpointError(f"quantization_config is malformed: {err}", "fix config.json") from None
+    return replace(model, raw=dict(config))
 
 
 def _integer(config: Config, *names: str, default: int | None = None) -> int:

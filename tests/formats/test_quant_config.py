@@ -145,3 +145,21 @@ def test_lm_head() -> None:
 def test_kv_cache() -> None:
     assert parse_quantization_config(CT).kv_cache is None
     assert parse_quantization_config({**CT, "kv_cache_scheme": {"num_bits": 8, "type": "float"}}).kv_cache == "fp8"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {**GPTQ, "dynamic": 3},
+        {**GPTQ, "dynamic": {"x": 4}},
+        {**AWQ, "modules_to_not_convert": 7},
+        {**FP8, "weight_block_size": 128},
+        {**CT, "config_groups": [1]},
+        {**CT, "config_groups": {"group_0": "W8A8"}},
+    ],
+)
+def test_malformed_fields_are_one_line(broken: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        parse_quantization_config(broken)
+    assert "\n" not in str(caught.value)
+    assert caught.value.hint
