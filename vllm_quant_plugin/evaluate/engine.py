@@ -46,6 +46,15 @@ class Scorer:
         self._llm = None
 
 
+def _reason(error: Exception) -> str:
+    """The line of an exception that says most: pydantic puts it in the middle, others at the end."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    for line in lines:
+        if line.startswith("Value error, "):
+            return line.removeprefix("Value error, ").partition(" [type=")[0]
+    return lines[-1] if lines else type(error).__name__
+
+
 @contextmanager
 def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> Iterator[Scorer]:
     """Start vLLM on a checkpoint for the time of the block; its log is hidden.
@@ -83,10 +92,9 @@ def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> I
         try:
             llm = LLM(**arguments)
         except Exception as err:
-            lines = [line for line in str(err).strip().splitlines() if line.strip()]
-            reason = lines[-1].strip() if lines else type(err).__name__
             raise StartupError(
-                f"{checkpoint.path}: vLLM does not start: {reason}", "see `vllm-quant inspect`, or set VQP_VERBOSE=1"
+                f"{checkpoint.path}: vLLM does not start: {_reason(err)}",
+                "see `vllm-quant inspect`, or set VQP_VERBOSE=1",
             ) from err
         scorer = Scorer(llm, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False))
         try:
