@@ -8,7 +8,7 @@ relative errors relative, and independent errors add as sqrt(DEPTH):
     |logit - logit'| <= 4 * sqrt(DEPTH) * eps * sqrt(K_max) * max|logit|
 
 4 = two sides, each within two standard deviations. About 1e-4 here, while one zero point that
-is off by one in one group moves a logit by 1e-3 and more (test_tolerance_has_teeth).
+is off by one in one group moves some logit by more (tests/methods/test_oracle.py).
 
 W8A8. Activations are rounded to 255 steps. The oracle is ``ReferenceModel`` with that rounding in
 front of every quantized product. An input that differs by float32 noise, at most
@@ -19,7 +19,7 @@ attention, later ones of its sequence. So of the positions of seven prompts thre
 clean, that is within the weight-only bound, and no other may differ by more than flips do: that
 is measured by running the reference with inputs moved by 10 * eps * sqrt(K_max), ten times
 the noise and so ten times the flips. Activations that were left alone, or rounded by another rule,
-leave no position clean (test_tolerance_has_teeth).
+leave no position clean (also there).
 """
 
 from __future__ import annotations
