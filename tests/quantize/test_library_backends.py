@@ -20,15 +20,18 @@ from vllm_quant_plugin.quantize.modules import linear_modules
 
 @pytest.mark.parametrize(("method", "backend"), [("gptq", "gptqmodel"), ("awq", "gptqmodel"), ("awq", "autoawq")])
 def test_output_is_like_that_of_the_builtin_backend(
-    small_model: Path, tmp_path: Path, method: str, backend: str
+    small_model: Path, tmp_path: Path, method: str, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     seen: list[tuple[int, int]] = []
     recipe = make_recipe(method, level="4bit-64g", backend=backend, samples=4, seq_len=32)
     report = quantize_model(
         small_model, tmp_path / "out", recipe, progress=lambda what, done, total: seen.append((done, total))
     )
     assert seen[-1] == (2, 2)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["here", "out"]
+    assert not list((tmp_path / "here").iterdir())
     assert "/tmp" not in (tmp_path / "out" / "config.json").read_text()
     record = json.loads((tmp_path / "out" / "quantization.json").read_text())
     assert record["recipe"]["backend"] == backend

@@ -40,11 +40,15 @@ def _last_reason(log: Path) -> str:
 def _run_child(job: Path, log: Path, progress: Progress) -> int:
     """Run the worker to its end; returns its peak resident memory in bytes."""
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "vllm_quant_plugin.quantize.library_worker", str(job), str(write_end)]
+    command = [sys.executable, "-m", "vllm_quant_plugin.quantize.library_worker", str(job.absolute()), str(write_end)]
     peak = 0
+    # Libraries write log files where they are started; the job's folder goes away with them. What this
+    # process imports from a relative path must still be found there.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
     with log.open("wb") as output:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,)
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,),
+            cwd=job.parent, env=environment,
         )  # fmt: skip
         os.close(write_end)
         try:
@@ -87,7 +91,7 @@ def quantize_with_library(
             scratch / "job.json",
             {
                 "model": str(checkpoint.path.resolve()),
-                "output": str(scratch / "model"),
+                "output": str((scratch / "model").absolute()),
                 "recipe": recipe.to_json(),
                 "tokens": tokens,
             },
