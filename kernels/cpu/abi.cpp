@@ -165,7 +165,7 @@ int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8
     const int64_t rows = std::min<int64_t>(m, kRows);
     const bool few = m <= kernels.few;
     const int64_t tile = few ? tile_panels(a.panels(), 1, 8, threads)
-                                : tile_panels(a.panels(), kernels.group_panels, m > 32 ? 16 : 4, threads);
+                                : tile_panels(a.panels(), kernels.group_panels, m > 32 ? 8 : 4, threads);
     // few_rows reads whole blocks of eight rows: what lies past the last row is read and dropped.
     const int64_t x_elements = rows * a.kp + (few ? 8 * kChunk : 0);
     const size_t x_bytes = aligned(static_cast<size_t>(x_elements) * static_cast<size_t>(kernels.element_size));
@@ -211,8 +211,8 @@ int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, const int8_t
     static thread_local Arena arena;
     const W8a8Kernels &kernels = w8a8_kernels();
     const int64_t rows = std::min<int64_t>(m, kRows);
-    const int64_t tile = tile_panels(a.panels(), kernels.group_panels, m > 32 ? 16 : 4, threads);
-    const size_t x_bytes = aligned(static_cast<size_t>(rows * a.kp) * static_cast<size_t>(kernels.element_size));
+    const int64_t tile = tile_panels(a.panels(), kernels.group_panels, m > 32 ? 8 : 4, threads);
+    const size_t x_bytes = aligned(static_cast<size_t>(rows * a.x_stride()) * static_cast<size_t>(kernels.element_size));
     const size_t table_bytes = aligned(static_cast<size_t>(rows) * sizeof(float));
     const size_t scratch_bytes = aligned(kernels.gemm_scratch(rows, tile));
     char *memory = arena.get(x_bytes + 2 * table_bytes + scratch_bytes * static_cast<size_t>(threads));

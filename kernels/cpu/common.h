@@ -63,11 +63,13 @@ struct W8a8 {
     const float *in_scale;
     const int32_t *in_zero;
     bool symmetric;
-    void *xq;        // prepared x: [m][kp] u8 (offset 128) or int16, as the level wants
+    void *xq;        // prepared x: [m][x_stride()] u8 (offset 128) or int16, as the level wants
     float *x_scale;  // [m]
     int32_t *x_zero;  // [m], including the offset of xq
 
     int64_t panels() const { return (n + kLanes - 1) / kLanes; }
+    // Elements between rows of xq: padded, as rows a power of two apart would share cache sets.
+    int64_t x_stride() const { return kp + 64; }
 };
 
 // Weight-only kernels for one kind of prepared activation.

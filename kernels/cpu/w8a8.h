@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t kInt8Chunk = 256;  // input features between reads of the totals: weights stay in L1
+constexpr int64_t kInt8Chunk = 1024;  // input features between reads of the totals: weights stay in L2
 
 template <class Element>
 struct Int8Args {
@@ -80,7 +80,7 @@ template <class K>
 void prepare_int8(const W8a8 &a, int64_t begin, int64_t end) {
     using Element = typename K::Element;
     for (int64_t row = begin; row < end; ++row) {
-        Element *out = static_cast<Element *>(a.xq) + row * a.kp;
+        Element *out = static_cast<Element *>(a.xq) + row * a.x_stride();
         float scale, zero, x[kLanes];
         row_scale(a, row, &scale, &zero);
         for (int64_t i = 0; i < a.kp; i += kLanes) {
@@ -143,7 +143,7 @@ void int8_tile(const W8a8 &a, int64_t begin, int64_t end, int64_t chunk_features
             const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
             for (int64_t b = 0; b < blocks; ++b) {
                 const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
-                const Int8Args<Element> args{weights, xq + row * a.kp + start, a.kp, quads, total + row * width};
+                const Int8Args<Element> args{weights, xq + row * a.x_stride() + start, a.x_stride(), quads, total + row * width};
                 int8_dispatch<K, PANELS, K::kRowBlock>(rows, args);
             }
         }
