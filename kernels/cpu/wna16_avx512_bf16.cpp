@@ -157,8 +157,12 @@ VQP_INLINE void dot_blocks(const D &decoder, const uint8_t *data, const Bits *x,
     }
     for (int64_t b = 0; b < blocks; ++b, data += 64 * D::kBits, x += kBlock) {
         const Block<D::kBits> block(data);
-        // The hardware follows the streams of 256 and 512 byte blocks, and loses the others.
-        for (int i = 0; i < D::kBits; ++i) _mm_prefetch(reinterpret_cast<const char *>(data) + kAhead + 64 * i, _MM_HINT_T0);
+        // A single row of blocks of 128, 256 or 512 bytes is a stream that the hardware follows best by itself.
+        if constexpr (ROWS > 1 || (D::kBits & (D::kBits - 1)) != 0) {
+            for (int i = 0; i < D::kBits; ++i) {
+                _mm_prefetch(reinterpret_cast<const char *>(data) + kAhead + 64 * i, _MM_HINT_T0);
+            }
+        }
 #define VQP_PAIR(ISSUE)                                                            \
     if constexpr (constexpr int j = END - BEGIN == 16 ? ISSUE / 2 + ISSUE % 2 * 8 : BEGIN + ISSUE; \
                   ISSUE < END - BEGIN)                                             \
