@@ -113,7 +113,7 @@ def assert_one_line(argv: list[str], code: int, message: str, hint: str, capsys:
 
 
 def test_not_enough_memory(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert_one_line(["plan", str(sound), "--gpu-memory", "1GiB"], 3, "does not fit", "try fewer bits", capsys)
+    assert_one_line(["plan", str(sound), "--gpu-memory", "256MiB"], 3, "does not fit", "fewer bits", capsys)
 
 
 def test_port_in_use(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
