@@ -11,7 +11,7 @@ import typer
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.in_tree import Device, Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.in_tree import Device, Host, has_experts, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
@@ -99,7 +99,8 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
         n, k = module_shape(tensors, scheme)
         legal = tuple(scheme.legal_tp(k, TP_SIZES)) if scheme else TP_SIZES
         modules.append(ModuleInfo(name, scheme, n, k, sum(t.nbytes for t in tensors.values()), legal))
-    reason = why_in_tree_rejects(model, host) if model else None
+    experts = has_experts(checkpoint.config)
+    reason = why_in_tree_rejects(model, host, experts=experts) if model else None
     ours = plugin_method(model) if model else None
     return Inspection(
         path=str(checkpoint.path),
