@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -66,7 +68,9 @@ class Deployment:
 def systemd_unit(one: Deployment) -> str:
     """A unit. Keys belong into the environment file, which only root need read."""
     # "%" and "$" have meanings of their own in ExecStart (systemd.service(5)).
-    program = shutil.which("vllm-quant") or "/usr/local/bin/vllm-quant"
+    # The environment that this runs in first, whether or not it is on PATH.
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    program = shutil.which("vllm-quant", path=beside) or "/usr/local/bin/vllm-quant"
     words = (program, "serve", *one.words, "--admin-port", str(one.admin_port))
     command = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in words)
     return f"""[Unit]
