@@ -6,8 +6,8 @@ One server for the whole file: it takes half a minute to start. The last test st
 from __future__ import annotations
 
 import re
-import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +36,7 @@ FLAGS = ["--served-model-name", "small", "--max-model-len", "512", "--enforce-ea
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Supervised]:
-    vllm_quant = shutil.which("vllm-quant")
-    assert vllm_quant, "the package is not installed"
-    command = [vllm_quant, "serve", str(BUNDLED), "--json", "--cpu"]
+    command = [str(Path(sys.executable).with_name("vllm-quant")), "serve", str(BUNDLED), "--json", "--cpu"]
     with Supervised(*FLAGS, command=command, environment=ENVIRONMENT) as running:
         running.wait_event("ready", timeout=400)
         yield running
