@@ -10,8 +10,8 @@ from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.card import model_card
-from vllm_quant_plugin.quantize.config_json import quantization_config
-from vllm_quant_plugin.quantize.modules import Linear, check_input, check_scheme, kept_modules
+from vllm_quant_plugin.quantize.config_json import config_for
+from vllm_quant_plugin.quantize.modules import Linear, check_input, check_schemes
 from vllm_quant_plugin.quantize.output import (
     RECORD_NAME,
     OutputFolder,
@@ -61,8 +61,7 @@ def _check(
 ) -> tuple[Checkpoint, list[Linear], OutputFolder]:
     folder = resolve_model(model)
     checkpoint = read_checkpoint(folder)
-    modules = check_input(checkpoint)
-    check_scheme(modules, recipe.scheme)
+    modules = check_schemes(check_input(checkpoint), recipe.scheme_for)
     return checkpoint, modules, OutputFolder(Path(output), overwrite=overwrite, source=folder)
 
 
@@ -111,7 +110,7 @@ def quantize_model(
                 raise
             raise CheckpointError(f"{folder}: {err}", "the weights are damaged; download them again") from None
         config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
-        config["quantization_config"] = quantization_config(recipe, kept_modules(checkpoint), quantizer)
+        config["quantization_config"] = config_for(recipe, checkpoint, modules, quantizer)
         write_json(work / "config.json", config)
         copy_companions(folder, work)
         written = read_checkpoint(work)
@@ -146,7 +145,7 @@ def _run(
         from vllm_quant_plugin.quantize.datafree import quantize_data_free
 
         writer = ModelWriter(work, checkpoint)
-        quantize_data_free(checkpoint, modules, recipe.scheme, writer, progress)
+        quantize_data_free(checkpoint, modules, recipe, writer, progress)
         writer.close()
         return ours
     from vllm_quant_plugin.quantize.calibration import load_tokenizer, load_windows

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.quantize.modules import FUSED_NAMES, Linear, kept_modules, siblings
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, Scheme
 
@@ -66,13 +70,43 @@ def compressed_tensors_config(groups: list[tuple[Scheme, list[str]]], ignore: li
     }
 
 
-def quantization_config(recipe: Recipe, kept: list[str], quantizer: str) -> dict[str, Any]:
+def _fused_pattern(names: tuple[str, ...]) -> str:
+    """Regular expression for modules that vLLM fuses, by their own names and by the fused one."""
+    stem = names[0].rpartition(".")[0]
+    leaves = [name.rpartition(".")[2] for name in names]
+    fused = FUSED_NAMES.get(tuple(leaves))
+    parts = "|".join([*leaves, fused] if fused else leaves)
+    return f".*{re.escape(stem)}[.]({parts})$"
+
+
+def _gptq_dynamic(recipe: Recipe, kept: list[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    """GPTQModel's ``dynamic``: what differs from the config's own bits and groups."""
+    found: dict[str, Any] = {f"-:.*{name.replace('.', '[.]')}": {} for name in kept if name != "lm_head"}
+    for name, scheme in schemes.items():
+        if scheme != recipe.scheme:
+            found[f"+:{_fused_pattern(siblings(name))}"] = {
+                "bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric,
+                "desc_act": scheme.act_order,
+            }  # fmt: skip
+    return found
+
+
+def config_for(recipe: Recipe, checkpoint: Checkpoint, modules: Sequence[Linear], quantizer: str) -> dict[str, Any]:
+    """``quantization_config`` of ``checkpoint`` with ``modules`` quantized by ``recipe``."""
+    schemes = {m.name: recipe.scheme_for(m.name) or recipe.scheme for m in modules}
+    return quantization_config(recipe, kept_modules(checkpoint, schemes), quantizer, schemes if recipe.rules else None)
+
+
+def quantization_config(
+    recipe: Recipe, kept: list[str], quantizer: str, schemes: Mapping[str, Scheme] | None = None
+) -> dict[str, Any]:
     """What goes into config.json.
 
     Args:
         recipe: how the linear modules were quantized.
         kept: matrices that stayed in 16 bits.
         quantizer: ``name:version`` of what made the codes.
+        schemes: mixed precision: the scheme of each quantized module.
     """
     scheme = recipe.scheme
     if scheme.storage == "awq":
@@ -85,6 +119,7 @@ def quantization_config(recipe: Recipe, kept: list[str], quantizer: str) -> dict
             "modules_to_not_convert": [name for name in kept if name != "lm_head"] or None,
         }
     if scheme.storage == "gptq":
+        dynamic = _gptq_dynamic(recipe, kept, schemes or {})
         return {
             "quant_method": "gptq",
             "checkpoint_format": "gptq",
@@ -98,9 +133,8 @@ def quantization_config(recipe: Recipe, kept: list[str], quantizer: str) -> dict
             "lm_head": False,
             "pack_dtype": "int32",
             "meta": {"quantizer": [quantizer]},
-            **({"dynamic": {f"-:.*{name.replace('.', '[.]')}": {} for name in kept if name != "lm_head"}}
-               if len(kept) > 1 else {}),
-        }  # fmt: skip
+            **({"dynamic": dynamic} if dynamic else {}),
+        }
     if scheme.storage == "fp8":
         block = {"weight_block_size": list(scheme.block)} if scheme.block else {}
         return {
@@ -112,5 +146,10 @@ def quantization_config(recipe: Recipe, kept: list[str], quantizer: str) -> dict
             **block,
         }
     if scheme.storage in ("pack-quantized", "int-quantized", "float-quantized"):
-        return compressed_tensors_config([(scheme, ["Linear"])], kept)
+        if schemes is None:
+            return compressed_tensors_config([(scheme, ["Linear"])], kept)
+        groups: dict[Scheme, list[str]] = {}
+        for name, chosen in schemes.items():
+            groups.setdefault(chosen, []).append(name)
+        return compressed_tensors_config(list(groups.items()), kept)
     raise UsageError(f"no config form for {scheme.storage}", "use another method")

@@ -13,6 +13,7 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quantize.modules import Linear, siblings
+from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
 from vllm_quant_plugin.scheme import PER_TENSOR, Scheme
@@ -30,8 +31,13 @@ def stored_scale_dtype(scheme: Scheme, weight: torch.dtype) -> torch.dtype:
     return torch.float32 if scheme.storage == "int-quantized" else weight
 
 
-def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> CanonicalWeight:
+def quantize_weight(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = None
+) -> CanonicalWeight:
     """Round one (N, K) weight to ``scheme``.
+
+    Args:
+        scale_dtype: of integer scales; None for what the format keeps for the weight's dtype.
 
     Raises:
         ValueError: the weight holds a NaN or an infinity.
@@ -39,7 +45,7 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme) -> CanonicalWeight:
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("holds NaN or infinity")
     if scheme.kind == "int":
-        dtype = stored_scale_dtype(scheme, weight.dtype)
+        dtype = scale_dtype or stored_scale_dtype(scheme, weight.dtype)
         return quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=dtype)
     if scheme.kind != "fp8_e4m3":
         raise ValueError(f"{scheme.kind} is not written")
@@ -69,7 +75,7 @@ class _SharedScale:
 
 
 def quantize_data_free(
-    checkpoint: Checkpoint, modules: list[Linear], scheme: Scheme, writer: ModelWriter, progress: Progress
+    checkpoint: Checkpoint, modules: list[Linear], recipe: Recipe, writer: ModelWriter, progress: Progress
 ) -> None:
     """Write every tensor of the checkpoint, the given modules quantized.
 
@@ -77,19 +83,20 @@ def quantize_data_free(
         ValueError: a weight holds a NaN or an infinity; the message names it.
     """
     chosen = {f"{m.name}.weight": m.name for m in modules}
-    shared = _SharedScale(checkpoint, set(chosen.values())) if scheme.group_size == PER_TENSOR else None
-    layout, done = get_format(scheme), 0
+    shared, done = _SharedScale(checkpoint, set(chosen.values())), 0
     by_file = sorted(checkpoint.tensors.values(), key=lambda t: (t.file.name, t.name))
     for info in by_file:
         tensor = read_tensor(checkpoint, info.name)
         module = chosen.get(info.name)
-        if module is None:
+        scheme = recipe.scheme_for(module) if module else None
+        if module is None or scheme is None:
             writer.add(info.name, tensor)
             continue
         try:
-            weight = quantize_weight(tensor, scheme) if shared is None else quantize_with_scale(tensor, shared(module))
+            one_scale = scheme.group_size == PER_TENSOR
+            weight = quantize_with_scale(tensor, shared(module)) if one_scale else quantize_weight(tensor, scheme)
         except ValueError as err:
             raise ValueError(f"{info.name} {err}") from None
-        writer.add_module(module, layout.pack(weight, scheme))
+        writer.add_module(module, get_format(scheme).pack(weight, scheme))
         done += 1
         progress(module, done, len(modules))

@@ -20,6 +20,7 @@ from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
 from vllm_quant_plugin.quantize.statistics import collect_moments, find_groups, relative_error, weight_of
+from vllm_quant_plugin.scheme import Scheme
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # A fold that changes a layer's output by more than this share is undone: the architecture is not what it seemed.
@@ -53,19 +54,19 @@ def quantize_layerwise(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = LayeredModel(checkpoint, device)
-    wanted = {m.name for m in modules}
+    wanted = {m.name: scheme for m in modules if (scheme := recipe.scheme_for(m.name)) is not None}
     batches, kwargs = model.embed(tokens)
     if journal.layers:
         batches = [hidden.to(device) for hidden in journal.hidden()]
     in_layers = {name for index in range(model.layers) for name in model.layer_tensors(index)}
     for index in range(journal.layers, model.layers):
         prefix = model.layer_prefix(index)
-        local = {n.removeprefix(f"{prefix}.") for n in wanted if n.startswith(f"{prefix}.")}
+        local = {n.removeprefix(f"{prefix}."): s for n, s in wanted.items() if n.startswith(f"{prefix}.")}
         with model.layer(index) as layer:
             solved, found = _SOLVERS[recipe.method](layer, local, batches, kwargs[index], recipe, checkpoint.config)
             for name, weight in solved.items():
                 weight_of(layer, name).copy_(weight.dequantize())
-            made = _layer_tensors(checkpoint, layer, prefix, model.layer_tensors(index), solved, recipe)
+            made = _layer_tensors(checkpoint, layer, prefix, model.layer_tensors(index), solved, local)
             for i, hidden in enumerate(batches):
                 batches[i] = run_layer(layer, hidden, kwargs[index])
         journal.commit(index, made, {f"{prefix}.{name}": round(error, 8) for name, error in found.items()}, batches)
@@ -83,14 +84,13 @@ def _layer_tensors(
     prefix: str,
     names: list[str],
     solved: Mapping[str, CanonicalWeight],
-    recipe: Recipe,
+    schemes: Mapping[str, Scheme],
 ) -> dict[str, torch.Tensor]:
     """A layer as it goes to disk: packed modules, and the rest as folding left it, in its stored dtype."""
-    layout = get_format(recipe.scheme)
     made = {
         f"{prefix}.{name}.{leaf}": tensor
         for name, weight in solved.items()
-        for leaf, tensor in layout.pack(weight, recipe.scheme).items()
+        for leaf, tensor in get_format(schemes[name]).pack(weight, schemes[name]).items()
     }
     parameters = dict(layer.named_parameters())
     for name in names:
@@ -106,8 +106,8 @@ def _layer_tensors(
 
 
 def _fold_scales(
-    layer: nn.Module, grid: awq.Grid, groups: list[Any], moments: list[Any], head_dim: int, dtype: torch.dtype,
-    check: Callable[[], torch.Tensor],
+    layer: nn.Module, grids: Mapping[str, awq.Grid], groups: list[Any], moments: list[Any], head_dim: int,
+    dtype: torch.dtype, check: Callable[[], torch.Tensor],
 ) -> None:  # fmt: skip
     """Search and fold a scale for each group; moments follow. Undone where the layer's function changes."""
     for group, found in zip(groups, moments, strict=True):
@@ -116,7 +116,7 @@ def _fold_scales(
             continue
         weights = [weight_of(layer, n) for n in group.names]
         scale = awq.search_scale(
-            weights, found.hessian, grid, shared_heads=fold.shared_heads, head_dim=fold.head_dim
+            weights, found.hessian, grids[group.names[0]], shared_heads=fold.shared_heads, head_dim=fold.head_dim
         )  # fmt: skip
         touched = (fold.producer, *group.names)
         before = {n: p.data.clone() for n, p in layer.named_parameters() if n.rpartition(".")[0] in touched}
@@ -131,42 +131,43 @@ def _fold_scales(
 
 
 def _awq_layer(
-    layer: nn.Module, wanted: set[str], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
+    layer: nn.Module, schemes: Mapping[str, Scheme], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
     config: Mapping[str, Any],
 ) -> Solved:  # fmt: skip
-    scheme = recipe.scheme
     dtype = DTYPES.get(_stored_dtype(config), torch.bfloat16)
-    grid = awq.Grid(scheme.bits, scheme.group_size, scheme.symmetric, stored_scale_dtype(scheme, dtype))
-    groups = find_groups(layer, wanted, batches[0], kwargs)
+    grids = {
+        name: awq.Grid(s.bits, s.group_size, s.symmetric, stored_scale_dtype(s, dtype)) for name, s in schemes.items()
+    }
+    groups = find_groups(layer, schemes, batches[0], kwargs)
     moments = collect_moments(layer, groups, batches, kwargs)
     sample = batches[0][:1]
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    _fold_scales(layer, grid, groups, moments, head_dim, dtype, lambda: run_layer(layer, sample, kwargs))
+    _fold_scales(layer, grids, groups, moments, head_dim, dtype, lambda: run_layer(layer, sample, kwargs))
     solved, errors = {}, {}
     for group, found in zip(groups, moments, strict=True):
         for name in group.names:
             weight = weight_of(layer, name)
             shrink: torch.Tensor | float = 1.0
             if not name.endswith(_UNCLIPPED):
-                shrink = awq.search_clip(weight, found.hessian, grid)
-            solved[name] = awq.quantize(weight, grid, shrink)
+                shrink = awq.search_clip(weight, found.hessian, grids[name])
+            solved[name] = awq.quantize(weight, grids[name], shrink)
             errors[name] = relative_error(weight, solved[name].dequantize(), found.hessian)
     return solved, errors
 
 
 def _gptq_layer(
-    layer: nn.Module, wanted: set[str], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
+    layer: nn.Module, schemes: Mapping[str, Scheme], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
     config: Mapping[str, Any],
 ) -> Solved:  # fmt: skip
     """True sequential: each group sees inputs that the groups before it, already rounded, produce."""
     solved: dict[str, CanonicalWeight] = {}
     errors: dict[str, float] = {}
-    for group in find_groups(layer, wanted, batches[0], kwargs):
+    for group in find_groups(layer, schemes, batches[0], kwargs):
         (found,) = collect_moments(layer, [group], batches, kwargs, stop_early=True)
         for name in group.names:
             original = weight_of(layer, name)
             weight = gptq.solve(
-                original, found.hessian, found.tokens, recipe.scheme,
+                original, found.hessian, found.tokens, schemes[name],
                 damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
             )  # fmt: skip
             rounded = weight.dequantize()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
@@ -18,6 +18,7 @@ _KEPT = re.compile(
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Modules that vLLM loads as one matrix.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+FUSED_NAMES = {FUSED[0]: "qkv_proj", FUSED[1]: "gate_up_proj", FUSED[2]: "w13"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ def linear_modules(checkpoint: Checkpoint) -> list[Linear]:
     return [m for m in _matrices(checkpoint) if _LAYER.search(m.name) and not _KEPT.search(m.name)]
 
 
-def kept_modules(checkpoint: Checkpoint) -> list[str]:
-    """Matrices that stay in 16 bits and that vLLM may build as a linear module: heads, routers, towers."""
-    chosen = {m.name for m in linear_modules(checkpoint)}
+def kept_modules(checkpoint: Checkpoint, chosen: Container[str]) -> list[str]:
+    """Matrices outside ``chosen`` that vLLM may build as a linear module: heads, routers, towers."""
     kept = [m.name for m in _matrices(checkpoint) if m.name not in chosen and "embed_tokens" not in m.name]
     return sorted({"lm_head", *kept})
 
@@ -87,13 +87,25 @@ def check_input(checkpoint: Checkpoint) -> list[Linear]:
     return found
 
 
-def check_scheme(modules: list[Linear], scheme: Scheme) -> None:
-    """Refuse a scheme that some module's shape cannot hold.
+def check_schemes(modules: list[Linear], scheme_for: Callable[[str], Scheme | None]) -> list[Linear]:
+    """The modules that get a scheme; refuses one that a module's shape cannot hold, or that vLLM cannot fuse.
 
     Raises:
         UsageError: naming the first such module and what would fit.
     """
-    for module in modules:
+    chosen = {m.name: scheme for m in modules if (scheme := scheme_for(m.name)) is not None}
+    known = {m.name for m in modules}
+    for name in sorted(known):
+        other = next((s for s in siblings(name) if s in known and chosen.get(s) != chosen.get(name)), None)
+        if other is not None:
+            raise UsageError(
+                f"{name} and {other} have different schemes", "vLLM loads them as one matrix; give both the same"
+            )
+    if not chosen:
+        raise UsageError("the recipe leaves every module in 16 bits", "give some module 8 bits or fewer")
+    found = [m for m in modules if m.name in chosen]
+    for module in found:
+        scheme = chosen[module.name]
         n, k = module.out_features, module.in_features
         group = scheme.group_of(k)
         if scheme.block is None and k % group:
@@ -111,3 +123,4 @@ def check_scheme(modules: list[Linear], scheme: Scheme) -> None:
                         f"{module.name}: {count} {what} of {scheme.bits} bits do not fill 32-bit words",
                         "use -m rtn, int8 or fp8 for this model",
                     )
+    return found

@@ -10,8 +10,8 @@ from vllm_quant_plugin.checkpoint import DTYPE_BYTES, Checkpoint
 from vllm_quant_plugin.errors import OutputError, UsageError
 from vllm_quant_plugin.in_tree import Host, why_in_tree_rejects
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.config_json import quantization_config
-from vllm_quant_plugin.quantize.modules import Linear, kept_modules
+from vllm_quant_plugin.quantize.config_json import config_for
+from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.scheme import Scheme
 
@@ -83,13 +83,13 @@ def packed_bytes(scheme: Scheme, n: int, k: int, scale_bytes: int) -> int:
     return n * k + 4 * n * groups + zeros
 
 
-def _module_sizes(modules: Sequence[Linear], scheme: Scheme) -> tuple[ModuleSize, ...]:
+def _module_sizes(modules: Sequence[Linear], recipe: Recipe) -> tuple[ModuleSize, ...]:
     return tuple(
         ModuleSize(
             m.name, m.out_features, m.in_features, m.weight.nbytes,
             packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype])),
         )
-        for m in modules
+        for m in modules if (scheme := recipe.scheme_for(m.name)) is not None
     )  # fmt: skip
 
 
@@ -116,20 +116,23 @@ def _peak_memory(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Reci
 def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> Preflight:
     """Work out what a run needs and gives.
 
-    The modules must have passed ``check_scheme``.
+    The modules are those that ``check_schemes`` gave.
     """
-    scheme = recipe.scheme
-    sizes = _module_sizes(modules, scheme)
+    sizes = _module_sizes(modules, recipe)
     saved = sum(s.bytes_before - s.bytes_after for s in sizes)
     after = checkpoint.nbytes - saved
     weights = sum(s.out_features * s.in_features for s in sizes)
     problems: dict[int, tuple[str, ...]] = {}
     for tp in TP_SIZES:
         rows = [s for s in sizes if s.name.rpartition(".")[2] in ROW_PARALLEL]
-        bad = tuple(s.name for s in rows if tp not in scheme.legal_tp(s.in_features, (tp,)))
+        bad = tuple(
+            s.name
+            for s in rows
+            if tp not in (recipe.scheme_for(s.name) or recipe.scheme).legal_tp(s.in_features, (tp,))
+        )
         if bad:
             problems[tp] = bad
-    model = parse_quantization_config(quantization_config(recipe, kept_modules(checkpoint), "none:0"))
+    model = parse_quantization_config(config_for(recipe, checkpoint, modules, "none:0"))
     hidden = int(checkpoint.text_config.get("hidden_size") or 0)
     state = 0
     if recipe.calibration is not None:

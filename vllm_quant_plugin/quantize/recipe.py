@@ -6,14 +6,15 @@ A ``Recipe`` is complete and validated: equal recipes on equal inputs give equal
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ActivationScheme, Scheme, StorageFormat, WeightKind
+from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ActivationScheme, Rule, Scheme, StorageFormat, WeightKind
 
 Method = Literal["awq", "gptq", "fp8", "int8", "rtn"]
-Backend = Literal["builtin", "gptqmodel", "autoawq"]
+Backend = Literal["builtin", "gptqmodel", "autoawq", "llmcompressor"]
+Smooth = float | Literal["search"]
 METHODS: tuple[Method, ...] = ("awq", "gptq", "fp8", "int8", "rtn")
 DATA_FREE = ("fp8", "int8", "rtn")
 BITS: dict[Method, tuple[int, ...]] = {
@@ -21,7 +22,7 @@ BITS: dict[Method, tuple[int, ...]] = {
 }  # fmt: skip
 BACKENDS: dict[Method, tuple[Backend, ...]] = {
     "awq": ("builtin", "autoawq", "gptqmodel"), "gptq": ("builtin", "gptqmodel"),
-    "fp8": ("builtin",), "int8": ("builtin",), "rtn": ("builtin",),
+    "fp8": ("builtin", "llmcompressor"), "int8": ("builtin", "llmcompressor"), "rtn": ("builtin",),
 }  # fmt: skip
 FP8_BLOCK = (128, 128)
 _LEVEL = re.compile(r"^(?P<bits>\d+)bit(?P<rest>(-(\d+g|channel|actorder|sym|asym))*)$")
@@ -51,12 +52,15 @@ class Recipe:
 
     Attributes:
         method: the algorithm.
-        scheme: what each linear module of the decoder layers becomes.
+        scheme: what each linear module of the decoder layers becomes, unless a rule says otherwise.
         backend: who runs the algorithm.
         calibration: None for methods that need no data.
         damp: GPTQ: share of the mean diagonal added to the Hessian.
         mse: GPTQ: exponent of the scale search's error, 0 for no search.
         static_groups: GPTQ: fix all groups' scales before the first column is rounded.
+        rules: mixed precision: the first that matches a module decides; a scheme of None leaves it in 16 bits.
+        smooth: INT8 with 8-bit activations: strength of SmoothQuant, "search" for the best per input, None for none.
+        kv_cache: whether scales of an FP8 KV cache are measured and stored.
     """
 
     method: Method
@@ -66,11 +70,24 @@ class Recipe:
     damp: float = 0.05
     mse: float = 2.4
     static_groups: bool = False
+    rules: tuple[Rule, ...] = ()
+    smooth: Smooth | None = None
+    kv_cache: bool = False
+
+    def scheme_for(self, module: str) -> Scheme | None:
+        """Scheme of a module by its name in the checkpoint, None when it stays in 16 bits."""
+        return next((rule.scheme for rule in self.rules if rule.matches(module)), self.scheme)
 
     def describe(self) -> str:
         """One line for people."""
         data = f", {self.calibration.samples} x {self.calibration.seq_len} tokens" if self.calibration else ""
-        return f"{self.method.upper()} {self.scheme.describe()} as {self.scheme.storage} by {self.backend}{data}"
+        what = self.scheme.describe()
+        if self.rules:
+            bits = sorted({rule.scheme.bits if rule.scheme else 16 for rule in self.rules} | {self.scheme.bits})
+            what = f"mixed {'/'.join(map(str, bits))}-bit"
+        smooth = f", SmoothQuant {self.smooth}" if self.smooth is not None else ""
+        cache = ", FP8 KV-cache scales" if self.kv_cache else ""
+        return f"{self.method.upper()} {what} as {self.scheme.storage} by {self.backend}{smooth}{cache}{data}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``from_json`` is its inverse."""
@@ -79,21 +96,30 @@ class Recipe:
     @staticmethod
     def from_json(fields: dict[str, Any]) -> Recipe:
         """The recipe that ``to_json`` wrote."""
-        scheme = dict(fields["scheme"])
-        activation = scheme.pop("activation")
-        block = scheme.pop("block")
         calibration = fields["calibration"]
+        rules = tuple(
+            Rule(rule["pattern"], _read_scheme(rule["scheme"]) if rule["scheme"] else None, rule["mode"])
+            for rule in fields.get("rules", ())
+        )
         return Recipe(
             **{
                 **fields,
-                "scheme": Scheme(
-                    **scheme,
-                    block=tuple(block) if block else None,
-                    activation=ActivationScheme(**activation) if activation else None,
-                ),
+                "scheme": _read_scheme(fields["scheme"]),
                 "calibration": Calibration(**calibration) if calibration else None,
+                "rules": rules,
             }
         )
+
+
+def _read_scheme(fields: dict[str, Any]) -> Scheme:
+    activation, block = fields["activation"], fields["block"]
+    return Scheme(
+        **{
+            **fields,
+            "block": tuple(block) if block else None,
+            "activation": ActivationScheme(**activation) if activation else None,
+        }
+    )
 
 
 @dataclass
@@ -178,6 +204,63 @@ def _fp8_scheme(choice: _Choice) -> Scheme:
     return Scheme("fp8", kind, 8, FP8_BLOCK[1], block=FP8_BLOCK, activation=group)
 
 
+def _activations(method: Method, scheme: Scheme, activations: str | None) -> Scheme:
+    """The scheme with activations quantized as asked for."""
+    if activations is None or activations == "dynamic":
+        if activations and scheme.activation is None:
+            raise UsageError(f"{scheme.describe()} leaves activations alone", "leave --activations out, or use W8A8")
+        return scheme
+    if activations != "static":
+        raise UsageError(f"--activations {activations!r} is not known", "it is dynamic or static")
+    if scheme.activation is None or scheme.block is not None:
+        what = f"{method} {scheme.describe()}"
+        raise UsageError(f"{what} has no static activations", "use -m int8, or -m fp8 --level tensor")
+    if method == "fp8":
+        # One scale for the input and one for the weight is what fp8's static checkpoints hold.
+        scheme = replace(scheme, storage="fp8", group_size=PER_TENSOR)
+    return replace(scheme, activation=replace(scheme.activation, strategy="tensor", dynamic=False))
+
+
+def _smoothing(scheme: Scheme, smooth: str | float | None) -> Smooth | None:
+    """SmoothQuant's strength; static INT8 activations get the best one unless told otherwise."""
+    activation = scheme.activation
+    fits = activation is not None and activation.kind == "int"
+    if smooth is None:
+        return "search" if fits and activation is not None and not activation.dynamic else None
+    if smooth == "none":
+        return None
+    if not fits:
+        raise UsageError(f"{scheme.describe()} has nothing to smooth", "SmoothQuant is for -m int8 with W8A8")
+    if smooth == "search":
+        return "search"
+    try:
+        strength = float(smooth)
+    except ValueError:
+        strength = -1.0
+    if not 0 <= strength <= 1:
+        raise UsageError(f"--smooth {smooth!r} is not known", "it is search, none, or a strength between 0 and 1")
+    return strength
+
+
+def _kv_storage(scheme: Scheme) -> Scheme:
+    """The scheme in a layout whose config can announce KV-cache scales: compressed-tensors."""
+    if scheme.storage == "gptq":
+        raise UsageError("GPTQ's layout has no place for KV-cache scales", "use another method, or leave --kv-cache")
+    other: dict[str, StorageFormat] = {"awq": "pack-quantized", "fp8": "float-quantized"}
+    return replace(scheme, storage=other.get(scheme.storage, scheme.storage))
+
+
+def _check_backend(method: Method, scheme: Scheme, backend: Backend) -> None:
+    if backend not in BACKENDS[method]:
+        raise UsageError(f"--backend {backend!r} does not do {method}", f"use {' or '.join(BACKENDS[method])}")
+    if backend in ("autoawq", "gptqmodel") and method == "awq" and scheme.storage != "awq":
+        raise UsageError(f"--backend {backend} writes 4-bit AWQ with zero points only", "use the builtin backend")
+    if backend == "llmcompressor" and (scheme.block is not None or not scheme.symmetric):
+        raise UsageError(
+            f"--backend llmcompressor does not do {scheme.describe()} here", "use the builtin backend"
+        )  # fmt: skip
+
+
 def make_recipe(
     method: str,
     *,
@@ -194,6 +277,9 @@ def make_recipe(
     damp: float = 0.05,
     mse: float = 2.4,
     static_groups: bool = False,
+    activations: str | None = None,
+    smooth: str | float | None = None,
+    kv_cache: bool = False,
 ) -> Recipe:
     """A validated recipe from what a user asks for; what is left out gets the method's default.
 
@@ -202,9 +288,12 @@ def make_recipe(
         level: a preset, e.g. ``4bit-64g`` or ``W8A8``; explicit values win over it.
         bits, group_size, act_order, symmetric: see ``Scheme``.
         backend: None for the method's default.
-        calibration: a text, JSON or JSONL file; None for the shipped text.
+        calibration: a text, JSON, JSONL or Parquet file or hub data set; None for the shipped text.
         samples, seq_len, seed: see ``Calibration``.
         damp, mse, static_groups: see ``Recipe``.
+        activations: ``dynamic`` or ``static``; static scales are measured on calibration data.
+        smooth: ``search``, ``none`` or SmoothQuant's strength; default: ``search`` for static INT8 activations.
+        kv_cache: measure and store the scales of an FP8 KV cache.
 
     Raises:
         UsageError: unknown names, values out of range, combinations that do not exist.
@@ -222,16 +311,23 @@ def make_recipe(
         if value is not None:
             setattr(choice, field, value)
     scheme = _fp8_scheme(choice) if name == "fp8" else _integer_scheme(name, choice)
-    if backend is not None and backend not in BACKENDS[name]:
-        raise UsageError(f"--backend {backend!r} does not do {name}", f"use {' or '.join(BACKENDS[name])}")
-    chosen: Backend = backend or BACKENDS[name][0]
-    if chosen in ("autoawq", "gptqmodel") and name == "awq" and scheme.storage != "awq":
-        raise UsageError(f"--backend {chosen} writes 4-bit AWQ with zero points only", "use the builtin backend")
+    scheme = _activations(name, scheme, activations)
+    smoothing = _smoothing(scheme, smooth)
+    if kv_cache:
+        scheme = _kv_storage(scheme)
+    chosen: Backend = backend or BACKENDS[name][0]  # type: ignore[assignment]  # checked next
+    _check_backend(name, scheme, chosen)
     wanted = Calibration(calibration, samples or 128, seq_len or 512, seed)
     if wanted.samples < 1 or wanted.seq_len < 8:
         raise UsageError("calibration needs at least 1 sample of 8 tokens", "raise --calibration-samples or --seq-len")
-    if name in DATA_FREE and calibration is not None:
-        raise UsageError(f"{name} uses no calibration data", "leave --calibration out")
+    static = scheme.activation is not None and not scheme.activation.dynamic
+    measured = name not in DATA_FREE or static or smoothing is not None or kv_cache
+    if not measured and calibration is not None:
+        raise UsageError(
+            f"{name} uses no calibration data",
+            "leave --calibration out, or ask for --activations static, --smooth or --kv-cache",
+        )
     if not 0 < damp < 1:
         raise UsageError(f"damp {damp} is out of range", "it lies between 0 and 1")
-    return Recipe(name, scheme, chosen, None if name in DATA_FREE else wanted, damp, mse, static_groups)
+    data = wanted if measured else None
+    return Recipe(name, scheme, chosen, data, damp, mse, static_groups, smooth=smoothing, kv_cache=kv_cache)
