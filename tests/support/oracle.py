@@ -19,7 +19,8 @@ attention, later ones of its sequence. So of the positions of seven prompts thre
 clean, that is within the weight-only bound, and no other may differ by more than flips do: that
 is measured by running the reference with inputs moved by 10 * eps * sqrt(K_max), ten times
 the noise and so ten times the flips. Activations that were left alone, or rounded by another rule,
-leave no position clean (also there).
+leave no position clean (also there). Keys and values in an FP8 cache are rounded, too, and judged
+in the same way.
 """
 
 from __future__ import annotations
@@ -46,10 +47,12 @@ def float32_tolerance(scale: float) -> float:
     return 4 * math.sqrt(DEPTH) * EPS * math.sqrt(INTERMEDIATE) * scale
 
 
-def input_ranges(model: TinyModel) -> dict[str, tuple[float, float]]:
-    """(low, high) of every module's input over ``PROMPTS``; narrower for k and up than for q and gate.
+def input_ranges(model: TinyModel, *, apart: bool = True) -> dict[str, tuple[float, float]]:
+    """(low, high) of every module's input over ``PROMPTS``.
 
-    Fused parts with different ranges show whether a loader joins them.
+    Args:
+        apart: narrower for k and up than for q and gate. Fused parts with different ranges show
+            whether a loader joins them; quantizers, which observe one input, write equal ones.
     """
     found: dict[str, tuple[float, float]] = {}
 
@@ -61,7 +64,7 @@ def input_ranges(model: TinyModel) -> dict[str, tuple[float, float]]:
     reference = ReferenceModel(model.config, model.tensors, on_input=observe)
     for prompt in PROMPTS:
         reference.logits(prompt)
-    narrow = {"k_proj": 0.75, "up_proj": 0.9}
+    narrow = {"k_proj": 0.75, "up_proj": 0.9} if apart else {}
     return {name: (low * narrow.get(name.rpartition(".")[2], 1.0), high) for name, (low, high) in found.items()}
 
 
@@ -100,7 +103,7 @@ def _round_fp8(x: torch.Tensor) -> torch.Tensor:
 
 
 class Oracle:
-    """float64 logits of ``written``'s model, with activations rounded where its config says so.
+    """float64 logits of ``written``'s model, with activations and cache rounded where its config says so.
 
     Args:
         fp8: round the inputs of FP8 weights per token, as tensor cores need; the plugin on a CPU
@@ -110,7 +113,7 @@ class Oracle:
     def __init__(self, model: TinyModel, written: Written, *, fp8: bool = False) -> None:
         self.model, self.written, self.fp8 = model, written, fp8
         active = [s.kind for s in written.schemes.values() if s.activation is not None]
-        self.rounds = "int" in active or (fp8 and bool(active))
+        self.rounds = "int" in active or (fp8 and bool(active)) or written.kv_scales is not None
 
     def _hook(self, name: str, x: torch.Tensor) -> torch.Tensor:
         scheme = self.written.schemes.get(name)
@@ -135,7 +138,12 @@ class Oracle:
             noise = torch.rand(x.shape, generator=generator, dtype=torch.float64) * 2 - 1
             return self._hook(name, x * (1 + moved * noise) if moved else x)
 
-        reference = ReferenceModel(self.model.config, self.written.dense, on_input=hook if self.rounds else None)
+        reference = ReferenceModel(
+            self.model.config,
+            self.written.dense,
+            on_input=hook if self.rounds else None,
+            kv_scales=self.written.kv_scales,
+        )
         sequences = [[*prompt, *more[:-1]] for prompt, more in zip(PROMPTS, tokens, strict=True)]
         logits = [reference.logits(sequence).float() for sequence in sequences]
         return Answer(tokens, logits)

@@ -75,6 +75,7 @@ class Written:
         dense: the twin's tensors.
         schemes: scheme of every quantized module.
         static: input_scale and input_zero_point of modules with static activations.
+        kv_scales: (k, v) scales of the FP8 cache, None where the cache is not quantized.
     """
 
     folder: Path
@@ -82,6 +83,7 @@ class Written:
     dense: dict[str, torch.Tensor]
     schemes: dict[str, Scheme]
     static: dict[str, dict[str, torch.Tensor]]
+    kv_scales: tuple[float, float] | None
 
 
 def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Path:
@@ -141,4 +143,4 @@ def write_checkpoint(
         config["quantization_config"] = dict(recipe.config)
     quantized = write_folder(folder / "quantized", config, stored)
     twin = write_folder(folder / "twin", model.config, dense)
-    return Written(quantized, twin, dense, schemes, static)
+    return Written(quantized, twin, dense, schemes, static, recipe.kv_scales)
