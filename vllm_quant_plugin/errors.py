@@ -72,3 +72,9 @@ class OutputError(VqpError):
     """The output cannot be written: it exists already, no space, no permission."""
 
     exit_code = 8
+
+
+class QualityError(VqpError):
+    """The model is worse than the user allows (``--max-kl``), or that could not be measured."""
+
+    exit_code = 9

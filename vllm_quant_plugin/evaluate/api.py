@@ -9,34 +9,33 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
-from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.evaluate.engine import scoring_engine
-from vllm_quant_plugin.evaluate.report import EvalReport, TextResult, perplexity, summarize_kl
-from vllm_quant_plugin.evaluate.windows import DEFAULT_TEXTS, read_windows
+from vllm_quant_plugin.evaluate.recording import (
+    Recording,
+    Text,
+    load_texts,
+    record_reference,
+    score_in_time,
+    vocabulary,
+    watch_layers,
+)
+from vllm_quant_plugin.evaluate.report import EvalReport, LayerError, TextResult, perplexity, summarize_kl
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quantize.calibration import load_tokenizer
 from vllm_quant_plugin.quantize.progress import Progress, no_progress
 
-# The reference's log-probabilities are kept on disk; above this only the top k of each row.
-FULL_BYTES = 4 << 30
-TOP_K = 512
-Data = list[tuple[str, list[list[int]]]]
-
-
-def _vocabulary(checkpoint: Checkpoint) -> int:
-    size = checkpoint.text_config.get("vocab_size")
-    if not isinstance(size, int):
-        raise CheckpointError(f"{checkpoint.path}: config.json has no vocab_size", "add it")
-    return size
+__all__ = ["EvalReport", "Recording", "evaluate_model", "record_reference"]
 
 
 def evaluate_model(
     model: str | Path,
     *,
-    reference: str | Path | None = None,
+    reference: str | Path | Recording | None = None,
     texts: Sequence[str | Path] = (),
     windows: int | None = 64,
     window_len: int = 256,
+    seconds: float | None = None,
+    noise: bool = True,
     progress: Progress = no_progress,
     **engine: Any,
 ) -> EvalReport:
@@ -44,10 +43,13 @@ def evaluate_model(
 
     Args:
         model: folder or hub id, quantized or not.
-        reference: the original; adds KL divergence and top-1 agreement.
+        reference: the original, or a recording of it (which then decides texts and windows); adds KL divergence,
+            top-1 agreement and the error of every layer.
         texts: files, documents separated by newline and NUL; default: the two that ship with the package.
         windows: first windows of each text, None for all.
         window_len: tokens per window; figures for different lengths are not comparable.
+        seconds: a limit for scoring (not for loading); at least two windows of each text are scored.
+        noise: measure the noise floor too.
         progress: called with (text, done, total).
         engine: further vLLM engine arguments, e.g. ``dtype`` or ``quantization``.
 
@@ -56,92 +58,88 @@ def evaluate_model(
         StartupError: vLLM does not take the model.
     """
     started = time.monotonic()
-    if window_len < 4:
-        raise UsageError(f"--window-len {window_len} is too short", "use 4 or more")
-    folder = resolve_model(model)
-    checkpoint = read_checkpoint(folder)
-    limit = checkpoint.text_config.get("max_position_embeddings")
-    if isinstance(limit, int) and window_len + 1 > limit:
-        raise UsageError(f"--window-len {window_len} does not fit the model's {limit} positions", "lower it")
-    original = read_checkpoint(resolve_model(reference)) if reference is not None else None
-    if original is not None and _vocabulary(original) != _vocabulary(checkpoint):
-        raise UsageError("the reference has another vocabulary", "give the model that this one was made of")
-    tokenizer = load_tokenizer(folder)
-    paths = [Path(t) for t in texts] or list(DEFAULT_TEXTS)
-    data = [(path.name, read_windows(path, tokenizer, window_len, windows)) for path in paths]
-    total = sum(len(w) for _, w in data)
-    bytes_needed = total * (window_len - 1) * _vocabulary(checkpoint) * 4
-    top_k = TOP_K if bytes_needed > FULL_BYTES else 0
-    report = EvalReport(
-        str(model), None if reference is None else str(reference), str(engine.get("dtype", "auto")),
-        None if reference is None else ("top-k" if top_k else "full"), 0.0,
-    )  # fmt: skip
+    checkpoint = read_checkpoint(resolve_model(model))
     with tempfile.TemporaryDirectory(prefix="vqp-eval-") as scratch:
-        steps = _Steps(progress, total * (1 if original is None else 2))
-        base: list[list[list[float]]] = []
-        if original is not None:
-            base = _record(original, data, Path(scratch), top_k, steps, {**engine, "quantization": None})
-        report.texts = _score(checkpoint, data, base, Path(scratch), steps, engine)
+        if isinstance(reference, Recording):
+            _check_vocabulary(reference.vocabulary, checkpoint)
+            report = _compare(str(model), checkpoint, reference, progress, engine)
+        elif reference is not None:
+            _check_vocabulary(vocabulary(read_checkpoint(resolve_model(reference))), checkpoint)
+            load_texts(checkpoint, texts, windows, window_len)
+            # The original takes about half of the time.
+            recording = record_reference(
+                reference, Path(scratch), texts=texts, windows=windows, window_len=window_len,
+                seconds=None if seconds is None else seconds / 2, noise=noise, progress=progress, **engine,
+            )  # fmt: skip
+            report = _compare(str(model), checkpoint, recording, progress, engine)
+        else:
+            chosen = load_texts(checkpoint, texts, windows, window_len)
+            report = _score_alone(str(model), checkpoint, chosen, seconds, progress, engine)
     report.seconds = round(time.monotonic() - started, 2)
     return report
 
 
-class _Steps:
-    """Counts windows for the progress callback."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def __call__(self, what: str) -> None:
-        self._done += 1
-        self._progress(what, self._done, self._total)
+def _check_vocabulary(size: int, checkpoint: Checkpoint) -> None:
+    if size != vocabulary(checkpoint):
+        raise UsageError("the reference has another vocabulary", "give the model that this one was made of")
 
 
-def _kept(scratch: Path, text: int, window: int) -> str:
-    return str(scratch / f"{text}-{window}.pt")
-
-
-def _record(
-    original: Checkpoint, data: Data, scratch: Path, top_k: int, step: _Steps, engine: dict[str, Any]
-) -> list[list[list[float]]]:
-    """The reference's scores per text and window; its log-probabilities go to ``scratch``."""
-    length = len(data[0][1][0])
-    found: list[list[list[float]]] = []
-    with scoring_engine(original, length, **engine) as scorer:
-        for t, (_, chosen) in enumerate(data):
-            found.append([])
-            for w, window in enumerate(chosen):
-                found[-1].append(scorer.run("vqp_tap_record", window, _kept(scratch, t, w), top_k))
-                step("reference")
-    return found
-
-
-def _score(
-    checkpoint: Checkpoint,
-    data: Data,
-    base: list[list[list[float]]],
-    scratch: Path,
-    step: _Steps,
+def _score_alone(
+    model: str, checkpoint: Checkpoint, texts: list[Text], seconds: float | None, progress: Progress,
     engine: dict[str, Any],
-) -> list[TextResult]:
-    """The model's figures per text, against the recorded reference when there is one."""
-    length = len(data[0][1][0])
-    results = []
+) -> EvalReport:  # fmt: skip
+    total = sum(len(t.windows) for t in texts)
+    length = len(texts[0].windows[0])
     with scoring_engine(checkpoint, length, **engine) as scorer:
-        for t, (name, chosen) in enumerate(data):
+
+        def score(t: int, w: int) -> None:
+            texts[t].scores.append(scorer.run("vqp_tap_score", texts[t].windows[w]))
+            progress(texts[t].name, sum(len(x.scores) for x in texts), total)
+
+        score_in_time(texts, seconds, score)
+        dtype = scorer.dtype
+    results = [
+        TextResult(
+            t.name, len(t.windows), length, sum(map(len, t.scores)), perplexity([s for r in t.scores for s in r])
+        )
+        for t in texts
+    ]
+    return EvalReport(model, None, dtype, None, 0.0, results)
+
+
+def _compare(
+    model: str, checkpoint: Checkpoint, recording: Recording, progress: Progress, engine: dict[str, Any]
+) -> EvalReport:
+    report = EvalReport(
+        model, recording.model, "", "top-k" if recording.top_k else "full", 0.0,
+        noise=recording.noise, notes=list(recording.notes),
+    )  # fmt: skip
+    length = len(recording.texts[0].windows[0])
+    total, done = sum(len(t.windows) for t in recording.texts), 0
+    with scoring_engine(checkpoint, length, **engine) as scorer:
+        report.dtype = scorer.dtype
+        report.layers = _mean_over_texts(watch_layers(scorer, recording, record=False))
+        for t, text in enumerate(recording.texts):
             scores: list[float] = []
             kl: list[float] = []
             same: list[bool] = []
-            for w, window in enumerate(chosen):
-                if base:
-                    part = scorer.run("vqp_tap_compare", window, _kept(scratch, t, w))
-                    scores, kl, same = scores + part[0], kl + part[1], same + part[2]
-                else:
-                    scores += scorer.run("vqp_tap_score", window)
-                step(name)
-            there = perplexity([s for row in base[t] for s in row]) if base else None
-            divergence = summarize_kl(kl, same) if base else None
-            results.append(
-                TextResult(name, len(chosen), length, len(scores), perplexity(scores), there, divergence)
+            for w, window in enumerate(text.windows):
+                part = scorer.run("vqp_tap_compare", window, recording.path(t, w))
+                scores, kl, same = scores + part[0], kl + part[1], same + part[2]
+                done += 1
+                progress(text.name, done, total)
+            there = perplexity([s for row in text.scores for s in row])
+            report.texts.append(
+                TextResult(
+                    text.name, len(text.windows), length, len(scores), perplexity(scores), there,
+                    summarize_kl(kl, same), text.noise,
+                )
             )  # fmt: skip
-    return results
+    return report
+
+
+def _mean_over_texts(found: list[list[tuple[str, float]]]) -> list[LayerError]:
+    return [
+        LayerError(rows[0][0], round(sum(error for _, error in rows) / len(rows), 8))
+        for rows in zip(*found, strict=True)
+    ]

@@ -41,6 +41,15 @@ class Scorer:
         answers = self._llm.collective_rpc(method, args=(window, *args))
         return next(answer for answer in answers if answer is not None)
 
+    def call(self, method: str, *args: Any) -> None:
+        """Call ``method`` of the tap on every rank."""
+        self._llm.collective_rpc(method, args=args)
+
+    @property
+    def dtype(self) -> str:
+        """What the engine computes in, e.g. ``bfloat16``."""
+        return str(self._llm.llm_engine.model_config.dtype).removeprefix("torch.")
+
     def close(self) -> None:
         """Let the engine go. An engine collected later would take down the state of the next one."""
         self._llm = None

@@ -7,7 +7,8 @@ calls, and keeps the rows as tensors; the reference's are stored on disk and com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,25 @@ def kl_top_k(top: torch.Tensor, ids: torch.Tensor, model: torch.Tensor) -> torch
     return (inside + rest * (rest / other).log()).clamp(min=0)
 
 
+# Decoder layers by their names in vLLM's models.
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+$")
+
+
 @dataclass
 class _State:
-    rows: list[torch.Tensor]
+    rows: list[torch.Tensor] = field(default_factory=list)
+    hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+    handles: list[Any] = field(default_factory=list)
+
+
+def hidden_state(output: Any) -> torch.Tensor | None:
+    """The hidden states (T, H) in a decoder layer's output: with the residual added that some hand on beside it."""
+    if isinstance(output, torch.Tensor):
+        return output.float()
+    if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor):
+        rest = output[1] if len(output) > 1 else None
+        return output[0].float() + rest.float() if isinstance(rest, torch.Tensor) else output[0].float()
+    return None
 
 
 class LogitsTap:
@@ -45,7 +62,7 @@ class LogitsTap:
 
     def vqp_tap_install(self) -> bool:
         """Start keeping logits."""
-        state = _State([])
+        state = _State()
         model = self.model_runner.model  # type: ignore[attr-defined]
         original = model.compute_logits
 
@@ -69,6 +86,40 @@ class LogitsTap:
         if logits.shape[0] != tokens:
             raise RuntimeError(f"saw logits of {logits.shape[0]} tokens, expected {tokens}")
         return torch.log_softmax(logits, dim=-1)
+
+    def vqp_tap_watch_layers(self) -> bool:
+        """Keep what the decoder layers put out, from now until ``vqp_tap_layers``."""
+        state: _State = self._vqp_tap
+        for name, module in self.model_runner.model.named_modules():  # type: ignore[attr-defined]
+            if not _LAYER.search(name):
+                continue
+
+            def keep(_module: Any, _args: Any, output: Any, name: str = name) -> None:
+                hidden = hidden_state(output)
+                if hidden is not None:
+                    state.hidden[name] = hidden.detach().cpu()
+
+            state.handles.append(module.register_forward_hook(keep))
+        return True
+
+    def vqp_tap_layers(self, window: list[int], path: str, record: bool) -> list[tuple[str, float]]:
+        """Store the layers' hidden states, or compare them with those stored: (layer, relative error) in order."""
+        state: _State = self._vqp_tap
+        hidden, state.hidden = state.hidden, {}
+        for handle in state.handles:
+            handle.remove()
+        state.handles, state.rows = [], []
+        hidden = {name: kept[: len(window)] for name, kept in hidden.items()}
+        if record:
+            if self.rank == 0:  # type: ignore[attr-defined]
+                torch.save(hidden, path)
+            return []
+        before = torch.load(Path(path), weights_only=True)
+        return [
+            (name, float((hidden[name] - kept).norm() / kept.norm().clamp(min=1e-12)))
+            for name, kept in before.items()
+            if name in hidden and hidden[name].shape == kept.shape
+        ]
 
     def vqp_tap_score(self, window: list[int]) -> list[float] | None:
         """Log-probability of each token of the window but the first."""
