@@ -189,3 +189,13 @@ class ServerProcess:
                 return
             if pid == 0:
                 return
+
+
+def status_words(status: int) -> str:
+    """An exit status, as subprocess gives it, in words."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"
