@@ -7,6 +7,7 @@ imported here: most tests need neither.
 from __future__ import annotations
 
 import os
+import tempfile
 
 # Nothing may reach for a model hub or report usage.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,3 +22,6 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+
+# Launches of tests are no launches of this machine's user.
+os.environ["VQP_LEDGER"] = os.path.join(tempfile.gettempdir(), f"vqp-test-{os.getpid()}", "launches.sqlite")

@@ -1,5 +1,7 @@
 """The small app beside the server: ``/livez`` ``/readyz`` ``/plan`` ``/metrics`` ``/status`` and a page at ``/``.
 
+``GET /plan`` shows the plan of this launch, ``POST /plan`` answers another planning question.
+
 It listens on loopback. On another address it demands a token (``VQP_ADMIN_TOKEN``, as ``Authorization:
 Bearer``) for all but the two probes, which tell nothing but yes or no.
 """
@@ -23,6 +25,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.launch import LOOPBACK
 from vllm_quant_serve.metrics.supervisor import SupervisorCollector
+from vllm_quant_serve.plan.http import plan_router
 from vllm_quant_serve.state import State
 
 if TYPE_CHECKING:
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 TOKEN_VARIABLE = "VQP_ADMIN_TOKEN"
 OPEN = frozenset({"/livez", "/readyz"})
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
-MAX_BODY = 64 << 10
+# A config.json with a long quantization_config fits.
+MAX_BODY = 512 << 10
 PAGE = Path(__file__).with_name("page.html")
 _ALIVE = frozenset(State) - {State.HUNG, State.STOPPED}
 
@@ -42,10 +46,21 @@ def build_app(supervisor: Supervisor, token: str | None = None) -> FastAPI:
     registry = CollectorRegistry()
     registry.register(SupervisorCollector(supervisor))
 
+    app.include_router(plan_router())
+    planning = asyncio.Lock()
+
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         refusal = _refuse(request, token)
-        return refusal if refusal is not None else await call_next(request)
+        if refusal is not None:
+            return refusal
+        if request.method != "POST":
+            return await call_next(request)
+        # A plan takes the supervisor's process up to a second of one core: one at a time.
+        if planning.locked():
+            return PlainTextResponse("another plan is being made\n", status_code=503, headers={"Retry-After": "1"})
+        async with planning:
+            return await call_next(request)
 
     @app.get("/livez")
     async def livez() -> Response:
@@ -83,7 +98,11 @@ def _probe(good: bool, state: State) -> Response:
 
 
 def _refuse(request: Request, token: str | None) -> Response | None:
-    if int(request.headers.get("content-length") or 0) > MAX_BODY:
+    length = request.headers.get("content-length")
+    if "transfer-encoding" in request.headers or not (length or "0").isdigit():
+        # A body of unknown length has no bound.
+        return PlainTextResponse("Content-Length required\n", status_code=411)
+    if int(length or 0) > MAX_BODY:
         return PlainTextResponse("body too large\n", status_code=413)
     if request.url.path in OPEN:
         return None

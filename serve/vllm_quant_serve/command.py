@@ -16,8 +16,16 @@ from vllm_quant_serve.emit import EMITTERS, Deployment, own_words
 from vllm_quant_serve.flags import ServeWords, read_words
 from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
-from vllm_quant_serve.planning import installed_for_cpu, peaks_of, plan_document, plan_request, plan_summary
+from vllm_quant_serve.planning import (
+    installed_for_cpu,
+    peaks_of,
+    plan_document,
+    plan_request,
+    plan_summary,
+    refuse_pickle,
+)
 from vllm_quant_serve.relax import Relaxer
+from vllm_quant_serve.remember import recorder
 from vllm_quant_serve.report import Report
 from vllm_quant_serve.rundir import RunDirectory
 from vllm_quant_serve.state import Options
@@ -65,9 +73,11 @@ def serve(
         typer.Option(min=0, max=65535, help="Port of the status page and probes; default: the server's + 1."),
     ] = None,
     admin_host: Annotated[str, typer.Option(help="Beyond loopback it needs VQP_ADMIN_TOKEN.")] = LOOPBACK,
-    slo_ttft: Annotated[float | None, typer.Option(min=0, help="Goodput: seconds to the first token.")] = None,
-    slo_tpot: Annotated[float | None, typer.Option(min=0, help="Goodput: seconds per output token.")] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Price of the deployment per hour.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option(min=1, help="Prompt of a typical request, for the plan.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(min=1, help="Output of a typical request, for the plan.")] = None,
+    slo_ttft: Annotated[float | None, typer.Option(min=0, help="Objective: seconds to the first token.")] = None,
+    slo_tpot: Annotated[float | None, typer.Option(min=0, help="Objective: seconds per output token.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of one device-hour.")] = None,
     no_admin: Annotated[bool, typer.Option("--no-admin", help="No status page and probes.")] = False,
     emit: Annotated[Target | None, typer.Option(help="Print a deployment file for this launch, and leave.")] = None,
     image: Annotated[str, typer.Option(help="Container image for --emit k8s.")] = "vllm-quant-plugin:latest",
@@ -81,7 +91,10 @@ def serve(
     _refuse_reserved(words)
     plan, peaks = None, None
     if not no_plan:
-        request = plan_request(words, gpu=gpu, cpu=cpu, concurrency=concurrency, objective=objective.value)
+        request = plan_request(
+            words, gpu=gpu, cpu=cpu, concurrency=concurrency, objective=objective.value, prompt_tokens=prompt_tokens,
+            output_tokens=output_tokens, slo_ttft=slo_ttft, slo_tpot=slo_tpot, price=price,
+        )  # fmt: skip
         plan = make_plan(request)
         peaks = peaks_of(request, plan)
     launch = build_launch(words, plan.serve_args() if plan else [])
@@ -98,6 +111,7 @@ def serve(
         own = own_words(context, leave_out=here)
         _emit(emit, Deployment(launch, plan, options, own, image, admin_port or launch.endpoint.port + 1))
         return
+    refuse_pickle(words)
     launch.endpoint.check_free()
     _announce(report, plan, launch)
     document = plan_document(plan)
@@ -105,7 +119,8 @@ def serve(
     relaxer = Relaxer.of(launch.planned, words, document)
 
     def make() -> Supervisor:
-        return Supervisor(launch, RunDirectory.create(), report, options, document, relaxer, told)
+        remember = None if plan is None else recorder(plan)
+        return Supervisor(launch, RunDirectory.create(), report, options, document, relaxer, told, remember)
 
     admin = None if no_admin else _bind_admin(admin_host, admin_port, launch)
     code = asyncio.run(_supervise(make, admin))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from vllm_quant_plugin.checkpoint import PICKLE_PATTERNS, read_checkpoint
 from vllm_quant_serve.flags import ServeWords
 from vllm_quant_serve.plan.api import Objective, Plan, PlanRequest
 from vllm_quant_serve.plan.hardware import resolve_devices
@@ -24,6 +26,19 @@ def installed_for_cpu() -> bool:
     return False
 
 
+def refuse_pickle(words: ServeWords) -> None:
+    """Refuse a folder that holds pickle weights only, unless the user chose how to load with ``--load-format``.
+
+    Raises:
+        CheckpointError: it does; loading them can run code.
+    """
+    folder = Path(words.model)
+    if words.has("--load-format") or not folder.is_dir() or any(folder.glob("*.gguf")):
+        return
+    if any(next(folder.glob(pattern), None) for pattern in PICKLE_PATTERNS):
+        read_checkpoint(folder)
+
+
 def plan_request(
     words: ServeWords,
     *,
@@ -31,6 +46,11 @@ def plan_request(
     cpu: bool = False,
     concurrency: int = 1,
     objective: Objective = "fewest-gpus",
+    prompt_tokens: int | None = None,
+    output_tokens: int | None = None,
+    slo_ttft: float | None = None,
+    slo_tpot: float | None = None,
+    price: float | None = None,
 ) -> PlanRequest:
     """The planning question behind the words: everything the user set is a constraint.
 
@@ -61,6 +81,11 @@ def plan_request(
         data_parallel_size=words.integer("--data-parallel-size"),
         enable_expert_parallel=words.switch("--enable-expert-parallel") or None,
         enforce_eager=words.switch("--enforce-eager"),
+        prompt_tokens=prompt_tokens,
+        output_tokens=output_tokens,
+        slo_ttft=slo_ttft,
+        slo_tpot=slo_tpot,
+        price=price,
     )
 
 

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import vllm_quant_plugin
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.actuals import Actuals
 from vllm_quant_serve.admin import AdminServer, bind, build_app
@@ -23,17 +24,21 @@ from vllm_quant_serve.rundir import RunDirectory
 from vllm_quant_serve.state import Options, State
 from vllm_quant_serve.supervisor import Supervisor
 
+BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
+
 
 def make_supervisor(tmp_path: Path) -> Supervisor:
     launch = build_launch(read_words(["org/model", "--api-key", "secret-key"]), [])
     return Supervisor(launch, RunDirectory(tmp_path), Report(as_json=True), Options(), {"max_model_len": 512})
 
 
-def ask(supervisor: Supervisor, path: str, token: str | None = None, **kwargs: Any) -> httpx.Response:
+def ask(
+    supervisor: Supervisor, path: str, token: str | None = None, method: str = "GET", **kwargs: Any
+) -> httpx.Response:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app=build_app(supervisor, token))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9") as client:
-            return await client.get(path, **kwargs)
+            return await client.request(method, path, **kwargs)
 
     return asyncio.run(run())
 
@@ -103,9 +108,32 @@ def test_without_a_token_only_loopback_names_are_answered(tmp_path: Path) -> Non
     assert ask(supervisor, "/status", headers={"Host": "localhost:8001"}).status_code == 200
 
 
-def test_bodies_are_bounded(tmp_path: Path) -> None:
-    answer = ask(make_supervisor(tmp_path), "/status", headers={"Content-Length": str(1 << 20)})
-    assert answer.status_code == 413
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({"Content-Length": str(1 << 20)}, 413), ({"Transfer-Encoding": "chunked"}, 411), ({"Content-Length": "x"}, 411)],
+)
+def test_bodies_are_bounded(tmp_path: Path, headers: dict[str, str], status: int) -> None:
+    assert ask(make_supervisor(tmp_path), "/plan", method="POST", headers=headers).status_code == status
+
+
+def test_a_planning_question_is_answered(tmp_path: Path) -> None:
+    body = {"model": str(BUNDLED), "gpu": ["h100"], "max_model_len": 256}
+    answer = ask(make_supervisor(tmp_path), "/plan", method="POST", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["max_model_len"] == 256
+    refused = ask(make_supervisor(tmp_path), "/plan", "t0ken", method="POST", json=body)
+    assert refused.status_code == 401
+
+
+def test_one_plan_is_made_at_a_time(tmp_path: Path) -> None:
+    async def run() -> list[int]:
+        transport = httpx.ASGITransport(app=build_app(make_supervisor(tmp_path)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9") as client:
+            body = {"model": str(BUNDLED), "gpu": ["h100"]}
+            answers = await asyncio.gather(*(client.post("/plan", json=body) for _ in range(4)))
+            return sorted(answer.status_code for answer in answers)
+
+    assert asyncio.run(run()) == [200, 503, 503, 503]
 
 
 def test_where_it_listens() -> None:

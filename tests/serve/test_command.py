@@ -98,3 +98,30 @@ def test_a_port_in_use_names_who_holds_it(capsys: pytest.CaptureFixture[str]) ->
     error = json.loads(captured.out.splitlines()[-1])["error"]
     assert error["exit_code"] == 4
     assert "pid" in error["message"]
+
+
+def pickle_only(folder: Path) -> str:
+    folder.mkdir()
+    shutil.copy(BUNDLED / "config.json", folder)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04N.")
+    return str(folder)
+
+
+def test_pickle_weights_are_refused_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = pickle_only(tmp_path / "m")
+    for words in ([], ["--no-plan"]):
+        assert leave(model, "--cpu", "--json", *words) == 6
+        captured = capsys.readouterr()
+        assert "pickle" in captured.err
+        assert "started" not in captured.out
+    assert leave(model, "--cpu", "--dry-run") == 0, "a plan needs no weights"
+
+
+def test_objectives_and_typical_requests_are_the_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--prompt-tokens", "100", "--output-tokens", "50", "--price", "2.0", "--slo-ttft", "30"]
+    assert leave(str(BUNDLED), "--dry-run", "--json", "--gpu", "h100", *words) == 0
+    prediction = json.loads(capsys.readouterr().out)["plan"]["prediction"]
+    assert (prediction["prompt_tokens"], prediction["output_tokens"]) == (100, 50)
+    assert prediction["cost_per_million"] > 0
+    assert prediction["ttft"] <= 30
+    assert leave(str(BUNDLED), "--dry-run", "--gpu", "h100", "--slo-tpot", "1e-9") == 3

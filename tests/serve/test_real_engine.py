@@ -22,6 +22,7 @@ import vllm_quant_plugin
 from tests.support.prometheus import prometheus
 from tests.support.supervised import Supervised, can_bind, wait_gone
 from vllm_quant_serve.dashboards.build import PANELS, RULES
+from vllm_quant_serve.plan.ledger import accuracy
 
 pytestmark = pytest.mark.engine
 
@@ -35,9 +36,14 @@ FLAGS = ["--served-model-name", "small", "--max-model-len", "512", "--enforce-ea
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Supervised]:
+def ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state") / "launches.sqlite"
+
+
+@pytest.fixture(scope="module")
+def server(ledger: Path) -> Iterator[Supervised]:
     command = [str(Path(sys.executable).with_name("vllm-quant")), "serve", str(BUNDLED), "--json", "--cpu"]
-    with Supervised(*FLAGS, command=command, environment=ENVIRONMENT) as running:
+    with Supervised(*FLAGS, command=command, environment={**ENVIRONMENT, "VQP_LEDGER": str(ledger)}) as running:
         running.wait_event("ready", timeout=400)
         yield running
 
@@ -87,6 +93,11 @@ def test_metrics_plan_against_actual(server: Supervised) -> None:
     assert found["vqp_kv_cache_tokens", "plan"] == KV_BYTES // (2 * 8 * 2 * 64 * 2)
     assert found["vqp_kv_cache_tokens", "actual"] == found["vqp_kv_cache_tokens", "plan"]
     assert 0 < found["vqp_load_seconds", None] < 400
+
+
+def test_the_launch_is_kept_for_later_plans(server: Supervised, ledger: Path) -> None:
+    (figure,) = accuracy(ledger)
+    assert (figure.figure, figure.launches, figure.worst) == ("KV tokens, pinned", 1, 0.0)
 
 
 def test_completions_stream_and_rates_follow(server: Supervised) -> None:

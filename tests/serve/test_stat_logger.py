@@ -128,7 +128,7 @@ def test_plan_against_actual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 def test_rates_and_utilization(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: SimpleNamespace) -> None:
     peaks = {"bandwidth": 1e9, "flops": 1e9}
-    logger = make_logger(monkeypatch, tmp_path, plan=PLAN, peaks=peaks, price=3.6)
+    logger = make_logger(monkeypatch, tmp_path, plan=PLAN, peaks=peaks, price=1.8)
     for _ in range(200):
         clock.value += 0.1
         step(logger, generated=8, prompt=2, kv_usage=0.5)
@@ -140,7 +140,8 @@ def test_rates_and_utilization(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert value("vqp_model_bandwidth_utilization_ratio", engine="0") == pytest.approx(read / 1e9, rel=0.06)
     # A hundred tokens a second, two operations for each weight, on two ranks.
     assert value("vqp_model_flops_utilization_ratio", engine="0") == pytest.approx(100 * WEIGHTS / 1e9, rel=0.06)
-    # 3.6 an hour is 0.001 a second for 80 tokens.
+    # Two devices at 1.8 an hour are 0.001 a second for 80 tokens.
+    assert value("vqp_price_per_hour") == 3.6
     assert value("vqp_cost_per_million_tokens") == pytest.approx(12.5, rel=0.06)
     assert value("vqp_headroom_requests", engine="0") == 1
     clock.value += 60
@@ -219,3 +220,22 @@ def test_energy_adds_up_what_nvml_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert visible_devices(2, None) == [0, 1]
     assert visible_devices(2, "3,0,1") == [3, 0]
     assert visible_devices(1, "GPU-abc") == ["GPU-abc"]
+
+
+def test_joules_per_token_are_absent_while_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    logger = make_logger(monkeypatch, tmp_path)
+    step(logger, 40)
+    logger.log()
+    assert value("vqp_joules_per_token") is None, "no meter"
+    logger.meter = SimpleNamespace(since_last=lambda: 12.0)
+    logger.log()
+    assert value("vqp_joules_per_token") == pytest.approx(0.3)
+    assert value("vqp_energy_joules_total") == 12
+    logger.log()
+    assert value("vqp_joules_per_token") is None, "idle, a token has no energy"
+    assert value("vqp_energy_joules_total") == 24
+    logger.alone = False
+    step(logger, 40)
+    logger.log()
+    assert value("vqp_joules_per_token") is None, "another API server has the other tokens"

@@ -47,6 +47,8 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self.told: Mapping[str, Any] = read_plan() or {}
         self.objective = Objective.read(self.told)
         self.peaks = Peaks.read(self.told)
+        price = self.told.get("price")
+        self.price = None if price is None else float(price) * self.devices
         self.account: Account | None = None
         self.kv_tokens: int | None = None
         self.meter: EnergyMeter | None = None
@@ -54,6 +56,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self._broken = False
         self._published = 0.0
         self._weights_told = False
+        self._metered_tokens = 0
         self._guarded(self._publish_facts)
 
     def record(
@@ -90,6 +93,9 @@ class VqpStatLogger(AggregateStatLoggerBase):
     def _add(self, name: str, amount: float, *labels: str) -> None:
         metrics()[name].labels(self.model_name, *labels).inc(amount)
 
+    def _remove(self, name: str) -> None:
+        metrics()[name].remove_by_labels({"model_name": self.model_name})
+
     def _publish_facts(self) -> None:
         facts = self.facts = read_facts(self.vllm_config)
         self._set("vqp_quantization_info", 1, facts.method, facts.scheme or "unknown")
@@ -98,7 +104,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self._set("vqp_devices", self.devices)
         self._set("vqp_server_restarts", self.told.get("restarts"))
         self._set("vqp_server_start_retries", self.told.get("retries"))
-        self._set("vqp_price_per_hour", self.told.get("price"))
+        self._set("vqp_price_per_hour", self.price)
         if self.peaks is not None:
             self._set("vqp_peak_memory_bandwidth_bytes_per_second", self.peaks.bandwidth)
             self._set("vqp_peak_flops_per_second", self.peaks.flops)
@@ -144,7 +150,16 @@ class VqpStatLogger(AggregateStatLoggerBase):
             self._weights_told = weights is not None
             self._set("vqp_weight_bytes", weights, "actual")
         if self.meter is not None:
-            self._add("vqp_energy_joules", self.meter.since_last())
+            self._publish_energy(self.meter.since_last())
+
+    def _publish_energy(self, joules: float) -> None:
+        self._add("vqp_energy_joules", joules)
+        tokens, self._metered_tokens = self._metered_tokens, 0
+        # Of several API servers each sees a part of the tokens, and the devices work for all.
+        if self.alone and tokens:
+            self._set("vqp_joules_per_token", joules / tokens)
+        else:
+            self._remove("vqp_joules_per_token")
 
     def _record(self, scheduler_stats: Any, iteration_stats: Any, engine: int) -> None:
         now = time.monotonic()
@@ -158,6 +173,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
                 rates.bytes.add(now, self.account.step_bytes(scheduler_stats.kv_cache_usage))
         if iteration_stats is not None:
             rates.generation.add(now, iteration_stats.num_generation_tokens)
+            self._metered_tokens += iteration_stats.num_generation_tokens
             rates.prompt.add(now, iteration_stats.prompt_token_stats.computed)
             if self.objective is not None:
                 for finished in iteration_stats.finished_requests:
@@ -191,11 +207,10 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self._publish_cost(total)
 
     def _publish_cost(self, generation: float) -> None:
-        price = self.told.get("price")
-        if price is None or not self.alone:
+        if self.price is None or not self.alone:
             return
         if generation > 0:
-            self._set("vqp_cost_per_million_tokens", price / 3600.0 / generation * 1e6)
+            self._set("vqp_cost_per_million_tokens", self.price / 3600.0 / generation * 1e6)
         else:
             # Idle, a token costs no finite amount: the metric goes, rather than keep its last value.
-            metrics()["vqp_cost_per_million_tokens"].remove_by_labels({"model_name": self.model_name})
+            self._remove("vqp_cost_per_million_tokens")
