@@ -1,176 +1,218 @@
-"""What happens when a part of a running server is killed or stopped, with the real vLLM on the bundled model.
+"""What happens when a part of a running server is killed, stopped or told to end, and when it does not start.
 
-    python benchmarks/serve_faults.py [--only NAME] [--json]
+    python benchmarks/serve_faults.py TEST [TEST ...] [--times N]
 
-For each fault a server is started and kept busy, the fault is injected, and these are measured: seconds until
-``/readyz`` says no, seconds until the launcher has ended, its exit code, processes left, and whether the port
-is free. Gates: unready within 5 s of a kill (30 s of a stop), ended within 10 s more, nothing left.
+The real vLLM on the bundled model, or the tests' fake behind the same supervisor where it says so. Results are
+kept in ``benchmarks/results/serve_faults.json``; each run of a drain is added to those before. Exit code 1 when a
+gate is missed. Tests and gates:
+
+``kill-engine`` ``kill-worker`` ``kill-api`` ``kill-supervisor``
+    SIGKILL under load. Unready within 5 s, ended within 10 s more with the documented code, nothing left, port free.
+``restart``
+    SIGKILL of the engine under ``--restart 1``: unready within 5 s, ready again within 10 s more than its first load.
+``stop-engine``
+    SIGSTOP of the engine with queued work: noticed within 30 s.
+``drain`` ``drain-fake``
+    SIGTERM with 32 live streams: every stream complete, new requests refused, exit code 0, nothing left.
+``startup``
+    Failures of every class, in the words of the installed vLLM, from the fake: at most three attempts, each strictly
+    smaller, the user's flags untouched, exit code 4 (2 for flags that vLLM refuses).
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
-import psutil
+from serve_harness import FAKE, ROOT, Answer, Server, complete, free_port, keep, left_after, session
 
-import vllm_quant_plugin
-
-BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 HANG_TIMEOUT = 15
+STREAMS = 32
+CODES = {"kill-engine": 5, "kill-worker": 5, "kill-api": 5, "kill-supervisor": -signal.SIGKILL, "stop-engine": 5}
+PARTS = {"kill-engine": "VLLM::EngineCore", "kill-worker": "VLLM::Worker", "kill-api": "vllm_quant_serve.server"}
 
 
-@dataclass
-class Result:
-    """One fault. ``unready`` and ``ended`` are seconds after it."""
+class Load:
+    """Four clients that ask all the time."""
 
-    fault: str
-    unready: float | None
-    ended: float
-    exit_code: int
-    left: int
-    port_free: bool
-    good: bool
-
-
-class Server:
-    """A busy ``vllm-quant serve``."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vllm_quant_plugin", "serve", str(BUNDLED), "--json", "--port", str(self.port),
-             "--max-model-len", "512", "--enforce-eager", "--kv-cache-memory-bytes", "64M",
-             "--hang-timeout", str(HANG_TIMEOUT), "--served-model-name", "m"],
-            stdout=subprocess.PIPE, stderr=self.log, text=True,
-        )  # fmt: skip
-        self.admin = ""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            event = json.loads(line)
-            if event.get("event") == "admin":
-                self.admin = event["url"]
-            if event.get("event") == "ready":
-                break
-        else:
-            self.log.seek(0)
-            raise SystemExit(f"the server did not start:\n{self.log.read().decode()[-3000:]}")
-        # Nobody reads further events; the pipe must not fill.
-        threading.Thread(target=self.process.stdout.read, daemon=True).start()
-        self.tree = psutil.Process(self.process.pid).children(recursive=True)
-        self.stop = threading.Event()
+    def __init__(self, server: Server) -> None:
+        self.url, self.stop = server.url, threading.Event()
         for _ in range(4):
-            threading.Thread(target=self._load, daemon=True).start()
-        time.sleep(2.0)
+            threading.Thread(target=self._ask, daemon=True).start()
 
-    def _load(self) -> None:
+    def _ask(self) -> None:
         body = {"model": "m", "prompt": "import os", "max_tokens": 400, "ignore_eos": True}
         while not self.stop.is_set():
             try:
-                httpx.post(f"http://127.0.0.1:{self.port}/v1/completions", json=body, timeout=300)
+                httpx.post(f"{self.url}/v1/completions", json=body, timeout=300)
             except httpx.HTTPError:
                 time.sleep(0.2)
 
-    def part(self, name: str) -> psutil.Process:
-        """The process whose title or command line holds ``name``."""
-        for process in self.tree:
-            if name in " ".join(process.cmdline()):
-                return process
-        raise SystemExit(f"no process is called {name}: {[p.cmdline() for p in self.tree]}")
 
-    def unready(self, begin: float, limit: float) -> float | None:
-        """Seconds after ``begin`` at which /readyz no longer says yes, or is gone."""
-        while time.monotonic() - begin < limit:
-            try:
-                if httpx.get(f"{self.admin}/readyz", timeout=2).status_code != 200:
-                    return time.monotonic() - begin
-            except httpx.HTTPError:
+def shared_memory() -> set[str]:
+    """Names in /dev/shm: an engine's rings must not stay."""
+    return set(os.listdir("/dev/shm"))
+
+
+def until_unready(admin: str, begin: float, limit: float) -> float | None:
+    """Seconds after ``begin`` at which /readyz no longer says yes, or is gone."""
+    while time.monotonic() - begin < limit:
+        try:
+            if httpx.get(f"{admin}/readyz", timeout=2).status_code != 200:
                 return time.monotonic() - begin
-            time.sleep(0.05)
-        return None
-
-    def port_free(self) -> bool:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", self.port))
-            except OSError:
-                return False
-            return True
-
-
-def kill(name: str) -> Callable[[Server], None]:
-    return lambda server: server.part(name).kill()
-
-
-FAULTS: dict[str, tuple[Callable[[Server], None], float]] = {
-    "kill -9 EngineCore": (kill("VLLM::EngineCore"), 5.0),
-    "kill -9 worker": (kill("VLLM::Worker"), 5.0),
-    "kill -9 API server": (kill("vllm_quant_serve.server"), 5.0),
-    "kill -9 supervisor": (lambda server: server.process.kill(), 5.0),
-    "SIGSTOP EngineCore": (lambda server: server.part("VLLM::EngineCore").suspend(), 30.0),
-    "SIGTERM supervisor": (lambda server: server.process.send_signal(signal.SIGTERM), 5.0),
-}
-
-
-def inject(name: str) -> Result:
-    fault, patience = FAULTS[name]
-    server = Server()
-    begin = time.monotonic()
-    fault(server)
-    unready = server.unready(begin, patience + 60)
-    code = server.process.wait(120)
-    server.stop.set()
-    deadline = time.monotonic() + 10
-    while True:
-        left = [p for p in server.tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-        if not left or time.monotonic() > deadline:
-            break
+        except httpx.HTTPError:
+            return time.monotonic() - begin
         time.sleep(0.05)
-    ended = time.monotonic() - begin
-    free = server.port_free()
+    return None
+
+
+def fault(name: str) -> dict[str, Any]:
+    """Kill or stop a part of a busy server that has no restart left."""
+    before = shared_memory()
+    with Server("--hang-timeout", str(HANG_TIMEOUT)) as server:
+        server.wait("ready")
+        processes, load = server.tree(), Load(server)
+        time.sleep(2.0)
+        begin = time.monotonic()
+        if name == "stop-engine":
+            server.part(PARTS["kill-engine"]).suspend()
+        elif name == "kill-supervisor":
+            server.process.kill()
+        else:
+            server.part(PARTS[name]).kill()
+        patience = 30.0 if name == "stop-engine" else 5.0
+        unready = until_unready(server.admin, begin, patience + 60)
+        code = server.process.wait(120)
+        load.stop.set()
+        left = left_after(processes)
+        ended, free = time.monotonic() - begin, server.port_free()
+    shm = len(shared_memory() - before)
     for process in left:
         process.kill()
-    good = unready is not None and unready <= patience and ended <= patience + 10 and not left and free
-    if name == "SIGTERM supervisor":
-        # It waits for what is in flight: only the end counts.
-        good = unready is not None and unready <= patience and code == 0 and not left and free
-    return Result(name, unready, ended, code, len(left), free, good)
+    good = unready is not None and unready <= patience and ended <= patience + 10 and not left and free and not shm
+    return {"unready_seconds": unready, "ended_seconds": ended, "exit_code": code, "left": len(left), "port_free": free,
+            "shared_memory_left": shm, "good": good and code == CODES[name]}  # fmt: skip
+
+
+def restart(_: str) -> dict[str, Any]:
+    """Kill the engine of a server that may be started again."""
+    with Server("--restart", "1") as server:
+        loaded = server.wait("ready")["load_seconds"]
+        old, load = server.tree()[1:], Load(server)
+        time.sleep(2.0)
+        begin = time.monotonic()
+        server.part(PARTS["kill-engine"]).kill()
+        unready = until_unready(server.admin, begin, 65)
+        again = server.wait("ready")["load_seconds"]
+        ready = time.monotonic() - begin
+        left = [p for p in left_after(old, 1.0) if "guard.py" not in " ".join(p.cmdline())]
+        load.stop.set()
+        answered = httpx.get(f"{server.url}/v1/models", timeout=30).status_code
+        code = server.stop()
+    good = unready is not None and unready <= 5 and ready - again <= 10 and not left and answered == 200 and code == 0
+    return {"unready_seconds": unready, "ready_again_seconds": ready, "first_load_seconds": loaded,
+            "second_load_seconds": again, "left": len(left), "exit_code": code, "good": good}  # fmt: skip
+
+
+async def _streams(server: Server, tokens: int, **extra: Any) -> tuple[list[Answer], int]:
+    """Open the streams, end the server once all have begun, ask for one more; the answers and that one's status."""
+    async with session(STREAMS) as client:
+        begun = [asyncio.Event() for _ in range(STREAMS)]
+        tasks = [asyncio.create_task(complete(client, server.url, tokens, event, **extra)) for event in begun]
+        await asyncio.gather(*(event.wait() for event in begun))
+        alive = sum(not task.done() for task in tasks)
+        server.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(server.wait, "draining", 60)
+        refused = await complete(client, server.url, 1)
+        answers = await asyncio.gather(*tasks)
+    return [*answers, Answer(alive, True, 0.0)], refused.status
+
+
+def drain(name: str) -> dict[str, Any]:
+    """SIGTERM with live streams."""
+    fake = name == "drain-fake"
+    with Server(fake=fake) as server:
+        server.wait("ready")
+        processes = server.tree()
+        tokens, extra = (30, {"pause": 0.02}) if fake else (200, {})
+        begin = time.monotonic()
+        answers, refused = asyncio.run(_streams(server, tokens, **extra))
+        alive = answers.pop().status
+        code = server.process.wait(120)
+        seconds, left, free = time.monotonic() - begin, left_after(processes), server.port_free()
+    whole = sum(answer.complete for answer in answers)
+    good = whole == STREAMS and alive == STREAMS and refused == 503 and code == 0 and not left and free
+    return {"streams": STREAMS, "alive_at_signal": alive, "complete": whole, "refused_status": refused,
+            "exit_code": code, "left": len(left), "port_free": free, "seconds": seconds, "good": good}  # fmt: skip
+
+
+PLAN = {"max_model_len": 4096, "max_num_seqs": 64, "kv_bytes_per_token": 4096, "gpu_memory_utilization": 0.92}
+USER = ["--block-size", "32"]
+
+
+def startup(_: str) -> dict[str, Any]:
+    """Every message of the tests' list, printed by the fake before it ends."""
+    sys.path.insert(0, str(ROOT))
+    from tests.serve.test_failures import ELSEWHERE, FROM_VLLM
+
+    messages = [(text, cause) for _, _, text, cause in FROM_VLLM] + list(ELSEWHERE)
+    rows = [_one_failure(text, cause.value, cause.is_memory) for text, cause in messages]
+    return {"messages": rows, "classes": len({row["cause"] for row in rows}), "good": all(row["good"] for row in rows)}
+
+
+def _one_failure(text: str, cause: str, memory: bool) -> dict[str, Any]:
+    planned = ["--kv-cache-memory-bytes", str(512 << 20), "--max-num-seqs", "64"]
+    with tempfile.TemporaryDirectory() as folder:
+        seen = Path(folder, "argv")
+        fields = json.dumps({"plan": PLAN, "planned": planned})
+        command = [sys.executable, str(FAKE), fields, "m", "--fake-fail", text, "--fake-argv", str(seen),
+                   "--port", str(free_port()), *USER]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        events = [json.loads(line) for line in done.stdout.splitlines()]
+        attempts = sum(event.get("event") == "started" for event in events)
+        changes = [event["change"] for event in events if event.get("event") == "retry"]
+        argv = json.loads(seen.read_text())
+    smaller = all(float(new) < float(old) for _, old, _, new in (change.split(" ") for change in changes))
+    untouched = argv[-len(USER) :] == USER and not any(change.startswith(USER[0]) for change in changes)
+    code = 2 if cause == "flags" else 4
+    good = done.returncode == code and attempts == (3 if memory else 1) and smaller and untouched
+    return {"cause": cause, "message": text[:80], "attempts": attempts, "changes": changes,
+            "exit_code": done.returncode, "user_flags_untouched": untouched, "good": good}  # fmt: skip
+
+
+TESTS: dict[str, Callable[[str], dict[str, Any]]] = {
+    **dict.fromkeys(("kill-engine", "kill-worker", "kill-api", "kill-supervisor", "stop-engine"), fault),
+    "restart": restart, "drain": drain, "drain-fake": drain, "startup": startup,
+}  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(FAULTS))
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("tests", nargs="+", choices=list(TESTS), metavar="TEST", help=", ".join(TESTS))
+    parser.add_argument("--times", type=int, default=1, help="repetitions of each")
     options = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    results = []
-    for name in [options.only] if options.only else FAULTS:
-        results.append(inject(name))
-        if not options.json:
-            one = results[-1]
-            unready = "-" if one.unready is None else f"{one.unready:.1f} s"
-            port = "free" if one.port_free else "held"
-            print(f"{'ok ' if one.good else 'BAD'} {one.fault:20} unready {unready:>7}, ended {one.ended:5.1f} s, "
-                  f"exit {one.exit_code:4}, left {one.left}, port {port}", flush=True)  # fmt: skip
-    if options.json:
-        print(json.dumps([asdict(one) for one in results], indent=2))
-    sys.exit(0 if all(one.good for one in results) else 1)
+    good = True
+    for name in options.tests:
+        for _ in range(options.times):
+            result = TESTS[name](name)
+            keep("serve_faults", name, result, append=name.startswith("drain"))
+            good &= result["good"]
+            told = {key: value for key, value in result.items() if key not in ("good", "messages")}
+            words = ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
+            print(f"{'ok ' if result['good'] else 'BAD'} {name:16} {words}", flush=True)
+    sys.exit(0 if good else 1)
 
 
 if __name__ == "__main__":
