@@ -72,15 +72,6 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Bench(tmp_path_factory.mktemp("matrix"), [cell for cell in SERVED if cell.name in names])
 
 
-def options(cell: Cell) -> dict[str, object]:
-    """Engine arguments that give the cell's checkpoint to its method."""
-    chosen: dict[str, object] = {"quantization": cell.method}
-    if cell.recipe.online_options:
-        config = {"quant_method": cell.method, **cell.recipe.online_options}
-        chosen["hf_overrides"] = {"quantization_config": config}
-    return chosen
-
-
 def ids(cell: Cell) -> str:
     return cell.name
 
@@ -93,7 +84,7 @@ def test_equals_dequantized_model(cell: Cell, bench: Bench) -> None:
     FP8 KV caches: the twin is a float64 model in plain PyTorch that rounds its activations or cache.
     """
     written = bench.written(cell)
-    got = ask(written.folder, **options(cell))
+    got = ask(written.folder, **cell.engine_options())
     oracle = Oracle(bench.model(cell.architecture), written)
     if oracle.rounds:
         expected = oracle.answer(got.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     for cell in TWO_RANKS:
         model = tiny_model(cell.architecture)
         made[cell.name] = write_checkpoint(folder / cell.name, model, cell.recipe, input_ranges=input_ranges(model))
-    words = [word for cell in TWO_RANKS for word in (cell.method, str(made[cell.name].folder))]
+    words = [word for c in TWO_RANKS for word in (json.dumps(c.engine_options()), str(made[c.name].folder))]
     environment = {
         **os.environ,
         "VLLM_WORKER_MULTIPROCESSING_METHOD": "fork",
@@ -51,11 +52,21 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
 @pytest.mark.engine
 @pytest.mark.parametrize("cell", TWO_RANKS, ids=lambda cell: cell.name)
 def test_two_ranks(cell: Cell, written: dict[str, Written]) -> None:
-    """Within the float32 tolerance of tests/support/oracle.py: two ranks add two partial sums, no more."""
+    """Within the tolerances of tests/support/oracle.py: two ranks add two partial sums, no more.
+
+    A rank rounds the activations that it has, as in-tree does: where the inputs are split, each
+    half of a token has a scale of its own.
+    """
     stored = torch.load(written[cell.name].folder / "answer.pt", weights_only=True)
     got = Answer(stored["tokens"], stored["logits"])
-    verdict = judge(got, Oracle(tiny_model(cell.architecture), written[cell.name]).answer(got.tokens))
-    assert verdict.clean == 1
+    oracle = Oracle(tiny_model(cell.architecture), written[cell.name], ranks=2)
+    expected = oracle.answer(got.tokens)
+    verdict = judge(got, expected)
+    if oracle.rounds:
+        assert verdict.clean >= 0.75
+        assert verdict.worst <= oracle.flip_bound(expected)
+    else:
+        assert verdict.clean == 1
     assert verdict.same_choice
 
 

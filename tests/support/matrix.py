@@ -6,6 +6,7 @@ tests/methods/test_matrix.py runs the cells; scripts/support_table.py prints the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tests.support.recipes import (
     STATIC_FP8,
@@ -55,6 +56,14 @@ class Cell:
     tp: int = 1
     refused: str | None = None
 
+    def engine_options(self) -> dict[str, Any]:
+        """Engine arguments that give the cell's checkpoint to its method."""
+        chosen: dict[str, Any] = {"quantization": self.method}
+        if self.recipe.online_options:
+            config = {"quant_method": self.method, **self.recipe.online_options}
+            chosen["hf_overrides"] = {"quantization_config": config}
+        return chosen
+
     def in_tree_rejects(self, host: Host) -> str | None:
         """Why in-tree vLLM does not serve this checkpoint on ``host``, None where it does."""
         if self.recipe.config is None:
@@ -97,6 +106,7 @@ AWQ = (
     ),
     _awq("4bit-g64-mixtral", "4-bit, group 64, zero points", awq(4, 64), "mixtral"),
     _awq("4bit-g64-tp2", "4-bit, group 64, zero points", awq(4, 64), tp=2),
+    _awq("4bit-g64-mixtral-tp2", "4-bit, group 64, zero points", awq(4, 64), "mixtral", tp=2),
     _awq("3bit", "3-bit (does not fill the layout's 32-bit words)", awq(3, 128), refused="AWQ with 3 bits"),
 )
 
@@ -185,6 +195,9 @@ FP8 = (
     _fp8("tensor-mixtral", "`fp8`, per tensor, dynamic", fp8(), "mixtral"),
     _fp8("block-mixtral", "`fp8`, blocks of 128 x 128", fp8(block=(128, 128)), "mixtral"),
     _fp8("online-mixtral", "online, per channel", online_fp8(), "mixtral"),
+    _fp8("block-128-tp2", "`fp8`, blocks of 128 x 128", fp8(block=(128, 128)), tp=2),
+    _fp8("online-channel-tp2", "online, per channel", online_fp8(), "qwen2", tp=2),
+    _fp8("tensor-mixtral-tp2", "`fp8`, per tensor, dynamic", fp8(), "mixtral", tp=2),
 )
 
 INT8 = (
@@ -229,6 +242,20 @@ INT8 = (
     _int8("online-tied", "online W8A16", online_int8("none"), "llama-tied"),
     _int8("online-w8a8-mixtral", "online W8A8", online_int8(), "mixtral"),
     _int8("online-w8a16-mixtral", "online W8A16", online_int8("none"), "mixtral"),
+    _int8(
+        "w8a8-token-tp2",
+        "compressed-tensors W8A8, dynamic per token, symmetric",
+        compressed_tensors("int-quantized", activation=TOKEN_INT8),
+        tp=2,
+    ),
+    _int8(
+        "w8a8-static-asym-tp2",
+        "compressed-tensors W8A8, static, asymmetric",
+        compressed_tensors("int-quantized", activation=STATIC_INT8_ASYM),
+        "qwen3",
+        tp=2,
+    ),
+    _int8("online-w8a8-mixtral-tp2", "online W8A8", online_int8(), "mixtral", tp=2),
 )
 
 CELLS = (*AWQ, *GPTQ, *FP8, *INT8)

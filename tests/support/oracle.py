@@ -39,6 +39,7 @@ from vllm_quant_plugin.scheme import ActivationScheme
 
 EPS = torch.finfo(torch.float32).eps
 DEPTH = 4 * LAYERS + 1
+_ROW_PARALLEL = ("o_proj", "down_proj", "w2")
 _INPUT_OF = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj", "w3": "w1"}
 
 
@@ -108,10 +109,11 @@ class Oracle:
     Args:
         fp8: round the inputs of FP8 weights per token, as tensor cores need; the plugin on a CPU
             leaves them alone.
+        ranks: tensor-parallel ranks; each rounds its part of a row-parallel module's input.
     """
 
-    def __init__(self, model: TinyModel, written: Written, *, fp8: bool = False) -> None:
-        self.model, self.written, self.fp8 = model, written, fp8
+    def __init__(self, model: TinyModel, written: Written, *, fp8: bool = False, ranks: int = 1) -> None:
+        self.model, self.written, self.fp8, self.ranks = model, written, fp8, ranks
         active = [s.kind for s in written.schemes.values() if s.activation is not None]
         self.rounds = "int" in active or (fp8 and bool(active)) or written.kv_scales is not None
 
@@ -124,7 +126,8 @@ class Oracle:
         stem, _, leaf = name.rpartition(".")
         key = _INPUT_OF.get(leaf, leaf)
         fused = [self.written.static.get(f"{stem}.{p}", {}) for p in (key, *_INPUT_OF) if _INPUT_OF.get(p, p) == key]
-        return _round_int8(x, scheme.activation, [s for s in fused if s])
+        parts = x.chunk(self.ranks if leaf in _ROW_PARALLEL else 1, dim=-1)
+        return torch.cat([_round_int8(part, scheme.activation, [s for s in fused if s]) for part in parts], dim=-1)
 
     def answer(self, tokens: list[list[int]], moved: float = 0.0, seed: int = 0) -> Answer:
         """Logits after each token of ``PROMPTS`` continued by ``tokens``.
