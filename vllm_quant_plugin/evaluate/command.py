@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_quant_plugin.evaluate.report import EvalReport
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
 from vllm_quant_plugin.quantize.progress import progress_bar
 
 
@@ -18,23 +19,55 @@ def evaluate(
     text: Annotated[list[Path] | None, typer.Option(help="Held-out text; may be given several times.")] = None,
     windows: Annotated[int, typer.Option(help="Windows of each text; 0 for all.")] = 64,
     window_len: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
+    seconds: Annotated[float | None, typer.Option(help="Score no longer than this; fewer windows then.")] = None,
+    noise: Annotated[bool, typer.Option(help="Measure the original's own noise too.")] = True,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Exit with 9 when a text's mean KL in nats per token is above this.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, by name, separated by commas.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Documents of each task.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder with lm-eval task files of your own.")] = None,
     dtype: Annotated[str, typer.Option(help="vLLM's dtype.")] = "auto",
     quantization: Annotated[str | None, typer.Option(help="vLLM's quantization method, e.g. vqp_awq.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(help="Ranks.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Perplexity and KL divergence of a checkpoint as vLLM runs it."""
-    from vllm_quant_plugin.evaluate.api import evaluate_model
-
     engine: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": tensor_parallel_size}
     if quantization:
         engine["quantization"] = quantization
+    if max_kl is not None and reference is None:
+        raise UsageError("--max-kl needs something to compare with", "give --reference")
+    if tasks is not None:
+        from vllm_quant_plugin.evaluate.harness import run_tasks
+
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        scores = run_tasks(model, names, limit=limit, include=task_folder, **engine)
+        print(json.dumps({"model": model, "tasks": scores}, indent=2) if as_json else task_summary(model, scores))
+        return
+    from vllm_quant_plugin.evaluate.api import evaluate_model
+
     with progress_bar("evaluate", enabled=not as_json) as progress:
         report = evaluate_model(
             model, reference=reference, texts=text or (), windows=windows or None, window_len=window_len,
-            progress=progress, **engine,
+            seconds=seconds, noise=noise, progress=progress, **engine,
         )  # fmt: skip
+    if html is not None:
+        from vllm_quant_plugin.evaluate.html import html_report
+
+        html.write_text(html_report(report, Path(model).name), "utf-8")
     print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))
+    require_quality(report, max_kl)
+
+
+def task_summary(model: str, scores: dict[str, dict[str, float]]) -> str:
+    """lm-eval's figures for people."""
+    lines = [model]
+    for task, metrics in scores.items():
+        shown = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in metrics.items())
+        lines.append(f"  {task}: {shown}")
+    return "\n".join(lines)
 
 
 def summary(report: EvalReport) -> str:
@@ -51,6 +84,15 @@ def summary(report: EvalReport) -> str:
                 f"    KL per token, nats: mean {kl.mean:.5f}, median {kl.median:.5f}, p95 {kl.p95:.5f},"
                 f" p99.9 {kl.p999:.4f}; same likeliest token {kl.top1_agreement:.1%}"
             )
+        if text.noise is not None:
+            lines.append(f"    noise floor ({report.noise}): mean {text.noise.mean:.6f}")
     if report.kl_method == "top-k":
         lines.append("  KL over the reference's top 512 tokens with the rest as one: a lower bound")
+    if report.layers:
+        worst = max(report.layers, key=lambda row: row.error)
+        lines.append(
+            f"  hidden states: error {report.layers[-1].error:.2%} after the last layer, most after {worst.layer}"
+            f" ({worst.error:.2%})"
+        )
+    lines += [f"  note: {note}" for note in report.notes]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_plugin.errors import StartupError
+from vllm_quant_plugin.errors import EngineDiedError, StartupError
 from vllm_quant_plugin.quantize.quiet import quiet_output
 
 _MIN_KV_BYTES = 64 << 20
@@ -32,13 +32,20 @@ class Scorer:
         self._llm, self._sampling = llm, sampling
 
     def run(self, method: str, window: list[int], *args: Any) -> Any:
-        """Send a window through the engine, then call ``method`` of the tap; returns the first rank's answer."""
+        """Send a window through the engine, then call ``method`` of the tap; returns the first rank's answer.
+
+        Raises:
+            EngineDiedError: vLLM failed.
+        """
         import torch
 
-        # vLLM compiles the ranking of log-probabilities, which takes longer than all the rest.
-        with torch.compiler.set_stance("force_eager"):
-            self._llm.generate([{"prompt_token_ids": window}], self._sampling, use_tqdm=False)
-        answers = self._llm.collective_rpc(method, args=(window, *args))
+        try:
+            # vLLM compiles the ranking of log-probabilities, which takes longer than all the rest.
+            with torch.compiler.set_stance("force_eager"):
+                self._llm.generate([{"prompt_token_ids": window}], self._sampling, use_tqdm=False)
+            answers = self._llm.collective_rpc(method, args=(window, *args))
+        except Exception as err:
+            raise EngineDiedError(f"vLLM failed while scoring: {_reason(err)}", "set VQP_VERBOSE=1") from err
         return next(answer for answer in answers if answer is not None)
 
     def call(self, method: str, *args: Any) -> None:
@@ -62,6 +69,20 @@ def _reason(error: Exception) -> str:
         if line.startswith("Value error, "):
             return line.removeprefix("Value error, ").partition(" [type=")[0]
     return lines[-1] if lines else type(error).__name__
+
+
+@contextmanager
+def _without_kernels(names: str) -> Iterator[None]:
+    """vLLM passes over the linear kernels ``names`` (classes, separated by commas) in the block."""
+    before = os.environ.get("VLLM_DISABLED_KERNELS")
+    os.environ["VLLM_DISABLED_KERNELS"] = ",".join(filter(None, (before, names)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VLLM_DISABLED_KERNELS"]
+        else:
+            os.environ["VLLM_DISABLED_KERNELS"] = before
 
 
 @contextmanager
@@ -94,7 +115,9 @@ def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> I
     }
     # vLLM collects garbage a dozen times per engine; what is there already need not be walked each time.
     gc.freeze()
-    with quiet_output():
+    # This kernel says that it takes 4-bit weights and then has no float32.
+    unable = "CPUWNA16LinearKernel" if arguments.get("dtype") == "float32" else ""
+    with _without_kernels(unable), quiet_output():
         from vllm import LLM, SamplingParams
         from vllm.distributed import cleanup_dist_env_and_memory
 

@@ -45,6 +45,17 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
+class _Constant(_Recorder):
+    """Stands in for a decoder layer: returns what it was given when it was made."""
+
+    def __init__(self, layer: nn.Module, hidden: torch.Tensor) -> None:
+        super().__init__(layer)
+        self.__dict__["_hidden"] = hidden
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.__dict__["_hidden"]
+
+
 def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """The longest list of modules that hold linear modules, with its name."""
     lists = [
@@ -165,6 +176,32 @@ class LayeredModel:
         finally:
             handle.remove()
         return caught[0]
+
+    @torch.no_grad()
+    def logits(self, hidden: torch.Tensor, tokens: list[list[int]]) -> torch.Tensor:
+        """What the model says behind its decoder layers.
+
+        Args:
+            hidden: output of the last layer, (B, L, hidden).
+            tokens: the batch's windows.
+
+        Returns:
+            float32 (B, L, vocabulary).
+        """
+        head = self._model.get_output_embeddings()
+        if head.weight.is_meta:
+            name = "lm_head.weight"
+            tied = self._model.get_input_embeddings().weight
+            weight = read_tensor(self._checkpoint, name) if name in self._checkpoint.tensors else tied
+            head.weight = nn.Parameter(weight.to(self.device, torch.float32), requires_grad=False)
+        owner_name, _, leaf = self._list_name.rpartition(".")
+        owner = self._model.get_submodule(owner_name)
+        setattr(owner, leaf, nn.ModuleList(_Constant(layer, hidden) for layer in self._layers))
+        try:
+            ids = torch.tensor(tokens, device=self.device)
+            return self._model(input_ids=ids, use_cache=False).logits.float()
+        finally:
+            setattr(owner, leaf, self._layers)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
