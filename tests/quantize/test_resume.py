@@ -79,7 +79,9 @@ def _work(folder: Path, layers: int) -> None:
     hidden = journal.hidden() if journal.layers else [torch.zeros(3, 5)]
     for index in range(journal.layers, layers):
         hidden = [h + index for h in hidden]
-        journal.commit(index, {"t": torch.full((64, 64), float(index))}, {str(index): float(index)}, hidden)
+        journal.commit(
+            index, {"t": torch.full((64, 64), float(index))}, {str(index): float(index)}, hidden, {str(index): index}
+        )
     journal.close()
 
 

@@ -11,6 +11,7 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.card import model_card
 from vllm_quant_plugin.quantize.config_json import config_for
+from vllm_quant_plugin.quantize.coverage import describe_coverage
 from vllm_quant_plugin.quantize.modules import Linear, check_input, check_schemes
 from vllm_quant_plugin.quantize.output import (
     RECORD_NAME,
@@ -174,6 +175,9 @@ def _run(
         report.resumed_layers = journal.layers
         try:
             report.errors = quantize_layerwise(checkpoint, modules, recipe, windows.tokens, writer, journal, progress)
+            found, notes = describe_coverage(journal.seen, sum(map(len, windows.tokens)))
+            report.calibration["coverage"] = found
+            report.warnings += notes
         finally:
             journal.close()
         writer.close()

@@ -32,7 +32,14 @@ def quantize(
     calibration_samples: Annotated[int | None, typer.Option(help="Calibration windows (128).")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens per window (512).")] = None,
     seed: Annotated[int, typer.Option(help="Choice of calibration windows.")] = 0,
-    backend: Annotated[str | None, typer.Option(help="builtin, gptqmodel or autoawq.")] = None,
+    backend: Annotated[str | None, typer.Option(help="builtin, gptqmodel, autoawq or llmcompressor.")] = None,
+    activations: Annotated[
+        str | None, typer.Option(help="INT8 and FP8: dynamic, or static (measured on calibration text).")
+    ] = None,
+    smooth: Annotated[
+        str | None, typer.Option(help="INT8: SmoothQuant: search, none or a strength from 0 to 1.")
+    ] = None,
+    kv_cache: Annotated[bool, typer.Option("--kv-cache", help="Store measured scales of an FP8 KV cache.")] = False,
     damp: Annotated[float, typer.Option(help="GPTQ: dampening, a share of the Hessian's mean diagonal.")] = 0.05,
     mse: Annotated[float, typer.Option(help="GPTQ: exponent of the scale search's error; 0 for none.")] = 2.4,
     static_groups: Annotated[bool, typer.Option(help="GPTQ: fix all scales before rounding.")] = False,
@@ -45,14 +52,15 @@ def quantize(
 ) -> None:
     """Quantize a model offline.
 
-    AWQ and GPTQ use calibration text; FP8, INT8 and round-to-nearest (rtn) need none.
+    AWQ and GPTQ use calibration text; FP8, INT8 and round-to-nearest (rtn) need none, except for static
+    activations, SmoothQuant and KV-cache scales.
     """
     from vllm_quant_plugin.quantize.api import preflight, quantize_model
 
     recipe = make_recipe(
         method, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
         backend=backend, calibration=calibration, samples=calibration_samples, seq_len=seq_len, seed=seed,
-        damp=damp, mse=mse, static_groups=static_groups,
+        damp=damp, mse=mse, static_groups=static_groups, activations=activations, smooth=smooth, kv_cache=kv_cache,
     )  # fmt: skip
     if dry_run:
         plan = preflight(model, output, recipe, overwrite=overwrite)

@@ -55,8 +55,19 @@ def ct_group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
     }
 
 
-def compressed_tensors_config(groups: list[tuple[Scheme, list[str]]], ignore: list[str]) -> dict[str, Any]:
-    """The config of a compressed-tensors checkpoint with the given (scheme, targets) groups."""
+KV_CACHE_SCHEME = {
+    "num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True, "observer": "minmax"
+}  # fmt: skip
+
+
+def compressed_tensors_config(
+    groups: list[tuple[Scheme, list[str]]], ignore: list[str], *, kv_cache: bool = False
+) -> dict[str, Any]:
+    """The config of a compressed-tensors checkpoint with the given (scheme, targets) groups.
+
+    Args:
+        kv_cache: the checkpoint holds scales of an FP8 KV cache.
+    """
     layouts = {scheme.storage for scheme, _ in groups}
     return {
         "quant_method": "compressed-tensors",
@@ -65,7 +76,7 @@ def compressed_tensors_config(groups: list[tuple[Scheme, list[str]]], ignore: li
         "version": CT_VERSION,
         "config_groups": {f"group_{i}": ct_group(scheme, targets) for i, (scheme, targets) in enumerate(groups)},
         "ignore": ignore,
-        "kv_cache_scheme": None,
+        "kv_cache_scheme": KV_CACHE_SCHEME if kv_cache else None,
         "global_compression_ratio": None,
     }
 
@@ -140,16 +151,16 @@ def quantization_config(
         return {
             "quant_method": "fp8",
             "fmt": "e4m3",
-            "activation_scheme": "dynamic",
+            "activation_scheme": "static" if scheme.activation and not scheme.activation.dynamic else "dynamic",
             "ignored_layers": kept,
             "modules_to_not_convert": kept,
             **block,
         }
     if scheme.storage in ("pack-quantized", "int-quantized", "float-quantized"):
         if schemes is None:
-            return compressed_tensors_config([(scheme, ["Linear"])], kept)
+            return compressed_tensors_config([(scheme, ["Linear"])], kept, kv_cache=recipe.kv_cache)
         groups: dict[Scheme, list[str]] = {}
         for name, chosen in schemes.items():
             groups.setdefault(chosen, []).append(name)
-        return compressed_tensors_config(list(groups.items()), kept)
+        return compressed_tensors_config(list(groups.items()), kept, kv_cache=recipe.kv_cache)
     raise UsageError(f"no config form for {scheme.storage}", "use another method")

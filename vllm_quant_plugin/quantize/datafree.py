@@ -31,9 +31,7 @@ def stored_scale_dtype(scheme: Scheme, weight: torch.dtype) -> torch.dtype:
     return torch.float32 if scheme.storage == "int-quantized" else weight
 
 
-def quantize_weight(
-    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = None
-) -> CanonicalWeight:
+def quantize_weight(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = None) -> CanonicalWeight:
     """Round one (N, K) weight to ``scheme``.
 
     Args:

@@ -5,12 +5,16 @@ norm -> q, k, v      norm -> gate, up      v -> o (through attention)      up ->
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from vllm_quant_plugin.quantize.statistics import Group, weight_of
+
+# A fold that changes a layer's output by more than this share is undone: the architecture is not what it seemed.
+FOLD_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,26 @@ def apply_fold(layer: nn.Module, fold: Fold, scale: torch.Tensor, dtype: torch.d
     for name in fold.group.names:
         weight_of(layer, name).mul_(applied)
     return applied
+
+
+def try_fold(
+    layer: nn.Module, fold: Fold, scale: torch.Tensor, dtype: torch.dtype, check: Callable[[], torch.Tensor]
+) -> torch.Tensor | None:
+    """``apply_fold``, undone where the layer's function changes.
+
+    Args:
+        check: gives the layer's output on a sample.
+
+    Returns:
+        The scale that was applied, (K,), or None.
+    """
+    touched = (fold.producer, *fold.group.names)
+    before = {n: p.data.clone() for n, p in layer.named_parameters() if n.rpartition(".")[0] in touched}
+    expected = check()
+    applied = apply_fold(layer, fold, scale, dtype)
+    change = (check() - expected).norm() / expected.norm().clamp(min=1e-12)
+    if float(change) <= FOLD_TOLERANCE:
+        return applied
+    for name, kept in before.items():
+        layer.get_parameter(name).data.copy_(kept)
+    return None

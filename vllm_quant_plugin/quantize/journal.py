@@ -45,6 +45,7 @@ class Journal:
     Attributes:
         layers: finished layers.
         errors: of the finished layers' modules.
+        seen: calibration tokens that reached each of them.
 
     Raises:
         OutputError: another process is at work, or the state belongs to another run.
@@ -63,6 +64,7 @@ class Journal:
             raise OutputError(f"{folder}: another run is writing here", "wait for it, or give another -o") from None
         self.layers = 0
         self.errors: dict[str, float] = {}
+        self.seen: dict[str, int] = {}
         if not resume:
             (folder / STATE).unlink(missing_ok=True)
             return
@@ -79,6 +81,7 @@ class Journal:
         try:
             state = json.loads(path.read_text("utf-8"))
             found, self.layers, self.errors = state["fingerprint"], int(state["layers"]), dict(state["errors"])
+            self.seen = dict(state["seen"])
         except (OSError, ValueError, KeyError, TypeError):
             raise OutputError(f"{path}: damaged", "start over without --resume") from None
         differing = [k for k in {**found, **self._fingerprint} if found.get(k) != self._fingerprint.get(k)]
@@ -95,14 +98,22 @@ class Journal:
         temporary.rename(self._folder / name)
 
     def commit(
-        self, index: int, tensors: Mapping[str, torch.Tensor], errors: Mapping[str, float], hidden: list[torch.Tensor]
+        self,
+        index: int,
+        tensors: Mapping[str, torch.Tensor],
+        errors: Mapping[str, float],
+        hidden: list[torch.Tensor],
+        seen: Mapping[str, int],
     ) -> None:
         """Layer ``index`` is finished; ``hidden`` enters the next one."""
         self._save(f"layer-{index:05d}.safetensors", tensors)
         self._save(f"hidden-{index + 1:05d}.safetensors", {f"{i:06d}": h for i, h in enumerate(hidden)})
         self.layers = index + 1
         self.errors.update(errors)
-        state = {"fingerprint": self._fingerprint, "layers": self.layers, "errors": self.errors}
+        self.seen.update(seen)
+        state = {
+            "fingerprint": self._fingerprint, "layers": self.layers, "errors": self.errors, "seen": self.seen
+        }  # fmt: skip
         temporary = self._folder / f"{STATE}.new"
         temporary.write_text(json.dumps(state), "utf-8")
         _sync(temporary)

@@ -1,35 +1,30 @@
-"""AWQ and GPTQ one decoder layer at a time: load, measure, quantize, write, go on with its output."""
+"""One decoder layer at a time: load, measure, quantize, write, go on with its output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 
-from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quantize import awq, gptq
-from vllm_quant_plugin.quantize.datafree import Progress, stored_scale_dtype
-from vllm_quant_plugin.quantize.fold import apply_fold, find_fold
+from vllm_quant_plugin.quantize.datafree import E4M3_MAX, Progress
 from vllm_quant_plugin.quantize.journal import Journal
 from vllm_quant_plugin.quantize.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.modules import Linear
+from vllm_quant_plugin.quantize.ranges import AttentionRanges
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
-from vllm_quant_plugin.quantize.statistics import collect_moments, find_groups, relative_error, weight_of
+from vllm_quant_plugin.quantize.solvers import SOLVERS
+from vllm_quant_plugin.quantize.statistics import weight_of
+from vllm_quant_plugin.quantize.task import SolvedLayer, Task
 from vllm_quant_plugin.scheme import Scheme
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-# A fold that changes a layer's output by more than this share is undone: the architecture is not what it seemed.
-FOLD_TOLERANCE = 1e-3
-# AutoAWQ leaves these unclipped: their product, not their output, enters the softmax.
-_UNCLIPPED = ("q_proj", "k_proj")
-
-Batches = list[torch.Tensor]
-Solved = tuple[dict[str, CanonicalWeight], dict[str, float]]
+_KEY_MODULES = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
 
 
 def quantize_layerwise(
@@ -55,6 +50,9 @@ def quantize_layerwise(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = LayeredModel(checkpoint, device)
     wanted = {m.name: scheme for m in modules if (scheme := recipe.scheme_for(m.name)) is not None}
+    text = checkpoint.text_config
+    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
+    dtype = DTYPES.get(_stored_dtype(checkpoint), torch.bfloat16)
     batches, kwargs = model.embed(tokens)
     if journal.layers:
         batches = [hidden.to(device) for hidden in journal.hidden()]
@@ -63,13 +61,20 @@ def quantize_layerwise(
         prefix = model.layer_prefix(index)
         local = {n.removeprefix(f"{prefix}."): s for n, s in wanted.items() if n.startswith(f"{prefix}.")}
         with model.layer(index) as layer:
-            solved, found = _SOLVERS[recipe.method](layer, local, batches, kwargs[index], recipe, checkpoint.config)
-            for name, weight in solved.items():
+            task = Task(layer, local, batches, kwargs[index], recipe, head_dim, dtype)
+            solved = SOLVERS[recipe.method](task)
+            for name, weight in solved.weights.items():
                 weight_of(layer, name).copy_(weight.dequantize())
             made = _layer_tensors(checkpoint, layer, prefix, model.layer_tensors(index), solved, local)
-            for i, hidden in enumerate(batches):
-                batches[i] = run_layer(layer, hidden, kwargs[index])
-        journal.commit(index, made, {f"{prefix}.{name}": round(error, 8) for name, error in found.items()}, batches)
+            attention = AttentionRanges()
+            with attention if recipe.kv_cache else nullcontext():
+                for i, hidden in enumerate(batches):
+                    batches[i] = run_layer(layer, hidden, kwargs[index])
+            if recipe.kv_cache:
+                made |= _kv_scales(prefix, local, attention)
+        errors = {f"{prefix}.{name}": round(error, 8) for name, error in solved.errors.items()}
+        seen = {f"{prefix}.{name}": solved.tokens.get(name, 0) for name in local}
+        journal.commit(index, made, errors, batches, seen)
         progress(prefix, index + 1, model.layers)
     for name, tensor in journal.tensors():
         writer.add(name, tensor)
@@ -83,20 +88,20 @@ def _layer_tensors(
     layer: nn.Module,
     prefix: str,
     names: list[str],
-    solved: Mapping[str, CanonicalWeight],
+    solved: SolvedLayer,
     schemes: Mapping[str, Scheme],
 ) -> dict[str, torch.Tensor]:
     """A layer as it goes to disk: packed modules, and the rest as folding left it, in its stored dtype."""
     made = {
         f"{prefix}.{name}.{leaf}": tensor
-        for name, weight in solved.items()
+        for name, weight in solved.weights.items()
         for leaf, tensor in get_format(schemes[name]).pack(weight, schemes[name]).items()
-    }
+    } | {f"{prefix}.{name}": tensor for name, tensor in solved.more.items()}
     parameters = dict(layer.named_parameters())
     for name in names:
         local = name.removeprefix(f"{prefix}.")
         owner, _, leaf = local.rpartition(".")
-        if leaf == "weight" and owner in solved:
+        if leaf == "weight" and owner in solved.weights:
             continue
         if local in parameters:
             made[name] = parameters[local].detach().to(DTYPES[checkpoint.tensors[name].dtype])
@@ -105,81 +110,16 @@ def _layer_tensors(
     return made
 
 
-def _fold_scales(
-    layer: nn.Module, grids: Mapping[str, awq.Grid], groups: list[Any], moments: list[Any], head_dim: int,
-    dtype: torch.dtype, check: Callable[[], torch.Tensor],
-) -> None:  # fmt: skip
-    """Search and fold a scale for each group; moments follow. Undone where the layer's function changes."""
-    for group, found in zip(groups, moments, strict=True):
-        fold = find_fold(layer, group, head_dim)
-        if fold is None:
-            continue
-        weights = [weight_of(layer, n) for n in group.names]
-        scale = awq.search_scale(
-            weights, found.hessian, grids[group.names[0]], shared_heads=fold.shared_heads, head_dim=fold.head_dim
-        )  # fmt: skip
-        touched = (fold.producer, *group.names)
-        before = {n: p.data.clone() for n, p in layer.named_parameters() if n.rpartition(".")[0] in touched}
-        expected = check()
-        applied = apply_fold(layer, fold, scale, dtype)
-        change = (check() - expected).norm() / expected.norm().clamp(min=1e-12)
-        if float(change) > FOLD_TOLERANCE:
-            for name, kept in before.items():
-                layer.get_parameter(name).data.copy_(kept)
-            continue
-        found.hessian.div_(applied[:, None]).div_(applied[None, :])
-
-
-def _awq_layer(
-    layer: nn.Module, schemes: Mapping[str, Scheme], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
-    config: Mapping[str, Any],
-) -> Solved:  # fmt: skip
-    dtype = DTYPES.get(_stored_dtype(config), torch.bfloat16)
-    grids = {
-        name: awq.Grid(s.bits, s.group_size, s.symmetric, stored_scale_dtype(s, dtype)) for name, s in schemes.items()
-    }
-    groups = find_groups(layer, schemes, batches[0], kwargs)
-    moments = collect_moments(layer, groups, batches, kwargs)
-    sample = batches[0][:1]
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    _fold_scales(layer, grids, groups, moments, head_dim, dtype, lambda: run_layer(layer, sample, kwargs))
-    solved, errors = {}, {}
-    for group, found in zip(groups, moments, strict=True):
-        for name in group.names:
-            weight = weight_of(layer, name)
-            shrink: torch.Tensor | float = 1.0
-            if not name.endswith(_UNCLIPPED):
-                shrink = awq.search_clip(weight, found.hessian, grids[name])
-            solved[name] = awq.quantize(weight, grids[name], shrink)
-            errors[name] = relative_error(weight, solved[name].dequantize(), found.hessian)
-    return solved, errors
-
-
-def _gptq_layer(
-    layer: nn.Module, schemes: Mapping[str, Scheme], batches: Batches, kwargs: Mapping[str, Any], recipe: Recipe,
-    config: Mapping[str, Any],
-) -> Solved:  # fmt: skip
-    """True sequential: each group sees inputs that the groups before it, already rounded, produce."""
-    solved: dict[str, CanonicalWeight] = {}
-    errors: dict[str, float] = {}
-    for group in find_groups(layer, schemes, batches[0], kwargs):
-        (found,) = collect_moments(layer, [group], batches, kwargs, stop_early=True)
-        for name in group.names:
-            original = weight_of(layer, name)
-            weight = gptq.solve(
-                original, found.hessian, found.tokens, schemes[name],
-                damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
-            )  # fmt: skip
-            rounded = weight.dequantize()
-            errors[name] = relative_error(original, rounded, found.hessian)
-            original.copy_(rounded)
-            solved[name] = weight
-    return solved, errors
-
-
-def _stored_dtype(config: Mapping[str, Any]) -> str:
-    name = str(config.get("dtype") or config.get("torch_dtype") or "bfloat16")
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    fields = {**checkpoint.config, **checkpoint.text_config}
+    name = str(fields.get("dtype") or fields.get("torch_dtype") or "bfloat16")
     return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(name, "BF16")
 
 
-_SOLVERS: dict[str, Callable[..., Solved]] = {"awq": _awq_layer, "gptq": _gptq_layer}
+def _kv_scales(prefix: str, schemes: Mapping[str, Scheme], attention: AttentionRanges) -> dict[str, torch.Tensor]:
+    """FP8 scales of a layer's keys and values, float32 (1,), as llm-compressor names them."""
+    owner = next((n.rpartition(".")[0] for n in schemes if n.rpartition(".")[2] in _KEY_MODULES), None)
+    if owner is None or not attention.key:
+        raise BackendError(f"the attention of {prefix} is not one whose KV cache can be measured", "leave --kv-cache")
+    peaks = {"k_scale": attention.key, "v_scale": attention.value}
+    return {f"{prefix}.{owner}.{leaf}": torch.tensor([peak / E4M3_MAX or 1.0]) for leaf, peak in peaks.items()}

@@ -21,6 +21,8 @@ ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "w2", "dense", "dense_4h_to_h
 # Python, torch and the libraries before the first tensor is read, as measured with 30 % added.
 _RUNTIME_BYTES = {True: 1_200_000_000, False: 400_000_000}
 _SLACK_FILES = 32 << 20
+# k_scale and v_scale, one float32 each.
+KV_SCALE_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,17 @@ def _module_sizes(modules: Sequence[Linear], recipe: Recipe) -> tuple[ModuleSize
     return tuple(
         ModuleSize(
             m.name, m.out_features, m.in_features, m.weight.nbytes,
-            packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype])),
+            packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype]))
+            + (4 if scheme.activation and not scheme.activation.dynamic else 0),
         )
         for m in modules if (scheme := recipe.scheme_for(m.name)) is not None
     )  # fmt: skip
+
+
+def _layer_of(module: str) -> str:
+    """Name of the decoder layer that a module is in: up to its first number."""
+    parts = module.split(".")
+    return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit()) + 1])
 
 
 def _peak_memory(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> int:
@@ -101,7 +110,7 @@ def _peak_memory(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Reci
         return _RUNTIME_BYTES[False] + max(tensor, 18 * largest)
     layers: dict[str, int] = {}
     for m in modules:
-        layer = ".".join(m.name.split(".")[: next(i for i, p in enumerate(m.name.split(".")) if p.isdigit()) + 1])
+        layer = _layer_of(m.name)
         layers[layer] = layers.get(layer, 0) + m.in_features * m.out_features
     outside = sum(t.nbytes for n, t in checkpoint.tensors.items() if "embed" in n) * 2
     tokens = recipe.calibration.samples * recipe.calibration.seq_len
@@ -121,6 +130,8 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
     sizes = _module_sizes(modules, recipe)
     saved = sum(s.bytes_before - s.bytes_after for s in sizes)
     after = checkpoint.nbytes - saved
+    if recipe.kv_cache:
+        after += KV_SCALE_BYTES * len({_layer_of(m.name) for m in modules})
     weights = sum(s.out_features * s.in_features for s in sizes)
     problems: dict[int, tuple[str, ...]] = {}
     for tp in TP_SIZES:

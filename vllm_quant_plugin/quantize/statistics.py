@@ -44,6 +44,11 @@ class Moments:
     hessian: torch.Tensor
     tokens: int = 0
 
+    @property
+    def signal(self) -> int:
+        """``tokens``, or 0 when all they brought was zeros."""
+        return self.tokens if bool(self.hessian.any()) else 0
+
 
 class _Enough(Exception):
     """Raised inside a forward pass when nothing behind this point is needed."""
