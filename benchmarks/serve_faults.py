@@ -24,18 +24,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from serve_harness import FAKE, ROOT, Answer, Server, complete, free_port, keep, left_after, session
 
 HANG_TIMEOUT = 15
@@ -61,9 +61,12 @@ class Load:
                 time.sleep(0.2)
 
 
-def shared_memory() -> set[str]:
-    """Names in /dev/shm: an engine's rings must not stay."""
-    return set(os.listdir("/dev/shm"))
+def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Files of /dev/shm that the processes have mapped: an engine's rings must not outlive it."""
+    found = set()
+    for process in processes:
+        found |= {Path(one.path) for one in process.memory_maps() if one.path.startswith("/dev/shm/")}
+    return {path for path in found if path.exists()}
 
 
 def until_unready(admin: str, begin: float, limit: float) -> float | None:
@@ -80,11 +83,11 @@ def until_unready(admin: str, begin: float, limit: float) -> float | None:
 
 def fault(name: str) -> dict[str, Any]:
     """Kill or stop a part of a busy server that has no restart left."""
-    before = shared_memory()
     with Server("--hang-timeout", str(HANG_TIMEOUT)) as server:
         server.wait("ready")
         processes, load = server.tree(), Load(server)
         time.sleep(2.0)
+        mapped = shared_memory(processes)
         begin = time.monotonic()
         if name == "stop-engine":
             server.part(PARTS["kill-engine"]).suspend()
@@ -98,12 +101,12 @@ def fault(name: str) -> dict[str, Any]:
         load.stop.set()
         left = left_after(processes)
         ended, free = time.monotonic() - begin, server.port_free()
-    shm = len(shared_memory() - before)
+    shm = sum(path.exists() for path in mapped)
     for process in left:
         process.kill()
     good = unready is not None and unready <= patience and ended <= patience + 10 and not left and free and not shm
     return {"unready_seconds": unready, "ended_seconds": ended, "exit_code": code, "left": len(left), "port_free": free,
-            "shared_memory_left": shm, "good": good and code == CODES[name]}  # fmt: skip
+            "shared_memory": len(mapped), "shared_memory_left": shm, "good": good and code == CODES[name]}  # fmt: skip
 
 
 def restart(_: str) -> dict[str, Any]:

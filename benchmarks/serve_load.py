@@ -1,0 +1,273 @@
+"""A served model under load: nothing lost, what the metrics cost, how quickly the probes answer, whether it grows.
+
+    python benchmarks/serve_load.py TEST [TEST ...] [--minutes M] [--pairs N] [--requests N] [--concurrency N]
+
+The real vLLM on the bundled model; ``fake`` has the tests' fake behind the same supervisor. Results are kept in
+``benchmarks/results/serve_load.json``. Exit code 1 when a gate is missed. Tests and gates:
+
+``fake``  10,000 requests, 500 at once: every one a complete 200, or an explicit 429 or 503, and the server's own count
+          of tokens is the clients'.
+``real``  2,000 requests, 32 at once: the same.
+``overhead``
+          Output tokens per second with the plugin's metrics over those without, two servers taking turns, the idle
+          one stopped: at least 0.99 (median over pairs).
+``probes``
+          ``/readyz`` and ``/metrics`` of the admin app while the server loads, is busy and is dead, and vLLM's
+          ``/metrics`` while busy: p99 at most 100 ms, every exposition parses, what is unknown is absent.
+``soak``  Light load for ``--minutes``: after a warm-up of a fifth the last third's resident memory is within 1% of the
+          first third's, and so are the descriptors within 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+from serve_harness import Server, complete, keep, percentile, session
+
+
+async def _ask(url: str, requests: int, concurrency: int, tokens: int) -> tuple[Counter[str], list[float], float]:
+    """Send ``requests`` at a constant concurrency, every second one streamed; outcomes, latencies, seconds."""
+    outcomes: Counter[str] = Counter()
+    latencies: list[float] = []
+    numbers = iter(range(requests))
+    async with session(concurrency) as client:
+
+        async def worker() -> None:
+            for number in numbers:
+                answer = await complete(client, url, tokens, stream=bool(number % 2), prompt=f"import os, n{number}")
+                latencies.append(answer.seconds)
+                refused = answer.status in (429, 503)
+                outcomes["complete" if answer.complete else f"refused {answer.status}" if refused else
+                         f"lost {answer.status}"] += 1  # fmt: skip
+
+        begin = time.monotonic()
+        await asyncio.gather(*(worker() for _ in range(concurrency)))
+        return outcomes, latencies, time.monotonic() - begin
+
+
+def sample(url: str, name: str) -> float:
+    """A counter's sum over its samples."""
+    text = httpx.get(f"{url}/metrics", timeout=60).text
+    families = text_string_to_metric_families(text)
+    return sum(one.value for family in families for one in family.samples if one.name == name)
+
+
+def volume(options: argparse.Namespace, *, fake: bool) -> dict[str, Any]:
+    """Many requests."""
+    requests = options.requests or (10_000 if fake else 2_000)
+    concurrency, tokens = options.concurrency or (500 if fake else 32), 16
+    with Server(fake=fake) as server:
+        server.wait("ready")
+        before = sample(server.url, "vllm:generation_tokens_total")
+        outcomes, latencies, seconds = asyncio.run(_ask(server.url, requests, concurrency, tokens))
+        counted = sample(server.url, "vllm:generation_tokens_total") - before
+        code = server.stop()
+    lost = sum(count for outcome, count in outcomes.items() if outcome.startswith("lost"))
+    good = not lost and sum(outcomes.values()) == requests and counted == outcomes["complete"] * tokens and code == 0
+    return {"requests": requests, "concurrency": concurrency, "tokens_each": tokens, "outcomes": dict(outcomes),
+            "server_counted_tokens": counted, "seconds": seconds, "requests_per_second": requests / seconds,
+            "latency_p50": percentile(latencies, 0.5), "latency_p99": percentile(latencies, 0.99), "exit_code": code,
+            "good": good}  # fmt: skip
+
+
+def overhead(options: argparse.Namespace) -> dict[str, Any]:
+    """Throughput with the plugin's metrics against without them."""
+    concurrency, tokens = 16, 64
+    with (
+        Server("--deep-check", "0", "--price", "1", "--slo-ttft", "30") as on,
+        Server("--deep-check", "0", environment={"VLLM_PLUGINS": "vqp"}) as off,
+    ):
+        on.wait("ready")
+        off.wait("ready")
+        assert "vqp_" in httpx.get(f"{on.url}/metrics").text
+        assert "vqp_" not in httpx.get(f"{off.url}/metrics").text
+        trees = {server.port: server.tree() for server in (on, off)}
+
+        def rate(server: Server, requests: int = 64) -> float:
+            for process in trees[server.port]:
+                process.resume()
+            outcomes, _, seconds = asyncio.run(_ask(server.url, requests, concurrency, tokens))
+            for process in trees[server.port]:
+                process.suspend()
+            assert outcomes["complete"] == requests, outcomes
+            return requests * tokens / seconds
+
+        for server in (on, off, on, off):
+            rate(server)
+        pairs = []
+        for number in range(options.pairs):
+            # Which goes first alternates, so that a drift of the machine favours neither.
+            order = (on, off) if number % 2 else (off, on)
+            rates = {server.port: rate(server) for server in order}
+            pairs.append((rates[on.port], rates[off.port]))
+            print(f"    {pairs[-1][0]:.1f} {pairs[-1][1]:.1f} tokens/s", flush=True)
+        for process in (*trees[on.port], *trees[off.port]):
+            process.resume()
+        codes = [on.stop(), off.stop()]
+    ratios = [with_metrics / without for with_metrics, without in pairs]
+    ratio = statistics.median(ratios)
+    return {"pairs": pairs, "tokens_per_second_on": statistics.median(one for one, _ in pairs),
+            "tokens_per_second_off": statistics.median(one for _, one in pairs), "ratio_median": ratio,
+            "ratio_mean": statistics.fmean(ratios), "ratio_stderr": statistics.stdev(ratios) / len(ratios) ** 0.5,
+            "exit_codes": codes, "good": ratio >= 0.99}  # fmt: skip
+
+
+# Of a server on a CPU nobody knows peaks or energy, and weight bytes are not told.
+UNKNOWN_ON_CPU = ("vqp_energy_joules_total", "vqp_joules_per_token", "vqp_model_bandwidth_utilization_ratio",
+                  "vqp_model_flops_utilization_ratio", "vqp_peak_flops_per_second")  # fmt: skip
+
+
+class Prober:
+    """Asks some addresses over and over, on a thread of its own."""
+
+    def __init__(self, urls: Iterable[str], pause: float = 0.02) -> None:
+        self.seconds: dict[str, list[float]] = {url: [] for url in urls}
+        self.failures: list[str] = []
+        self.texts: dict[str, str] = {}
+        self._stop, self._pause = threading.Event(), pause
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with httpx.Client(timeout=30) as client:
+            while not self._stop.wait(self._pause):
+                for url, seconds in self.seconds.items():
+                    begin = time.monotonic()
+                    try:
+                        answer = client.get(url)
+                    except httpx.HTTPError as error:
+                        self.failures.append(f"{url}: {error}")
+                        continue
+                    seconds.append(time.monotonic() - begin)
+                    if url.endswith("/metrics"):
+                        self.texts[url] = answer.text
+                    elif answer.status_code not in (200, 503):
+                        self.failures.append(f"{url}: {answer.status_code}")
+
+    def stop(self) -> dict[str, Any]:
+        """p50, p99 and count for each address; the last expositions are parsed."""
+        self._stop.set()
+        self._thread.join()
+        found: dict[str, Any] = {"failures": self.failures}
+        for url, seconds in self.seconds.items():
+            found[url.split("/", 3)[3] + (" of vLLM" if url in self.seconds and self._of_vllm(url) else "")] = {
+                "asked": len(seconds), "p50_ms": 1e3 * percentile(seconds, 0.5),
+                "p99_ms": 1e3 * percentile(seconds, 0.99), "worst_ms": 1e3 * max(seconds),
+            }  # fmt: skip
+        return found
+
+    def _of_vllm(self, url: str) -> bool:
+        return "vllm:" in self.texts.get(url, "")
+
+    def names(self) -> set[str]:
+        """Sample names of the last expositions."""
+        families = (text_string_to_metric_families(text) for text in self.texts.values())
+        return {one.name for several in families for family in several for one in family.samples}
+
+
+def probes(options: argparse.Namespace) -> dict[str, Any]:
+    """How quickly the probes and scrapes answer."""
+    phases: dict[str, Any] = {}
+    false_zeros: list[str] = []
+    with Server("--restart", "1") as server:
+        server.wait("started")
+        own = [f"{server.admin}/readyz", f"{server.admin}/metrics"]
+        loading = Prober(own)
+        time.sleep(5)
+        false_zeros += [name for name in ("vqp_start_seconds",) if name in loading.names()]
+        server.wait("ready")
+        phases["loading"] = loading.stop()
+
+        busy = Prober([*own, f"{server.url}/metrics"])
+        asyncio.run(_ask(server.url, 160, 16, 64))
+        phases["busy"] = busy.stop()
+        false_zeros += [name for name in UNKNOWN_ON_CPU if name in busy.names()]
+
+        dead = Prober(own)
+        server.part("VLLM::EngineCore").kill()
+        server.wait("restart")
+        server.wait("ready")
+        phases["dead"] = dead.stop()
+        code = server.stop()
+    worst = max(one["p99_ms"] for phase in phases.values() for one in phase.values() if isinstance(one, dict))
+    failures = [failure for phase in phases.values() for failure in phase["failures"]]
+    good = worst <= 100 and not failures and not false_zeros and code == 0
+    return {**phases, "worst_p99_ms": worst, "false_zeros": false_zeros, "exit_code": code, "good": good}
+
+
+def soak(options: argparse.Namespace) -> dict[str, Any]:
+    """Light load for a long time."""
+    samples: list[tuple[float, int, int]] = []
+    outcomes: Counter[str] = Counter()
+    with Server() as server:
+        server.wait("ready")
+        processes, begin = server.tree(), time.monotonic()
+        length = options.minutes * 60
+        while (now := time.monotonic() - begin) < length:
+            outcomes += asyncio.run(_ask(server.url, 4, 2, 32))[0]
+            httpx.get(f"{server.url}/metrics", timeout=60)
+            httpx.get(f"{server.admin}/status", timeout=60)
+            samples.append((now, *_sizes(processes)))
+            time.sleep(options.pause)
+        code = server.stop()
+    kept = [one for one in samples if one[0] > length / 5]
+    third = len(kept) // 3
+    first, last = (statistics.fmean(one[1] for one in part) for part in (kept[:third], kept[-third:]))
+    growth = last / first - 1
+    descriptors = (statistics.median(one[2] for one in part) for part in (kept[:third], kept[-third:]))
+    early, late = descriptors
+    lost = sum(count for outcome, count in outcomes.items() if outcome != "complete")
+    return {"minutes": options.minutes, "requests": sum(outcomes.values()), "outcomes": dict(outcomes),
+            "resident_first_third": first, "resident_last_third": last, "growth": growth,
+            "resident_spread": (max(one[1] for one in kept) - min(one[1] for one in kept)) / first,
+            "descriptors_first_third": early, "descriptors_last_third": late, "exit_code": code,
+            "good": abs(growth) <= 0.01 and abs(late - early) <= 1 and not lost and code == 0}  # fmt: skip
+
+
+def _sizes(processes: list[psutil.Process]) -> tuple[int, int]:
+    """Resident bytes and open descriptors of all processes."""
+    return sum(one.memory_info().rss for one in processes), sum(one.num_fds() for one in processes)
+
+
+TESTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "fake": lambda options: volume(options, fake=True),
+    "real": lambda options: volume(options, fake=False),
+    "overhead": overhead,
+    "probes": probes,
+    "soak": soak,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tests", nargs="+", choices=list(TESTS), metavar="TEST", help=", ".join(TESTS))
+    parser.add_argument("--minutes", type=float, default=30.0, help="of the soak")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds between the soak's bursts")
+    parser.add_argument("--pairs", type=int, default=20, help="of the comparison with and without metrics")
+    parser.add_argument("--requests", type=int, help="instead of 10,000 and 2,000")
+    parser.add_argument("--concurrency", type=int, help="instead of 500 and 32")
+    options = parser.parse_args()
+    good = True
+    for name in options.tests:
+        result = TESTS[name](options)
+        keep("serve_load", name, result)
+        good &= result["good"]
+        print(
+            f"{'ok ' if result['good'] else 'BAD'} {name}", *(f"\n    {k}: {v}" for k, v in result.items()), flush=True
+        )
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
