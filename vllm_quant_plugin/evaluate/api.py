@@ -31,7 +31,7 @@ def evaluate_model(
     model: str | Path,
     *,
     reference: str | Path | Recording | None = None,
-    texts: Sequence[str | Path] = (),
+    texts: Sequence[str | Path | Text] = (),
     windows: int | None = 64,
     window_len: int = 256,
     seconds: float | None = None,
@@ -45,7 +45,8 @@ def evaluate_model(
         model: folder or hub id, quantized or not.
         reference: the original, or a recording of it (which then decides texts and windows); adds KL divergence,
             top-1 agreement and the error of every layer.
-        texts: files, documents separated by newline and NUL; default: the two that ship with the package.
+        texts: files, documents separated by newline and NUL, or encoded texts; default: the two that ship with
+            the package.
         windows: first windows of each text, None for all.
         window_len: tokens per window; figures for different lengths are not comparable.
         seconds: a limit for scoring (not for loading); at least two windows of each text are scored.

@@ -74,7 +74,7 @@ def vocabulary(checkpoint: Checkpoint) -> int:
 
 
 def load_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], windows: int | None, window_len: int) -> list[Text]:
-    """Held-out texts in the model's tokens.
+    """Held-out texts in the model's tokens; a ``Text`` is taken as it is, without scores.
 
     Raises:
         UsageError: unreadable text, or a window that is too short or does not fit the model.
@@ -85,8 +85,13 @@ def load_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], windows: int
     if isinstance(limit, int) and window_len + 1 > limit:
         raise UsageError(f"--window-len {window_len} does not fit the model's {limit} positions", "lower it")
     tokenizer = load_tokenizer(checkpoint.path)
-    chosen = [Path(p) for p in paths] or list(DEFAULT_TEXTS)
-    return [Text(path.name, read_windows(path, tokenizer, window_len, windows)) for path in chosen]
+    found = []
+    for item in paths or DEFAULT_TEXTS:
+        if isinstance(item, Text):
+            found.append(Text(item.name, list(item.windows)))
+        else:
+            found.append(Text(Path(item).name, read_windows(Path(item), tokenizer, window_len, windows)))
+    return found
 
 
 def in_turn(texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
@@ -112,7 +117,7 @@ def record_reference(
     model: str | Path,
     folder: Path,
     *,
-    texts: Sequence[str | Path] = (),
+    texts: Sequence[str | Path | Text] = (),
     windows: int | None = 64,
     window_len: int = 256,
     seconds: float | None = None,

@@ -39,6 +39,7 @@ class QuantizeReport:
         environment: what else results may depend on.
         warnings: what a user should know.
         resumed_layers: layers taken over from an interrupted run.
+        mixed: what the search for a size found, see ``mixed.api``; None without one.
     """
 
     model: str
@@ -58,6 +59,7 @@ class QuantizeReport:
     environment: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     resumed_layers: int = 0
+    mixed: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "recipe": self.recipe.to_json()}

@@ -1,0 +1,203 @@
+"""``quantize_to_target``: bits per module chosen to meet a size, and kept only if better than uniform bits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, read_json
+from vllm_quant_plugin.errors import OutputError, StartupError, UsageError
+from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.api import quantize_model
+from vllm_quant_plugin.quantize.mixed.plan import (
+    Allocation,
+    allocate,
+    budget_bytes,
+    candidate_schemes,
+    require_feasible,
+)
+from vllm_quant_plugin.quantize.mixed.recipe_file import with_schemes
+from vllm_quant_plugin.quantize.mixed.units import Unit, find_units
+from vllm_quant_plugin.quantize.modules import check_input
+from vllm_quant_plugin.quantize.output import RECORD_NAME, OutputFolder, write_json
+from vllm_quant_plugin.quantize.progress import Progress, no_progress
+from vllm_quant_plugin.quantize.recipe import Calibration, Recipe
+from vllm_quant_plugin.quantize.report import QuantizeReport, describe_source, versions
+
+# Calibration windows that the sensitivities are measured on, and other ones for the check at the end.
+SENSITIVITY_WINDOWS = 6
+CHECK_WINDOWS = 16
+WINDOW_LEN = 256
+_PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How large the result may be: one of the two.
+
+    Attributes:
+        bits_per_weight: of the quantized modules, with scales and zero points.
+        size: bytes of all tensors.
+        group_sizes: that may be used, None for 32, 64 and 128.
+    """
+
+    bits_per_weight: float | None = None
+    size: int | None = None
+    group_sizes: tuple[int, ...] | None = None
+
+
+def _windows(checkpoint: Checkpoint, recipe: Recipe) -> tuple[list[list[int]], list[list[int]]]:
+    """Windows to measure on, and others to check on, from the calibration text."""
+    from vllm_quant_plugin.quantize.calibration import load_tokenizer, load_windows
+
+    limit = checkpoint.text_config.get("max_position_embeddings")
+    length = min(WINDOW_LEN, limit - 1) if isinstance(limit, int) else WINDOW_LEN
+    wanted = recipe.calibration or Calibration(samples=SENSITIVITY_WINDOWS)
+    seq_len = max(length, min(wanted.seq_len, limit) if isinstance(limit, int) else wanted.seq_len)
+    more = replace(wanted, samples=wanted.samples + CHECK_WINDOWS, seq_len=seq_len)
+    found = load_windows(more, load_tokenizer(checkpoint.path)).tokens
+    if len(found) < 2 or len(found[0]) < length:
+        raise UsageError("the calibration text is too short to measure on", f"give {16 * length} tokens or more")
+    # Those behind the calibration's own are not seen by GPTQ or AWQ.
+    unseen = found[wanted.samples :] or found[len(found) // 2 :]
+    cut = [window[:length] for window in found]
+    return cut[: min(SENSITIVITY_WINDOWS, len(found) - 1)], [window[:length] for window in unseen]
+
+
+def search(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, progress: Progress = no_progress
+) -> tuple[Allocation, list[Unit]]:
+    """Measure the sensitivities and solve for the target.
+
+    Raises:
+        UsageError: the method or the model cannot meet it.
+    """
+    units = find_units(check_input(checkpoint))
+    candidates = candidate_schemes(recipe, units, target.group_sizes)
+    budget = budget_bytes(units, checkpoint.nbytes, target.bits_per_weight, target.size)
+    require_feasible(units, candidates, budget)
+    from vllm_quant_plugin.quantize.mixed.sensitivity import measure_units
+
+    tokens, _ = _windows(checkpoint, recipe)
+    losses = measure_units(checkpoint, units, candidates, recipe, tokens, progress)
+    return allocate(units, candidates, losses, budget), units
+
+
+def quantize_to_target(
+    model: str | Path,
+    output: str | Path,
+    recipe: Recipe,
+    *,
+    bits_per_weight: float | None = None,
+    size: int | None = None,
+    group_sizes: Sequence[int] | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: Progress = no_progress,
+) -> QuantizeReport:
+    """Quantize so that the result has a given size, with the bits of each module chosen for the least divergence.
+
+    The result and the best uniform one that is no larger are both made and compared through vLLM on calibration
+    text that neither has seen; the better one becomes the output, and the report says which and by how much.
+
+    Args:
+        model, output, overwrite, resume, progress: see ``quantize_model``.
+        recipe: method, calibration, symmetry; its bits and group size play no part.
+        bits_per_weight, size, group_sizes: see ``Target``.
+
+    Raises:
+        UsageError: a target that cannot be met.
+        VqpError: as ``quantize_model``.
+    """
+    target = Target(bits_per_weight, size, tuple(group_sizes) if group_sizes else None)
+    folder = resolve_model(model)
+    checkpoint = read_checkpoint(folder)
+    final = OutputFolder(Path(output), overwrite=overwrite, source=folder)
+    scratch = final.final.with_name(f".{final.final.name}.search")
+    plan = _plan(checkpoint, recipe, target, scratch, resume, progress)
+    chosen: dict[str, tuple[Recipe, QuantizeReport]] = {}
+    for kind, fields in plan["recipes"].items():
+        wanted = Recipe.from_json(fields)
+        place = scratch / kind / final.final.name
+        report = quantize_model(folder, place, wanted, overwrite=True, resume=resume, progress=progress)
+        chosen[kind] = (wanted, report)
+    found = _check(checkpoint, recipe, scratch, final.final.name, list(chosen), progress)
+    kept = min(found, key=lambda kind: found[kind]) if found else "mixed"
+    report = chosen[kept][1]
+    report.model, report.output = str(model), str(output)
+    report.mixed = {**plan["summary"], "checked_kl": found, "kept": kept}
+    if kept == "uniform":
+        report.warnings.append("uniform bits were better on unseen text than the mixture, so they were kept")
+    if not found and "uniform" in chosen:
+        report.warnings.append("the mixture was not compared with uniform bits: vLLM did not start here")
+    with final as work:
+        shutil.rmtree(work)
+        (scratch / kept / final.final.name).rename(work)
+        write_json(work / RECORD_NAME, report.to_json())
+    shutil.rmtree(scratch)
+    return report
+
+
+def _plan(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, scratch: Path, resume: bool, progress: Progress
+) -> dict[str, Any]:
+    """The recipes to run: found now, or taken from an interrupted run of the same search."""
+    fingerprint = json.loads(json.dumps({
+        "recipe": recipe.to_json(), "target": asdict(target), "input": describe_source(checkpoint),
+        "versions": versions(),
+    }))  # fmt: skip
+    path = scratch / _PLAN
+    if resume and path.exists():
+        kept = read_json(path)
+        if kept.get("fingerprint") != fingerprint:
+            raise OutputError(f"{path}: belongs to another search", "repeat its flags, or start over without --resume")
+        return kept
+    found, units = search(checkpoint, recipe, target, progress)
+    recipes = {"mixed": with_schemes(recipe, found.schemes)}
+    if found.uniform is not None:
+        names = [m.name for u in units for m in u.modules]
+        recipes["uniform"] = with_schemes(recipe, dict.fromkeys(names, found.uniform))
+    weights = sum(u.weights for u in units)
+    summary = {
+        "target": asdict(target), "predicted_kl": found.solution.loss,
+        "bits_per_weight": 8 * found.solution.cost / weights,
+        "exact": found.solution.exact, "gap": found.solution.loss - found.solution.bound,
+        "uniform": found.uniform.describe() if found.uniform else None,
+        "uniform_predicted_kl": found.uniform_loss if found.uniform else None,
+        "uniform_bits_per_weight": 8 * found.uniform_cost / weights if found.uniform else None,
+    }  # fmt: skip
+    plan = {
+        "fingerprint": fingerprint, "summary": summary, "recipes": {k: r.to_json() for k, r in recipes.items()}
+    }  # fmt: skip
+    scratch.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    write_json(temporary, plan)
+    temporary.rename(path)
+    return plan
+
+
+def _check(
+    checkpoint: Checkpoint, recipe: Recipe, scratch: Path, name: str, kinds: Sequence[str], progress: Progress
+) -> dict[str, float]:
+    """Mean KL of each artefact through vLLM on text that none has seen; empty when vLLM does not start."""
+    if len(kinds) < 2:
+        return {}
+    from vllm_quant_plugin.evaluate.api import evaluate_model, record_reference
+    from vllm_quant_plugin.evaluate.recording import Text
+
+    _, unseen = _windows(checkpoint, recipe)
+    with tempfile.TemporaryDirectory(prefix="vqp-mixed-") as folder:
+        try:
+            recording = record_reference(
+                checkpoint.path, Path(folder), texts=[Text("unseen calibration text", unseen)],
+                window_len=len(unseen[0]), noise=False, progress=progress,
+            )  # fmt: skip
+            reports = {kind: evaluate_model(scratch / kind / name, reference=recording) for kind in kinds}
+        except StartupError:
+            return {}
+    return {kind: found.worst_kl for kind, found in reports.items() if found.worst_kl is not None}
