@@ -2,7 +2,7 @@
 #
 #   make            set up: .venv from a lock, the native kernels, the package (editable)
 #   make demo       quantize, plan, serve and measure the bundled model on this machine
-#   make test       the tests                      ARGS="tests/planner -k tp" narrows them
+#   make test       the tests                      ARGS="tests/formats -k tp" narrows them
 #   make lint       ruff check, ruff format --check, mypy
 #   make bench      the kernels beside vLLM's own
 #   make cuda       compile the CUDA kernels (minutes; needs nvcc, not a GPU)
@@ -19,6 +19,8 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 ARGS ?=
+# Each holds an engine now and then: 4 GB.
+PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -56,7 +58,7 @@ demo: setup
 	@$(BIN)/vllm-quant demo $(ARGS)
 
 test: setup
-	@$(BIN)/pytest $(ARGS)
+	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .
