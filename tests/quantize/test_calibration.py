@@ -114,6 +114,40 @@ def test_few_samples_warn(tokenizer, tmp_path: Path) -> None:
     assert any("few" in w for w in found.warnings)
 
 
+def test_truncation_takes_the_beginning_of_each_document(tokenizer, tmp_path: Path) -> None:
+    texts = [f"def f{i}(): return {i}\n" * (5 * i) for i in range(1, 5)]
+    (tmp_path / "a.json").write_text(json.dumps(texts))
+    found = load_windows(Calibration(str(tmp_path / "a.json"), 8, 64, 0, packing=False), tokenizer)
+    whole = [encode_document(tokenizer, text) for text in texts]
+    assert sorted(found.tokens) == sorted(ids[:64] for ids in whole if len(ids) >= 64)
+    assert 0 < len(found.tokens) < 4
+    with pytest.raises(UsageError, match="the longest has"):
+        load_windows(Calibration(str(tmp_path / "a.json"), 8, 10_000, 0, packing=False), tokenizer)
+
+
+@pytest.mark.parametrize("source", ["some-org/some-set", "some-org/some-set:test", "some-org/some-set:small:train"])
+def test_a_hub_data_set_while_offline_is_one_line(tokenizer, source: str) -> None:
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE") as caught:
+        load_windows(Calibration(source), tokenizer)
+    assert source in caught.value.message
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_data_set_in_the_cache_is_read(tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load(name, config, *, split, streaming):
+        asked.append((name, config, split, streaming))
+        return datasets.Dataset.from_dict({"text": ["one two three"] * 2000})
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = load_windows(Calibration("some-org/some-set:small:test", 4, 32), tokenizer)
+    assert asked == [("some-org/some-set", "small", "test", False)]
+    assert (found.documents, len(found.tokens)) == (1024, 4)
+
+
 def test_chat_without_a_template_is_refused(tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([CHAT]))
     with pytest.raises(UsageError, match="chat"):

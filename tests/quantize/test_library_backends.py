@@ -56,11 +56,13 @@ def test_output_is_like_that_of_the_builtin_backend(
 
 def test_a_library_that_fails_is_one_line(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A sequence length of which the worker can make nothing.
-    monkeypatch.setattr(library, "_copy", lambda *_: pytest.fail("nothing to copy"))
+    monkeypatch.setattr(library, "copy_result", lambda *_: pytest.fail("nothing to copy"))
     recipe = make_recipe("awq", backend="autoawq", samples=1, seq_len=8)
     monkeypatch.setattr(Path, "resolve", lambda self, strict=False: Path("/nowhere"))
     with pytest.raises(BackendError) as caught:
-        library.quantize_with_library(read_checkpoint(small_model), recipe, [[1, 2]], tmp_path, None, lambda *_: None)
+        library.quantize_with_library(
+            read_checkpoint(small_model), [], recipe, [[1, 2]], tmp_path, None, lambda *_: None
+        )
     assert "\n" not in caught.value.message
     assert "/nowhere" in caught.value.message
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from vllm_quant_plugin.backends.store import require_backend
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
@@ -74,6 +75,7 @@ def quantize_model(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = no_progress,
+    name: str | None = None,
 ) -> QuantizeReport:
     """Quantize a model folder or hub id into a new folder.
 
@@ -87,6 +89,7 @@ def quantize_model(
         overwrite: replace ``output`` when it is there.
         resume: go on with a run of the same recipe, input and versions into ``output`` that was interrupted.
         progress: called with (module or stage, done, total).
+        name: what the record calls the model; default: ``model``.
 
     Raises:
         CheckpointError: the input is missing, damaged, pickled or quantized already.
@@ -97,12 +100,15 @@ def quantize_model(
     started = time.monotonic()
     checkpoint, modules, target = _check(model, output, recipe, overwrite)
     folder = checkpoint.path
+    found = versions()
+    if recipe.backend == "llmcompressor":
+        found[recipe.backend] = require_backend(recipe.backend).version
     plan = plan_run(checkpoint, modules, recipe)
     check_room(plan, free_disk(target.final.parent), total_memory())
     with target as work:
         report = QuantizeReport(
-            str(model), str(output), recipe, len(modules), checkpoint.nbytes, 0, 0.0, 0.0, 0,
-            source=describe_source(checkpoint), versions=versions(),
+            name or str(model), str(output), recipe, len(modules), checkpoint.nbytes, 0, 0.0, 0.0, 0,
+            source=describe_source(checkpoint), versions=found,
         )  # fmt: skip
         try:
             quantizer = _run(checkpoint, modules, recipe, work, report, progress, target.journal, resume)
@@ -184,6 +190,8 @@ def _run(
         return ours
     from vllm_quant_plugin.quantize.library import quantize_with_library
 
-    report.peak_memory_bytes = quantize_with_library(checkpoint, recipe, windows.tokens, work, writer, progress)
+    report.peak_memory_bytes = quantize_with_library(
+        checkpoint, modules, recipe, windows.tokens, work, writer, progress
+    )  # fmt: skip
     writer.close()
     return f"{recipe.backend}:{report.versions[recipe.backend]}"

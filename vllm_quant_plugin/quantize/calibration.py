@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.quantize.hub_dataset import is_hub_dataset, read_hub_rows
 from vllm_quant_plugin.quantize.quiet import quiet_output
 from vllm_quant_plugin.quantize.recipe import Calibration
 
@@ -130,6 +131,14 @@ def read_documents(path: Path) -> list[Document]:
     return documents
 
 
+def _from_hub(source: str, samples: int) -> list[Document]:
+    rows = [_record(row, f"{source}: row {i}") for i, row in enumerate(read_hub_rows(source, samples))]
+    documents = [d for d in rows if not isinstance(d, str) or d.strip()]
+    if not documents:
+        raise UsageError(f"calibration data set {source}: holds no text", "give another, or a file")
+    return documents
+
+
 def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> list[list[int]]:
     encoded = []
     for document in documents:
@@ -158,15 +167,33 @@ def pack_windows(documents: Sequence[Sequence[int]], samples: int, seq_len: int,
     return windows[:samples]
 
 
+def cut_windows(documents: Sequence[Sequence[int]], samples: int, seq_len: int, seed: int) -> list[list[int]]:
+    """The first ``seq_len`` tokens of each document that has as many, ``samples`` of them chosen by ``seed``."""
+    windows = [list(document[:seq_len]) for document in documents if len(document) >= seq_len]
+    random.Random(seed).shuffle(windows)
+    return windows[:samples]
+
+
 def load_windows(calibration: Calibration, tokenizer: Tokenizer) -> Windows:
     """Read, encode and pack.
 
     Raises:
-        UsageError: the file is unreadable or holds no text.
+        UsageError: the file is unreadable or holds no text, or no document is long enough to be cut.
     """
-    documents = read_documents(Path(calibration.source) if calibration.source else SHIPPED)
+    source = calibration.source
+    if source and is_hub_dataset(source) and not Path(source).exists():
+        documents = _from_hub(source, calibration.samples)
+    else:
+        documents = read_documents(Path(source) if source else SHIPPED)
     encoded = _encode(tokenizer, documents)
-    windows = pack_windows(encoded, calibration.samples, calibration.seq_len, calibration.seed)
+    form = pack_windows if calibration.packing else cut_windows
+    windows = form(encoded, calibration.samples, calibration.seq_len, calibration.seed)
+    if not windows:
+        longest = max(map(len, encoded))
+        raise UsageError(
+            f"no calibration document has {calibration.seq_len} tokens (the longest has {longest})",
+            "lower --seq-len, or leave --truncate out",
+        )
     warnings = []
     if len(windows) < calibration.samples:
         warnings.append(f"the text gives {len(windows)} samples of the {calibration.samples} asked for")

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from vllm_quant_plugin.backends.command import offer_backend
 from vllm_quant_plugin.quantize.preflight import summary as plan_summary
 from vllm_quant_plugin.quantize.progress import progress_bar
 from vllm_quant_plugin.quantize.recipe import LEVEL_EXAMPLES, make_recipe
@@ -27,10 +28,14 @@ def quantize(
     ] = None,
     symmetric: Annotated[bool | None, typer.Option("--sym/--asym", help="Without or with zero points.")] = None,
     calibration: Annotated[
-        str | None, typer.Option(help="Text, JSON, JSONL or Parquet file; default: the text shipped here.")
+        str | None,
+        typer.Option(help="Text, JSON, JSONL or Parquet file, or hub data set org/name:split; default: ours."),
     ] = None,
     calibration_samples: Annotated[int | None, typer.Option(help="Calibration windows (128).")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens per window (512).")] = None,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="A window from each document's beginning, not from all laid end to end.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Choice of calibration windows.")] = 0,
     backend: Annotated[str | None, typer.Option(help="builtin, gptqmodel, autoawq or llmcompressor.")] = None,
     activations: Annotated[
@@ -60,12 +65,15 @@ def quantize(
     recipe = make_recipe(
         method, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
         backend=backend, calibration=calibration, samples=calibration_samples, seq_len=seq_len, seed=seed,
+        packing=not truncate,
         damp=damp, mse=mse, static_groups=static_groups, activations=activations, smooth=smooth, kv_cache=kv_cache,
     )  # fmt: skip
     if dry_run:
         plan = preflight(model, output, recipe, overwrite=overwrite)
         print(json.dumps(plan.to_json(), indent=2) if as_json else plan_summary(plan))
         return
+    if recipe.backend == "llmcompressor" and not as_json:
+        offer_backend(recipe.backend)
     with progress_bar(f"{method} {recipe.scheme.describe()}", enabled=not as_json) as progress:
         report = quantize_model(model, output, recipe, overwrite=overwrite, resume=resume, progress=progress)
     print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))

@@ -1,8 +1,8 @@
-"""AWQ and GPTQ by a library as a whole, in a process of its own.
+"""Quantization by a library as a whole, in a process of its own.
 
 The child keeps the library's imports, threads, output and memory away from the caller. It reads a job
-file, reports progress as JSON lines on a pipe, and saves the library's own checkpoint, whose tensors are
-then copied into shards like the input's.
+file, reports progress as JSON lines on a pipe, and saves the library's own checkpoint, which is checked and
+copied into shards like the input's. GPTQModel and AutoAWQ live in this environment, llm-compressor in one of its own.
 """
 
 from __future__ import annotations
@@ -13,17 +13,21 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
-from vllm_quant_plugin.errors import BackendError, VqpError
-from vllm_quant_plugin.quantize.layerwise import DTYPES
+from vllm_quant_plugin.backends import llmcompressor_worker
+from vllm_quant_plugin.backends.store import require_backend
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.quantize.config_json import KV_CACHE_SCHEME, ct_group
+from vllm_quant_plugin.quantize.library_result import copy_result
+from vllm_quant_plugin.quantize.modules import Linear, kept_modules
 from vllm_quant_plugin.quantize.output import write_json
 from vllm_quant_plugin.quantize.progress import Progress
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
+from vllm_quant_plugin.quantize.shards import ModelWriter
 
 _LOG_LINES = 400
 
@@ -37,18 +41,41 @@ def _last_reason(log: Path) -> str:
     return "no output"
 
 
-def _run_child(job: Path, log: Path, progress: Progress) -> int:
+def _program(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
+    """The worker's command line without its arguments, and its environment."""
+    if recipe.backend == "llmcompressor":
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+        python = str(require_backend(recipe.backend).python)
+        return [python, "-I", str(Path(llmcompressor_worker.__file__).resolve())], clean
+    # What this process imports from a relative path must still be found from the job's folder.
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+    return [sys.executable, "-m", "vllm_quant_plugin.quantize.library_worker"], found
+
+
+def _job(checkpoint: Checkpoint, recipe: Recipe, modules: Sequence[Linear], tokens: list[list[int]]) -> dict[str, Any]:
+    if recipe.backend != "llmcompressor":
+        return {"recipe": recipe.to_json(), "tokens": tokens}
+    activation = recipe.scheme.activation
+    measured = recipe.smooth is not None or recipe.kv_cache or (activation is not None and not activation.dynamic)
+    return {
+        "scheme": ct_group(recipe.scheme, ["Linear"]),
+        "ignore": kept_modules(checkpoint, {m.name for m in modules}),
+        "smooth": recipe.smooth,
+        "kv_cache": {k: v for k, v in KV_CACHE_SCHEME.items() if k != "observer"} if recipe.kv_cache else None,
+        "tokens": tokens if measured else [],
+        "seed": recipe.calibration.seed if recipe.calibration else 0,
+    }
+
+
+def _run_child(program: tuple[list[str], dict[str, str]], job: Path, log: Path, progress: Progress) -> int:
     """Run the worker to its end; returns its peak resident memory in bytes."""
     read_end, write_end = os.pipe()
-    command = [sys.executable, "-m", "vllm_quant_plugin.quantize.library_worker", str(job.absolute()), str(write_end)]
-    peak = 0
-    # Libraries write log files where they are started; the job's folder goes away with them. What this
-    # process imports from a relative path must still be found there.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+    peak, (command, environment) = 0, program
+    # Libraries write log files where they are started; the job's folder goes away with them.
     with log.open("wb") as output:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, pass_fds=(write_end,),
-            cwd=job.parent, env=environment,
+            [*command, str(job.absolute()), str(write_end)], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            pass_fds=(write_end,), cwd=job.parent, env=environment,
         )  # fmt: skip
         os.close(write_end)
         try:
@@ -70,13 +97,14 @@ def _run_child(job: Path, log: Path, progress: Progress) -> int:
 
 def quantize_with_library(
     checkpoint: Checkpoint,
+    modules: Sequence[Linear],
     recipe: Recipe,
     tokens: list[list[int]],
     work: Path,
     writer: ModelWriter,
     progress: Progress,
 ) -> int:
-    """Quantize with gptqmodel or autoawq and write every tensor.
+    """Quantize with gptqmodel, autoawq or llmcompressor and write every tensor.
 
     Returns:
         Peak resident memory of the child, bytes.
@@ -84,40 +112,18 @@ def quantize_with_library(
     Raises:
         BackendError: the library is missing or failed; the message is its last line.
     """
+    program = _program(recipe)
     scratch = work / "library"
     scratch.mkdir()
     try:
-        write_json(
-            scratch / "job.json",
-            {
-                "model": str(checkpoint.path.resolve()),
-                "output": str((scratch / "model").absolute()),
-                "recipe": recipe.to_json(),
-                "tokens": tokens,
-            },
-        )
-        peak = _run_child(scratch / "job.json", scratch / "log", progress)
-        try:
-            made = read_checkpoint(scratch / "model")
-        except VqpError as err:
-            raise BackendError(f"{recipe.backend} wrote no usable checkpoint: {err.message}", "") from None
-        _copy(checkpoint, made, writer)
+        places = {
+            "model": str(checkpoint.path.resolve()),
+            "output": str((scratch / "model").absolute()),
+        }
+        write_json(scratch / "job.json", {**places, **_job(checkpoint, recipe, modules, tokens)})
+        peak = _run_child(program, scratch / "job.json", scratch / "log", progress)
+        copy_result(checkpoint, modules, recipe, places["output"], writer)
         return peak
     finally:
         with contextlib.suppress(OSError):
             shutil.rmtree(scratch)
-
-
-def _copy(checkpoint: Checkpoint, made: Checkpoint, writer: ModelWriter) -> None:
-    for name in sorted(made.tensors):
-        tensor = read_tensor(made, name)
-        stored = checkpoint.tensors.get(name)
-        if stored is not None:
-            tensor = tensor.to(DTYPES[stored.dtype])
-        elif name.endswith(".scales"):
-            # AutoAWQ's and AutoGPTQ's layouts keep scales in float16; gptqmodel leaves AWQ's in the model's dtype.
-            tensor = tensor.to(torch.float16)
-        elif name == "lm_head.weight":
-            # Tied to the embedding in the input; libraries may write it twice.
-            continue
-        writer.add(name, tensor)

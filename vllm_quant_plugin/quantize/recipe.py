@@ -25,6 +25,8 @@ BACKENDS: dict[Method, tuple[Backend, ...]] = {
     "fp8": ("builtin", "llmcompressor"), "int8": ("builtin", "llmcompressor"), "rtn": ("builtin",),
 }  # fmt: skip
 FP8_BLOCK = (128, 128)
+# What its own guides take for INT8.
+LLMCOMPRESSOR_STRENGTH = 0.8
 _LEVEL = re.compile(r"^(?P<bits>\d+)bit(?P<rest>(-(\d+g|channel|actorder|sym|asym))*)$")
 LEVEL_EXAMPLES = "4bit, 4bit-64g, 4bit-128g, 4bit-actorder, 3bit, 8bit, W8A8, W8A16, W4A16, channel, tensor, block"
 
@@ -34,16 +36,18 @@ class Calibration:
     """Which text, and how much of it.
 
     Attributes:
-        source: a file, or None for the text that ships with the package.
+        source: a file or a hub data set, or None for the text that ships with the package.
         samples: number of windows.
         seq_len: tokens in a window.
         seed: of the choice of windows.
+        packing: documents laid end to end and cut; else the beginning of each document that fills a window.
     """
 
     source: str | None = None
     samples: int = 128
     seq_len: int = 512
     seed: int = 0
+    packing: bool = True
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ def _smoothing(scheme: Scheme, smooth: str | float | None) -> Smooth | None:
 
 
 def _kv_storage(scheme: Scheme) -> Scheme:
-    """The scheme in a layout whose config can announce KV-cache scales: compressed-tensors."""
+    """The scheme in compressed-tensors, which llm-compressor writes and which can announce KV-cache scales."""
     if scheme.storage == "gptq":
         raise UsageError("GPTQ's layout has no place for KV-cache scales", "use another method, or leave --kv-cache")
     other: dict[str, StorageFormat] = {"awq": "pack-quantized", "fp8": "float-quantized"}
@@ -255,10 +259,8 @@ def _check_backend(method: Method, scheme: Scheme, backend: Backend) -> None:
         raise UsageError(f"--backend {backend!r} does not do {method}", f"use {' or '.join(BACKENDS[method])}")
     if backend in ("autoawq", "gptqmodel") and method == "awq" and scheme.storage != "awq":
         raise UsageError(f"--backend {backend} writes 4-bit AWQ with zero points only", "use the builtin backend")
-    if backend == "llmcompressor" and (scheme.block is not None or not scheme.symmetric):
-        raise UsageError(
-            f"--backend llmcompressor does not do {scheme.describe()} here", "use the builtin backend"
-        )  # fmt: skip
+    if backend == "llmcompressor" and (scheme.block is not None or not scheme.symmetric or scheme.activation is None):
+        raise UsageError(f"--backend llmcompressor does not do {scheme.describe()} here", "use the builtin backend")
 
 
 def make_recipe(
@@ -274,6 +276,7 @@ def make_recipe(
     samples: int | None = None,
     seq_len: int | None = None,
     seed: int = 0,
+    packing: bool = True,
     damp: float = 0.05,
     mse: float = 2.4,
     static_groups: bool = False,
@@ -289,7 +292,7 @@ def make_recipe(
         bits, group_size, act_order, symmetric: see ``Scheme``.
         backend: None for the method's default.
         calibration: a text, JSON, JSONL or Parquet file or hub data set; None for the shipped text.
-        samples, seq_len, seed: see ``Calibration``.
+        samples, seq_len, seed, packing: see ``Calibration``.
         damp, mse, static_groups: see ``Recipe``.
         activations: ``dynamic`` or ``static``; static scales are measured on calibration data.
         smooth: ``search``, ``none`` or SmoothQuant's strength; default: ``search`` for static INT8 activations.
@@ -317,11 +320,17 @@ def make_recipe(
         scheme = _kv_storage(scheme)
     chosen: Backend = backend or BACKENDS[name][0]  # type: ignore[assignment]  # checked next
     _check_backend(name, scheme, chosen)
-    wanted = Calibration(calibration, samples or 128, seq_len or 512, seed)
+    if chosen == "llmcompressor":
+        scheme = _kv_storage(scheme)
+        if smooth == "search":
+            raise UsageError("llm-compressor takes one strength for all inputs", f"--smooth {LLMCOMPRESSOR_STRENGTH}")
+        if smoothing == "search":
+            smoothing = LLMCOMPRESSOR_STRENGTH
+    wanted = Calibration(calibration, samples or 128, seq_len or 512, seed, packing)
     if wanted.samples < 1 or wanted.seq_len < 8:
         raise UsageError("calibration needs at least 1 sample of 8 tokens", "raise --calibration-samples or --seq-len")
     static = scheme.activation is not None and not scheme.activation.dynamic
-    measured = name not in DATA_FREE or static or smoothing is not None or kv_cache
+    measured = name not in DATA_FREE or static or smoothing is not None or kv_cache or chosen == "llmcompressor"
     if not measured and calibration is not None:
         raise UsageError(
             f"{name} uses no calibration data",

@@ -1,0 +1,1 @@
+"""Quantization libraries that cannot share vLLM's environment, each in an environment of its own."""
