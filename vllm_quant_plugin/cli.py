@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "serve": ("vllm_quant_serve.command", "serve", "Plan, launch vllm serve, supervise, export metrics."),
     "inspect": ("vllm_quant_plugin.inspect", "inspect", "Format, bits and size per module, and who serves it."),
     "eval": ("vllm_quant_plugin.evaluate.command", "evaluate", "Perplexity and KL divergence through vLLM."),
+    "backends": ("vllm_quant_plugin.backends.command", "backends", "Libraries that need an environment of their own."),
+    "convert": ("vllm_quant_plugin.convert.command", "convert", "From one format to another, without loss."),
     "bench": ("vllm_quant_plugin.bench.command", "bench", "Kernels side by side with in-tree ones."),
     "demo": ("vllm_quant_serve.demo", "demo", "The whole path on the bundled model, CPU only."),
 }

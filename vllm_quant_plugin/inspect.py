@@ -69,12 +69,16 @@ def module_shape(tensors: Mapping[str, TensorInfo], scheme: Scheme | None) -> tu
             return packed[1] * 32 // scheme.bits, packed[0]
         if scheme.storage == "gptq":
             return packed[1], packed[0] * 32 // scheme.bits
-        return packed[0], packed[1] * (32 // scheme.bits)
+        scales = tensors["weight_scale"].shape
+        if scheme.group_size > 0 and not scheme.act_order and len(scales) == 2:
+            return packed[0], scales[1] * scheme.group_size
+        # Dense words; compressed-tensors up to 0.17 pads 3, 5, 6 and 7 bits and gives no better clue in the header.
+        return packed[0], packed[1] * 32 // scheme.bits
     weight = tensors.get("weight")
     return (weight.shape[0], weight.shape[1]) if weight is not None and len(weight.shape) == 2 else (0, 0)
 
 
-def _stored_scheme(name: str, tensors: Mapping[str, TensorInfo], model: ModelScheme | None) -> Scheme | None:
+def stored_scheme(name: str, tensors: Mapping[str, TensorInfo], model: ModelScheme | None) -> Scheme | None:
     """The scheme that the module is really stored in: the config may name more than was quantized."""
     scheme = model.scheme_for(name) if model else None
     if scheme is None:
@@ -95,7 +99,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
     model = parse_quantization_config(config) if config else None
     modules = []
     for name, tensors in checkpoint.modules():
-        scheme = _stored_scheme(name, tensors, model)
+        scheme = stored_scheme(name, tensors, model)
         n, k = module_shape(tensors, scheme)
         legal = tuple(scheme.legal_tp(k, TP_SIZES)) if scheme else TP_SIZES
         modules.append(ModuleInfo(name, scheme, n, k, sum(t.nbytes for t in tensors.values()), legal))

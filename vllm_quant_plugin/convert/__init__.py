@@ -1,0 +1,1 @@
+"""From one on-disk format to another through the canonical form, without loss or not at all."""

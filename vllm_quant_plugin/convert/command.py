@@ -1,0 +1,31 @@
+"""``vllm-quant convert``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllm_quant_plugin.convert.target import TARGETS
+from vllm_quant_plugin.quantize.progress import progress_bar
+
+
+def convert(
+    model: Annotated[str, typer.Argument(help="Folder with a quantized model, or hub id.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(TARGETS)}.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
+    overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Write a quantized model in another format: every weight the same number, or a refusal that says why."""
+    from vllm_quant_plugin.convert.api import convert_model
+
+    with progress_bar(f"to {to}", enabled=not as_json) as progress:
+        report = convert_model(model, output, to, overwrite=overwrite, progress=progress)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=2))
+        return
+    sizes = f"{report.bytes_before / 1e6:.1f} MB -> {report.bytes_after / 1e6:.1f} MB"
+    print(f"{report.output}: {report.modules} modules from {report.method_before} to {report.method_after}, {sizes}")
