@@ -1,7 +1,7 @@
 """A transformers model of which one decoder layer at a time is in memory.
 
-The model is built without weights. Everything outside the decoder layers is loaded once; a layer is
-loaded when its turn comes and dropped after it. Tensor names follow the checkpoint.
+The model is built without weights. Everything outside the decoder layers is loaded for the first step and
+dropped after it; a layer is loaded when its turn comes and dropped after it. Tensor names follow the checkpoint.
 """
 
 from __future__ import annotations
@@ -131,6 +131,14 @@ class LayeredModel:
                 self._assign(self._model, name, read_tensor(self._checkpoint, stored))
         for buffer in self._model.buffers():
             buffer.data = buffer.data.to(self.device)
+
+    def drop_outside(self) -> None:
+        """Free what is outside the decoder layers: after ``embed`` it is not needed."""
+        for name, parameter in list(self._model.named_parameters()):
+            if not name.startswith(f"{self._list_name}.") and not parameter.is_meta:
+                owner, _, leaf = name.rpartition(".")
+                empty = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                setattr(self._model.get_submodule(owner), leaf, empty)
 
     def layer_prefix(self, index: int) -> str:
         """Checkpoint name of a layer, e.g. ``model.layers.3``."""

@@ -54,6 +54,7 @@ def quantize_layerwise(
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     dtype = DTYPES.get(_stored_dtype(checkpoint), torch.bfloat16)
     batches, kwargs = model.embed(tokens)
+    model.drop_outside()
     if journal.layers:
         batches = [hidden.to(device) for hidden in journal.hidden()]
     in_layers = {name for index in range(model.layers) for name in model.layer_tensors(index)}

@@ -48,6 +48,16 @@ def _exchange(first: Path, second: Path) -> bool:
     return bool(code == 0)
 
 
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 class OutputFolder:
     """Context manager that yields a temporary folder and moves it to ``final`` when the block succeeds.
 
@@ -89,12 +99,19 @@ class OutputFolder:
 
     def __enter__(self) -> Path:
         try:
-            if self.path.exists():
-                shutil.rmtree(self.path)
+            self._remove_remains()
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise OutputError(f"{self.path}: {err.strerror}", "give an -o in a writable folder") from None
         return self.path
+
+    def _remove_remains(self) -> None:
+        """Delete what runs that were killed left beside the output."""
+        for what in ("partial", "old"):
+            for path in self.final.parent.glob(f".{self.final.name}.{what}-*"):
+                number = path.name.rpartition("-")[2]
+                if number.isdigit() and (int(number) == os.getpid() or not _alive(int(number))):
+                    shutil.rmtree(path)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

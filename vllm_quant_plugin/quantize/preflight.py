@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import DTYPE_BYTES, Checkpoint
 from vllm_quant_plugin.errors import OutputError, UsageError
-from vllm_quant_plugin.in_tree import Host, why_in_tree_rejects
+from vllm_quant_plugin.in_tree import Device, Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.inspect import kernel_name
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.config_json import config_for
+from vllm_quant_plugin.quantize.duration import estimate_seconds, measured_flops
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
 TP_SIZES = (1, 2, 4, 8)
 # Modules that vLLM splits along their input; the others are split along their output.
@@ -46,6 +48,8 @@ class Preflight:
         disk_bytes: needed while running, temporary files included; an upper estimate.
         tp_problems: tensor-parallel size -> modules whose shards would cut a group.
         stock_vllm: device -> why vLLM without this plugin does not serve it, None when it does.
+        served_by: device -> who serves it with this plugin installed, and with which kernels.
+        seconds: wall time on this machine's CPU, an estimate.
     """
 
     recipe: str
@@ -57,6 +61,8 @@ class Preflight:
     disk_bytes: int
     tp_problems: dict[int, tuple[str, ...]]
     stock_vllm: dict[str, str | None]
+    served_by: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -112,14 +118,14 @@ def _peak_memory(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Reci
     for m in modules:
         layer = _layer_of(m.name)
         layers[layer] = layers.get(layer, 0) + m.in_features * m.out_features
-    outside = sum(t.nbytes for n, t in checkpoint.tensors.items() if "embed" in n) * 2
+    # The embedding as stored and in float32, before the first layer is there.
+    outside = sum(t.nbytes for n, t in checkpoint.tensors.items() if "embed" in n) * 3
     tokens = recipe.calibration.samples * recipe.calibration.seq_len
     hidden = int(checkpoint.text_config.get("hidden_size") or 0)
     widest = max(m.in_features for m in modules)
     batch = min(tokens, 4096) * 4 * (6 * hidden + 4 * widest)
-    return (
-        _RUNTIME_BYTES[True] + outside + 3 * 4 * max(layers.values()) + 4 * tokens * hidden + 5 * 4 * widest**2 + batch
-    )
+    inside = 3 * 4 * max(layers.values()) + 5 * 4 * widest**2
+    return _RUNTIME_BYTES[True] + max(outside, inside) + 4 * tokens * hidden + batch
 
 
 def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> Preflight:
@@ -149,6 +155,11 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
     if recipe.calibration is not None:
         # Finished layers and two generations of what enters the next one.
         state = after + 2 * 4 * recipe.calibration.samples * recipe.calibration.seq_len * hidden
+    rejects = {
+        "cpu": why_in_tree_rejects(model, Host.local("cpu")),
+        "cuda": why_in_tree_rejects(model, Host("cuda")),
+    }
+    devices: tuple[Device, ...] = ("cpu", "cuda")
     return Preflight(
         recipe=recipe.describe(),
         modules=sizes,
@@ -159,11 +170,26 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
         # A shard's spool lives beside the shard while that is written.
         disk_bytes=2 * after + state + _SLACK_FILES,
         tp_problems=problems,
-        stock_vllm={
-            "cpu": why_in_tree_rejects(model, Host.local("cpu")),
-            "cuda": why_in_tree_rejects(model, Host("cuda")),
-        },
+        stock_vllm=rejects,
+        served_by={device: _who_serves(model, recipe, device, rejects[device]) for device in devices},
+        seconds=round(estimate_seconds(checkpoint, modules, recipe, after, measured_flops()), 1),
     )
+
+
+def _who_serves(model: ModelScheme, recipe: Recipe, device: Device, in_tree_rejects: str | None) -> str:
+    """Who serves the output and with which kernels, as ``inspect`` will say of it."""
+    schemes = dict.fromkeys(s for s in (recipe.scheme, *(rule.scheme for rule in recipe.rules)) if s is not None)
+    kernels = ", ".join(dict.fromkeys(kernel_name(scheme, device) for scheme in schemes))
+    method = plugin_method(model)
+    if in_tree_rejects is None:
+        return "vLLM's own kernels" + (f"; with --quantization {method}: {kernels}" if method else "")
+    return f"{method}: {kernels}" if method else f"compressed-tensors with this plugin's kernels: {kernels}"
+
+
+def _wall_time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def check_room(plan: Preflight, disk_free: int, memory: int) -> None:
@@ -193,12 +219,14 @@ def summary(plan: Preflight) -> str:
         plan.recipe,
         f"  {len(plan.modules)} modules, {plan.bytes_before / mb:.1f} MB -> {plan.bytes_after / mb:.1f} MB"
         f" ({plan.bits_per_weight:.2f} bits per quantized weight)",
-        f"  up to {plan.peak_memory_bytes / 1e9:.1f} GB of memory, {plan.disk_bytes / 1e9:.1f} GB of disk",
+        f"  up to {plan.peak_memory_bytes / 1e9:.1f} GB of memory, {plan.disk_bytes / 1e9:.1f} GB of disk,"
+        f" about {_wall_time(plan.seconds)} on this CPU",
     ]
     lines += [
         f"  vLLM without this plugin on {device}: " + ("serves it" if reason is None else f"does not serve {reason}")
         for device, reason in plan.stock_vllm.items()
     ]
+    lines += [f"  served on {device} by {who}" for device, who in plan.served_by.items()]
     legal = [str(tp) for tp in TP_SIZES if tp not in plan.tp_problems]
     lines.append(f"  tensor-parallel sizes: {', '.join(legal)}")
     for tp, names in plan.tp_problems.items():

@@ -1,0 +1,41 @@
+"""Quantize a model that is in memory, write it in another format, and measure what was lost, all from Python.
+
+python examples/quantize_convert_evaluate.py MODEL OUTPUT [--method awq|gptq|fp8|int8|rtn] [--to FORMAT] [--windows N]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM
+
+from vllm_quant_plugin.api import convert, evaluate, quantize
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--method", default="awq")
+    parser.add_argument("--samples", type=int, help="calibration windows")
+    parser.add_argument("--to", default="compressed-tensors", help="gptq, awq or compressed-tensors")
+    parser.add_argument("--windows", type=int, default=0, help="windows to evaluate; 0 leaves it out")
+    options = parser.parse_args()
+
+    # A folder or hub id does as well; a model in memory may have been changed or merged before.
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
+    report = quantize(model, options.output / "quantized", options.method, samples=options.samples)
+    print(f"quantized: {report.bytes_before:,} -> {report.bytes_after:,} bytes")
+
+    other = convert(options.output / "quantized", options.output / "converted", options.to)
+    print(f"converted: {other.modules} modules from {other.method_before} to {other.method_after}")
+
+    if options.windows:
+        found = evaluate(options.output / "converted", reference=options.model, windows=options.windows)
+        for text in found.texts:
+            print(f"{text.name}: perplexity {text.perplexity:.3f}")
+
+
+if __name__ == "__main__":
+    main()
