@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vllm_quant_plugin.quantize.preflight import Preflight
 from vllm_quant_plugin.quantize.report import QuantizeReport
 
+if TYPE_CHECKING:
+    from vllm_quant_plugin.evaluate.report import EvalReport
+
 _WORST = 5
+_BEGIN, _END = "<!-- quality -->", "<!-- end of quality -->"
+
+
+def _bits_table(report: QuantizeReport, plan: Preflight) -> list[str]:
+    """How many modules and weights have which scheme; for mixed precision."""
+    found: dict[str, tuple[int, int]] = {}
+    for module in plan.modules:
+        scheme = report.recipe.scheme_for(module.name)
+        name = scheme.describe() if scheme else "16-bit"
+        count, weights = found.get(name, (0, 0))
+        found[name] = count + 1, weights + module.out_features * module.in_features
+    total = sum(weights for _, weights in found.values())
+    rows = [f"| {name} | {count} | {weights / total:.1%} |" for name, (count, weights) in sorted(found.items())]
+    return ["", "| scheme | modules | share of the weights |", "|---|---|---|", *rows]
 
 
 def model_card(report: QuantizeReport, plan: Preflight) -> str:
-    """Markdown with the recipe, sizes, per-module errors and how to serve it."""
+    """Markdown with the recipe, sizes, per-module errors, a place for the quality, and how to serve it."""
     name, source = Path(report.output).name, Path(report.model).name
     served = [device for device, reason in plan.stock_vllm.items() if reason is None]
     alone = f"vLLM also serves it without the plugin on: {', '.join(served)}." if served else "It needs the plugin."
@@ -29,13 +48,23 @@ def model_card(report: QuantizeReport, plan: Preflight) -> str:
         f"- Tensors: {report.bytes_before / 1e6:.1f} MB before, {report.bytes_after / 1e6:.1f} MB after"
         f" ({report.bits_per_weight:.2f} bits per quantized weight, {report.modules} modules)",
         f"- Tensor-parallel sizes that keep groups whole: {', '.join(legal)}",
+    ]
+    if report.recipe.rules:
+        lines += _bits_table(report, plan)
+    lines += [
         "",
         "```",
-        f"vllm-quant serve {name}",
-        f"vllm serve {name}",
+        f"vllm-quant serve {shlex.quote(name)}",
+        f"vllm serve {shlex.quote(name)}",
         "```",
         "",
-        f"The second line is vLLM's own server with the plugin installed. {alone}",
+        f"In the folder that holds it. The second line is vLLM's own server with the plugin installed. {alone}",
+        "",
+        "## Quality",
+        "",
+        _BEGIN,
+        f"Not measured. `vllm-quant eval {shlex.quote(name)} --reference MODEL` does, with the original as MODEL.",
+        _END,
     ]
     if report.errors:
         worst = sorted(report.errors.items(), key=lambda item: -item[1])[:_WORST]
@@ -43,3 +72,29 @@ def model_card(report: QuantizeReport, plan: Preflight) -> str:
         lines += ["| module | lost |", "|---|---|", *(f"| `{module}` | {error:.2%} |" for module, error in worst)]
     lines += ["", f"`quantization.json` holds all that is needed to repeat it: `vllm-quant reproduce {name}`."]
     return "\n".join(lines) + "\n"
+
+
+def with_quality(card: str, report: EvalReport) -> str:
+    """The card with the measured quality between its marks; unchanged when it has none."""
+    before, begin, rest = card.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        return card
+    lines = ["| text | perplexity | original | mean KL | p99.9 KL | noise floor | same likeliest token |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for text in report.texts:
+        if text.kl is None or text.reference_perplexity is None:
+            continue
+        noise = "" if text.noise is None else f"{text.noise.mean:.5f}"
+        lines.append(
+            f"| {text.text} | {text.perplexity:.3f} | {text.reference_perplexity:.3f} | {text.kl.mean:.5f}"
+            f" | {text.kl.p999:.4f} | {noise} | {text.kl.top1_agreement:.1%} |"
+        )
+    window = report.texts[0]
+    noise = f" The noise floor is the original against itself in {report.noise}." if report.noise else ""
+    lines += [
+        "",
+        f"Through vLLM in {report.dtype}, {window.windows} windows of {window.window_len} tokens of each text; KL from"
+        f" the original in nats per token.{noise} Details: `quality.html`, `quality.json`.",
+    ]
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}"

@@ -10,16 +10,18 @@ from typing import Annotated
 import typer
 
 from vllm_quant_plugin.backends.command import offer_backend
+from vllm_quant_plugin.errors import QualityError, UsageError, VqpError
+from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
+from vllm_quant_plugin.quantize.options import LEVEL_EXAMPLES, make_recipe
 from vllm_quant_plugin.quantize.preflight import summary as plan_summary
 from vllm_quant_plugin.quantize.progress import progress_bar
-from vllm_quant_plugin.quantize.recipe import LEVEL_EXAMPLES, make_recipe
 from vllm_quant_plugin.quantize.report import QuantizeReport
 
 
 def quantize(
     model: Annotated[str, typer.Argument(help="Model folder, or hub id such as org/name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
-    method: Annotated[str, typer.Option("--method", "-m", help="awq, gptq, fp8, int8 or rtn.")] = "awq",
+    method: Annotated[str | None, typer.Option("--method", "-m", help="awq (default), gptq, fp8, int8 or rtn.")] = None,
     level: Annotated[str | None, typer.Option(help=f"Preset: {LEVEL_EXAMPLES}.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits per weight.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Input features per scale; -1 is one per channel.")] = None,
@@ -48,6 +50,19 @@ def quantize(
     damp: Annotated[float, typer.Option(help="GPTQ: dampening, a share of the Hessian's mean diagonal.")] = 0.05,
     mse: Annotated[float, typer.Option(help="GPTQ: exponent of the scale search's error; 0 for none.")] = 2.4,
     static_groups: Annotated[bool, typer.Option(help="GPTQ: fix all scales before rounding.")] = False,
+    recipe_file: Annotated[
+        Path | None, typer.Option("--recipe", help="YAML: bits by module pattern (mixed precision).")
+    ] = None,
+    target_bpw: Annotated[
+        float | None, typer.Option(help="Mixed precision: stored bits per weight, chosen by measured sensitivity.")
+    ] = None,
+    target_size: Annotated[str | None, typer.Option(help="The same, as a size of the whole model: 4.5GB.")] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--eval/--no-eval", help="Compare with the original through vLLM at the end.")
+    ] = True,
+    max_kl: Annotated[
+        float | None, typer.Option(help="Exit with 9 when a text's mean KL in nats per token is above this.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the run needs and gives; write nothing.")
@@ -61,22 +76,66 @@ def quantize(
     activations, SmoothQuant and KV-cache scales.
     """
     from vllm_quant_plugin.quantize.api import preflight, quantize_model
+    from vllm_quant_plugin.quantize.mixed.command import (
+        describe_target,
+        for_model,
+        make_target,
+        read_lines,
+        target_summary,
+    )
 
+    if max_kl is not None and not evaluate:
+        raise UsageError("--max-kl needs the evaluation", "leave --no-eval out")
+    chosen, lines = read_lines(recipe_file, method)
     recipe = make_recipe(
-        method, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
+        chosen, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
         backend=backend, calibration=calibration, samples=calibration_samples, seq_len=seq_len, seed=seed,
         packing=not truncate,
         damp=damp, mse=mse, static_groups=static_groups, activations=activations, smooth=smooth, kv_cache=kv_cache,
     )  # fmt: skip
+    recipe = for_model(recipe, lines, model)
+    target = make_target(target_bpw, target_size, group_size, lines=bool(lines), bits=bits is not None)
+    if dry_run and target is not None:
+        found = describe_target(model, recipe, target)
+        print(json.dumps(found, indent=2) if as_json else target_summary(found))
+        return
     if dry_run:
         plan = preflight(model, output, recipe, overwrite=overwrite)
         print(json.dumps(plan.to_json(), indent=2) if as_json else plan_summary(plan))
         return
     if recipe.backend == "llmcompressor" and not as_json:
         offer_backend(recipe.backend)
-    with progress_bar(f"{method} {recipe.scheme.describe()}", enabled=not as_json) as progress:
-        report = quantize_model(model, output, recipe, overwrite=overwrite, resume=resume, progress=progress)
-    print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))
+    with progress_bar(recipe.method, enabled=not as_json) as progress:
+        if target is not None:
+            from vllm_quant_plugin.quantize.mixed.api import quantize_to_target
+
+            report = quantize_to_target(
+                model, output, recipe, **asdict(target), overwrite=overwrite, resume=resume, progress=progress
+            )
+        else:
+            report = quantize_model(model, output, recipe, overwrite=overwrite, resume=resume, progress=progress)
+    quality = _assess(report, model, max_kl, quiet=as_json) if evaluate else None
+    if as_json:
+        measured = None if quality is None else quality.to_json()
+        print(json.dumps({**report.to_json(), "quality": measured}, indent=2))
+    else:
+        print(summary(report, quality))
+    if quality is not None:
+        require_quality(quality, max_kl)
+
+
+def _assess(report: QuantizeReport, model: str, max_kl: float | None, *, quiet: bool) -> EvalReport | None:
+    """The quality report, None (and a note) when it cannot be measured here; with a limit that is an error."""
+    from vllm_quant_plugin.evaluate.quality import assess
+
+    try:
+        with progress_bar("quality", enabled=not quiet) as progress:
+            return assess(report.output, model, recipe=report.recipe.describe(), lost=report.errors, progress=progress)
+    except VqpError as err:
+        if max_kl is not None:
+            raise QualityError(f"--max-kl cannot be checked: {err.message}", err.hint) from None
+        report.warnings.append(f"quality not measured: {err}")
+        return None
 
 
 def reproduce(
@@ -96,7 +155,7 @@ def reproduce(
     print(json.dumps(asdict(found), indent=2) if as_json else f"{output}: identical")
 
 
-def summary(report: QuantizeReport) -> str:
+def summary(report: QuantizeReport, quality: EvalReport | None = None) -> str:
     """What a person wants to know about a finished run."""
     mb = 1e6
     lines = [
@@ -105,5 +164,17 @@ def summary(report: QuantizeReport) -> str:
         f" ({report.bits_per_weight:.2f} bits per quantized weight)",
         f"  {report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB",
     ]
+    if report.mixed is not None:
+        checked = ", ".join(f"{kind} {kl:.5f}" for kind, kl in report.mixed["checked_kl"].items())
+        lines.append(f"  mixed precision: mean KL on unseen text {checked}; kept {report.mixed['kept']}")
+    for text in quality.texts if quality else ():
+        if text.kl is not None and text.reference_perplexity is not None:
+            floor = f", noise floor {text.noise.mean:.6f}" if text.noise else ""
+            lines.append(
+                f"  {text.text}: perplexity {text.reference_perplexity:.3f} -> {text.perplexity:.3f}, mean KL"
+                f" {text.kl.mean:.5f}{floor}, same likeliest token {text.kl.top1_agreement:.1%}"
+            )
+    if quality is not None:
+        lines.append(f"  quality: {Path(report.output) / 'quality.html'}")
     lines += [f"  note: {warning}" for warning in report.warnings]
     return "\n".join([*lines, f"next: vllm-quant serve {report.output}"])

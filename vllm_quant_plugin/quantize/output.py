@@ -16,7 +16,7 @@ from vllm_quant_plugin.errors import OutputError
 RECORD_NAME = "quantization.json"
 # Small files that belong to a model: tokenizer, generation defaults, chat template, licence, remote code.
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt", "*.py", "LICENSE*", "NOTICE*")
-_OURS = ("config.json", INDEX_NAME, RECORD_NAME, "quantize_config.json")
+_OURS = ("config.json", INDEX_NAME, RECORD_NAME, "quantize_config.json", "quality.json")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 

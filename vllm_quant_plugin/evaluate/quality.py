@@ -1,0 +1,93 @@
+"""The quality report of a model that was just quantized: quick, bounded, and kept beside it.
+
+quality.json     the figures
+quality.html     the page
+README.md        the model card's section between the two marks
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.errors import StartupError
+from vllm_quant_plugin.evaluate.html import html_report
+from vllm_quant_plugin.evaluate.report import EvalReport
+from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.card import with_quality
+from vllm_quant_plugin.quantize.output import write_json
+from vllm_quant_plugin.quantize.progress import Progress, no_progress
+
+# Of each text: an eighth of what ``eval`` takes, for an order of magnitude in seconds on a small model.
+QUICK_WINDOWS = 12
+QUICK_WINDOW_LEN = 256
+# For scoring with the original and with the model together; loading comes on top.
+QUICK_SECONDS = 120.0
+# vLLM holds little beside the weights of a model that scores one window at a time.
+_ROOM = 1.3
+
+
+def _require_memory(original: Checkpoint) -> None:
+    """Refuse before vLLM is started what would end in the kernel's out-of-memory killer.
+
+    Raises:
+        StartupError: naming both sizes.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        import psutil
+
+        free = psutil.virtual_memory().available
+    if original.nbytes * _ROOM > free:
+        raise StartupError(
+            f"the original needs {original.nbytes * _ROOM / 1e9:.1f} GB to be compared with and {free / 1e9:.1f} GB"
+            " are free",
+            "run `vllm-quant eval OUT --reference MODEL` where it fits",
+        )
+
+
+def assess(
+    output: str | Path,
+    model: str | Path,
+    *,
+    recipe: str | None = None,
+    lost: Mapping[str, float] | None = None,
+    windows: int = QUICK_WINDOWS,
+    seconds: float = QUICK_SECONDS,
+    progress: Progress = no_progress,
+) -> EvalReport:
+    """Compare ``output`` with ``model`` through vLLM on the two texts of the package and write the report into it.
+
+    Args:
+        output: a folder that ``quantize_model`` wrote.
+        model: what it was made of.
+        recipe, lost: for the page, see ``html_report``.
+        windows: of each text, at most.
+        seconds: the limit for scoring.
+        progress: called with (text, done, total).
+
+    Raises:
+        StartupError, EngineDiedError: vLLM does not run one of the two here.
+        CheckpointError, UsageError: no tokenizer, or no room for a window.
+    """
+    from vllm_quant_plugin.evaluate.api import evaluate_model
+
+    folder = Path(output)
+    original = read_checkpoint(resolve_model(model))
+    _require_memory(original)
+    limit = original.text_config.get("max_position_embeddings")
+    length = min(QUICK_WINDOW_LEN, limit - 1) if isinstance(limit, int) else QUICK_WINDOW_LEN
+    report = evaluate_model(
+        folder, reference=original.path, windows=windows, window_len=length, seconds=seconds, progress=progress
+    )
+    report.model, report.reference = folder.name, Path(str(model)).name
+    write_json(folder / "quality.json", report.to_json())
+    (folder / "quality.html").write_text(html_report(report, folder.name, recipe, dict(lost or {})), "utf-8")
+    card = folder / "README.md"
+    card.write_text(with_quality(card.read_text("utf-8"), report), "utf-8")
+    return report
