@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_quant_plugin.errors import NoFeasiblePlanError
 from vllm_quant_serve.plan.context import installed_version
 from vllm_quant_serve.plan.exact import ExactAnswer, ExactJob, ask_vllm
 from vllm_quant_serve.plan.families import describe
@@ -73,12 +74,15 @@ def load(name: str) -> dict[str, Any]:
 
 
 def length_of(config: dict[str, Any]) -> int:
-    return min(LENGTH, config.get("max_position_embeddings") or LENGTH)
+    return min(LENGTH, config.get("max_position_embeddings") or config.get("max_target_positions") or LENGTH)
 
 
 def planned(config: dict[str, Any], tp: int, pp: int, answer: ExactAnswer) -> dict[str, Any]:
     """The planner's side of a comparison, with the settings that vLLM's CPU platform chose."""
-    arch = describe(config)
+    try:
+        arch = describe(config)
+    except NoFeasiblePlanError as error:
+        return {"refusal": error.message}
     scheme = read_scheme(config.get("quantization_config"))
     weights, place = WeightModel(arch, scheme, 2), Placement(tp, pp)
     refusal = next(iter(weights.refusals(place)), "")
@@ -141,6 +145,15 @@ def table(found: list[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def keep_record(path: Path, record: list[dict[str, Any]]) -> None:
+    """Write the answers; those of configurations that were not asked about are kept."""
+    asked = {row["name"] for row in record}
+    old = json.loads(path.read_text())["answers"] if path.exists() else []
+    rows = sorted([*(row for row in old if row["name"] not in asked), *record], key=lambda row: row["name"])
+    document = {"vllm": installed_version(), "kv_bytes": KV_BYTES, "answers": rows}
+    path.write_text(json.dumps(document, indent=0) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of config files without .json")
@@ -160,8 +173,7 @@ def main() -> None:
     if errors:
         print(f"weights: mean absolute error {100 * sum(errors) / len(errors):.5f}%, worst {100 * errors[-1]:.5f}%")
     if arguments.record:
-        arguments.record.write_text(json.dumps({"vllm": installed_version(), "kv_bytes": KV_BYTES, "answers": record},
-                                               indent=0) + "\n")  # fmt: skip
+        keep_record(arguments.record, record)
     if arguments.markdown:
         arguments.markdown.write_text(table(found))
 

@@ -23,12 +23,14 @@ COUNTS = (
 def _best(context: Context, looked: list[Looked]) -> Looked | None:
     """The placement that the objective prefers; ties go to the first, which takes fewer devices.
 
-    Those that fit only by a margin smaller than the estimates' error come last.
+    Where all fit only by a margin smaller than the estimates' error, the one with the largest margin is taken:
+    it is also the first that fits with certainty as memory grows, so that more memory never takes more devices.
     """
     found = [one for one in looked if one.feasible and one.speed is not None]
     if not found:
         return None
-    found = [one for one in found if one.fit is not None and not one.fit.tight] or found
+    sure = [one for one in found if one.fit is not None and not one.fit.tight]
+    found = sure or [max(found, key=lambda one: one.fit.slack if one.fit is not None else 0)]
     objective = context.request.objective
 
     def rank(one: Looked) -> tuple[float, ...]:

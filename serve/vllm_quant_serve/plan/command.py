@@ -86,6 +86,10 @@ def plan(
         bool, typer.Option("--accuracy", help="Errors of the plans of all recorded launches; needs no model.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    emit: Annotated[
+        str | None, typer.Option("--emit", help="Print deployment files: systemd, compose, k8s, ray or kuberay.")
+    ] = None,
+    image: Annotated[str | None, typer.Option("--image", help="Container image, for --emit.")] = None,
 ) -> None:
     """What fits, at which tensor-parallel size, with how many KV tokens, and why.
 
@@ -132,5 +136,10 @@ def plan(
     )
     if compare:
         output.show_comparison(request, as_json)
+        return
+    if emit is not None:
+        from vllm_quant_serve.deploy.from_plan import show_files
+
+        show_files(request, emit, image)
         return
     output.show_plan(request, as_json=as_json, explained=explain, html=html)

@@ -9,19 +9,19 @@ from typing import Literal
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError, UsageError
-from vllm_quant_plugin.in_tree import Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.in_tree import Host, has_experts, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.scheme import ModelScheme
 from vllm_quant_serve.plan.families import describe
 from vllm_quant_serve.plan.families.decoder import DTYPE_BYTES
 from vllm_quant_serve.plan.gpus import GIB
 from vllm_quant_serve.plan.hardware import DEFAULT_UTILIZATION, Devices, resolve_devices
 from vllm_quant_serve.plan.headers import with_headers
-from vllm_quant_serve.plan.kv import KvSettings
+from vllm_quant_serve.plan.kv import KvLayout, KvSettings, kv_layouts
 from vllm_quant_serve.plan.ledger import LEAST_LAUNCHES, residuals
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.schemes import FloatScheme, read_scheme
 from vllm_quant_serve.plan.source import read_model
-from vllm_quant_serve.plan.storage import Server
+from vllm_quant_serve.plan.storage import Placement, Server
 from vllm_quant_serve.plan.types import PlanRequest
 from vllm_quant_serve.plan.weights import WeightModel, online_scheme
 
@@ -55,11 +55,39 @@ class Context:
     residuals: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def layouts(self, place: Placement) -> list[KvLayout]:
+        """The KV cache of each pipeline stage under ``place``."""
+        return kv_layouts(self.arch.layers, place.tp, place.stages(len(self.arch.layers)), self.kv)
 
-def batch_defaults(devices: Devices) -> tuple[int, int]:
+    def for_ranks(self, ranks: int) -> Context:
+        """With vLLM's defaults for so many ranks: on a CPU they grow with them."""
+        if not self.devices.is_cpu or ranks == 1:
+            return self
+        batched, sequences = limited_batch(self.request, self.devices, self.arch, self.length, ranks)
+        kv = replace(self.kv, in_flight=batched, encoder_tokens=batched)
+        return replace(self, max_num_batched_tokens=batched, default_max_num_seqs=sequences, kv=kv)
+
+
+def limited_batch(request: PlanRequest, devices: Devices, arch: ModelArch, length: int, ranks: int) -> tuple[int, int]:
+    """max_num_batched_tokens and the default of max_num_seqs, as vLLM settles them for this length.
+
+    Encoder-decoder models prefill in one piece. Source: _set_default_max_num_seqs_and_batched_tokens_args of
+    vllm/engine/arg_utils.py.
+    """
+    batched, sequences = batch_defaults(devices, ranks)
+    if request.max_num_batched_tokens is None:
+        if any(cache.kind == "cross" for cache in arch.caches):
+            batched = max(batched, length)
+        batched = min(batched, (request.max_num_seqs or sequences) * length)
+    else:
+        batched = request.max_num_batched_tokens
+    return batched, min(sequences, batched)
+
+
+def batch_defaults(devices: Devices, ranks: int = 1) -> tuple[int, int]:
     """vLLM's API-server defaults of max_num_batched_tokens and max_num_seqs (engine/arg_utils.py)."""
     if devices.is_cpu:
-        return 2048, 128
+        return 2048 * ranks, 128 * ranks
     memory, name = devices.gpu.memory, devices.gpu.name.lower()
     if memory >= 160 * GIB:
         return 16384, 1024
@@ -130,7 +158,7 @@ def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> s
     return f"{text} ({scheme.method}{', online' if online else ''})"
 
 
-def served_by_plugin(request: PlanRequest, devices: Devices, scheme: ModelScheme | None) -> Server:
+def served_by_plugin(request: PlanRequest, devices: Devices, scheme: ModelScheme | None, experts: bool) -> Server:
     """The device whose packed layout holds the weights when this plugin serves them, else "".
 
     By flag, or because vLLM's own methods refuse the checkpoint (``vllm_quant_plugin.in_tree``).
@@ -139,7 +167,11 @@ def served_by_plugin(request: PlanRequest, devices: Devices, scheme: ModelScheme
         return ""
     device: Literal["cpu", "cuda"] = "cpu" if devices.is_cpu else "cuda"
     asked = request.quantization or ""
-    claimed = not asked and plugin_method(scheme) is not None and why_in_tree_rejects(scheme, Host.local(device))
+    claimed = (
+        not asked
+        and plugin_method(scheme) is not None
+        and why_in_tree_rejects(scheme, Host.local(device), experts=experts)
+    )
     return device if asked.startswith("vqp_") or asked == "int8" or claimed else ""
 
 
@@ -184,19 +216,18 @@ def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> 
     notes += arch.notes
     dtype = serving_dtype(request.dtype, arch, devices, notes)
     itemsize = DTYPE_BYTES[dtype]
-    batched, sequences = batch_defaults(devices)
-    batched = request.max_num_batched_tokens or batched
     length = request.max_model_len or arch.max_position
+    batched, sequences = limited_batch(request, devices, arch, length, 1)
     if length > arch.max_position:
         notes.append(f"--max-model-len {length} is beyond the model's {arch.max_position}; vLLM may refuse it")
     kv_dtype = request.kv_cache_dtype or (scheme.kv_cache if scheme is not None and scheme.kv_cache else "auto")
     flights = 1 if devices.is_cpu else 2  # asynchronous scheduling is the default on GPUs only
     kv = KvSettings(
         dtype=kv_dtype, itemsize=itemsize, block_size=block_size(request, devices, arch), in_flight=batched * flights,
-        state_itemsize=state_itemsize(arch, devices, itemsize),
+        encoder_tokens=batched, state_itemsize=state_itemsize(arch, devices, itemsize),
     )  # fmt: skip
     kv.kv_itemsize  # noqa: B018  # refuses an unknown dtype here, in one line
-    plugin = served_by_plugin(request, devices, scheme)
+    plugin = served_by_plugin(request, devices, scheme, bool(arch.experts) or has_experts(checkpoint.config))
     version = installed_version()
     architecture = arch.architecture or arch.model_type
     known = residuals(version, devices.gpu.name, architecture)

@@ -30,12 +30,27 @@ def _groups(tp: int, pp: int, stage: int) -> None:
     pipeline.rank = stage
 
 
+def _keep_scalars_real() -> None:
+    """Gemma 3n computes a threshold while it is built, which a meta tensor cannot tell."""
+    import torch
+    from vllm.model_executor.layers.activation import GeluAndMulSparse
+
+    original = GeluAndMulSparse.__init__
+
+    def build(self: Any, *arguments: Any, **options: Any) -> None:
+        with torch.device("cpu"):
+            original(self, *arguments, **options)
+
+    GeluAndMulSparse.__init__ = build  # type: ignore[method-assign]
+
+
 def _start(folder: str) -> None:
     from vllm.config import VllmConfig, set_current_vllm_config
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
     from vllm.model_executor.models import registry
 
     # vLLM inspects each model class in a process of its own, to keep CUDA out of this one; this one is that process.
+    _keep_scalars_real()
     registry._run_in_subprocess = lambda function: function()
     with set_current_vllm_config(VllmConfig()):
         init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
@@ -150,6 +165,16 @@ def ask(job: dict[str, Any]) -> dict[str, Any]:
     return {**answer, **_cache(config, [stage[2] for stage in stages], int(job["kv_bytes"]))}
 
 
+def reason(err: Exception) -> str:
+    """What an exception says; of pydantic's several lines the one with the reason."""
+    text = str(err).strip() or type(err).__name__
+    for line in text.splitlines():
+        found = line.strip().removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        if found != line.strip():
+            return found.partition(" [type=")[0]
+    return text
+
+
 def serve(out: TextIO) -> None:
     """Answer the jobs on stdin, one JSON line each, to ``out``."""
     with tempfile.TemporaryDirectory() as folder:
@@ -160,7 +185,7 @@ def serve(out: TextIO) -> None:
             try:
                 answer = ask(json.loads(line))
             except Exception as err:  # a refusal by vLLM is an answer, whatever its class
-                text = str(err).strip() or type(err).__name__
+                text = reason(err)
                 answer = {"error": text[:2000], "kind": type(err).__name__}
                 if os.environ.get("VQP_EXACT_TRACE"):
                     traceback.print_exc()

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
-from vllm_quant_serve.plan.model import Layer, ModelArch, Parameter, Role
+from vllm_quant_serve.plan.model import ModelArch, Parameter, Role
 
 _COLUMN = {"q_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "fc1", "c_fc", "wq", "q_b_proj", "kv_b_proj",
            "in_proj", "conv1d", "dense_h_to_4h", "linear_fc1", "in_proj_qkvz", "in_proj_ba", "A_log", "D", "dt_bias",
@@ -89,7 +89,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
                 target = per_layer[layer] if layer is not None else (last if _is_last(module) else first)
                 target.append(parameter)
     layers = tuple(
-        Layer(tuple(_counted(p, experts) for p in per_layer[i]), old.caches) for i, old in enumerate(arch.layers)
+        replace(old, parameters=tuple(_counted(p, experts) for p in per_layer[i])) for i, old in enumerate(arch.layers)
     )
     shared = tuple(p for p in first if p.role == "vocab") if tied else ()
     return replace(arch, layers=layers, first=tuple(first), last=tuple(last), shared=shared)

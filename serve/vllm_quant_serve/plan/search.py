@@ -85,6 +85,7 @@ def look(context: Context, place: Placement) -> Looked:
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
         return Looked(place, None, f"{label(place)}: {reasons[0]}{more}")
+    context = context.for_ranks(place.tp * place.pp)
     fit = fit_placement(context, place)
     if not fit.feasible:
         return Looked(place, fit, fit.reason)
@@ -123,7 +124,7 @@ def look_around(context: Context) -> list[Looked]:
         if one.fit is None and place.devices <= context.devices.count and _may_spread(context, place, spread):
             one = look(context, spread)
             looked.append(one)
-        enough = enough or one.feasible
+        enough = enough or (one.feasible and one.fit is not None and not one.fit.tight)
     return looked
 
 

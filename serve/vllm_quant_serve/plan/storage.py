@@ -19,16 +19,27 @@ Server = Literal["", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is cut: tensor, pipeline and data parallel sizes, and whether experts are spread whole."""
+    """How a model is cut.
+
+    Attributes:
+        tp, pp, dp: tensor, pipeline and data parallel sizes.
+        expert_parallel: experts are spread whole over the ranks.
+        layers: layers of each pipeline stage, where they are not spread evenly.
+    """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     expert_parallel: bool = False
+    layers: tuple[int, ...] = ()
 
     @property
     def devices(self) -> int:
         return self.tp * self.pp * self.dp
+
+    def stages(self, layers: int) -> list[int]:
+        """How many of ``layers`` layers each stage holds."""
+        return list(self.layers) if self.layers else stage_layers(layers, self.pp)
 
     @property
     def expert_ranks(self) -> int:

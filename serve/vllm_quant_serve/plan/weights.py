@@ -9,7 +9,7 @@ from functools import cache
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
 from vllm_quant_serve.plan.model import ModelArch, Parameter
-from vllm_quant_serve.plan.storage import Placement, Server, padded_vocab, parameter_bytes, stage_layers
+from vllm_quant_serve.plan.storage import Placement, Server, padded_vocab, parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class WeightModel:
         per_layer = [sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) for layer in arch.layers]
         derived = [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in arch.layers]
         stages, extra, start = [], [], 0
-        for count in stage_layers(len(arch.layers), place.pp):
+        for count in place.stages(len(arch.layers)):
             stages.append(sum(per_layer[start : start + count]))
             extra.append(sum(derived[start : start + count]))
             start += count
@@ -100,10 +100,22 @@ class WeightModel:
             yield f"the vocabulary of {arch.vocab}, padded to {padded_vocab(arch.vocab)}, does not divide by {tp}"
         if place.pp > 1 and not arch.pipeline:
             yield f"vLLM cannot run {arch.architecture or arch.model_type} in pipeline stages"
+        yield from self._stage_refusals(place)
         if arch.expert_limit and tp > arch.experts:
             yield f"more ranks ({tp}) than experts ({arch.experts})"
         if self.scheme is not None and tp > 1:
             yield from self._scheme_refusals(place)
+
+    def _stage_refusals(self, place: Placement) -> Iterator[str]:
+        """A layer that reads another's cache on a stage without that layer; the first such layer tells."""
+        start = 0
+        for count in place.stages(len(self.arch.layers)) if place.pp <= len(self.arch.layers) else ():
+            for i in range(start, start + count):
+                target = self.arch.layers[i].reads
+                if target is not None and not start <= target < start + count:
+                    yield f"layer {i} reads the cache of layer {target}, which another of {place.pp} stages holds"
+                    return
+            start += count
 
     def _scheme_refusals(self, place: Placement) -> Iterator[str]:
         """Shards that are no whole number of groups, blocks or packed words; each kind of module once."""

@@ -223,6 +223,7 @@ def test_partly_used_gpus_lower_the_utilization(model_folder, monkeypatch):
     monkeypatch.setattr("vllm_quant_serve.plan.context.resolve_devices", lambda _: busy)
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=4096))
     assert plan.tensor_parallel_size == 2  # one GPU has 16 GiB left of 44
-    assert plan.gpu_memory_utilization == pytest.approx(0.36)
-    assert plan.flags["--gpu-memory-utilization"] == "0.36"
+    # 16 GiB are free, of which vLLM's own CUDA context takes 0.39 before vLLM looks: 15.61 / 44.3.
+    assert plan.gpu_memory_utilization == pytest.approx(0.35)
+    assert plan.flags["--gpu-memory-utilization"] == "0.35"
     assert any("other processes hold 28.3 GiB" in note for note in plan.notes)

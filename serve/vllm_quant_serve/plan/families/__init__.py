@@ -7,11 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
-from vllm_quant_serve.plan.families import decoder, hybrid, mla
+from vllm_quant_serve.plan.families import decoder, encdec, gemma_edge, hybrid, mla
 from vllm_quant_serve.plan.families.style import STYLES
 from vllm_quant_serve.plan.families.support import ALIASES, GONE
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.reader import Reader, text_reader
+
+_BUILDERS = {
+    **hybrid.BUILDERS,
+    "whisper": encdec.whisper,
+    "gemma3n_text": gemma_edge.gemma3n,
+    "gemma4_text": gemma_edge.gemma4,
+}
 
 
 def describe(config: Mapping[str, Any]) -> ModelArch:
@@ -43,8 +50,9 @@ def _with_towers(arch: ModelArch, config: Mapping[str, Any]) -> ModelArch:
 def _describe(reader: Reader, config: Mapping[str, Any], model_type: str) -> ModelArch:
     if model_type in mla.MODEL_TYPES:
         return mla.build(reader, config)
-    if model_type in hybrid.BUILDERS:
-        return hybrid.BUILDERS[model_type](reader, config)
+    builder = _BUILDERS.get(model_type)
+    if builder is not None:
+        return builder(reader, config)
     style = STYLES.get(model_type)
     if style is not None:
         return decoder.build(reader, config, style)

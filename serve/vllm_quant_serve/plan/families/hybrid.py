@@ -5,49 +5,17 @@ Sources: vllm/model_executor/models (falcon_h1, granitemoehybrid, qwen3_next, ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.families import parts
-from vllm_quant_serve.plan.families.decoder import DTYPE_BYTES, architecture, model_dtype, rotary_elements
+from vllm_quant_serve.plan.families import mamba_one, parts, zamba
+from vllm_quant_serve.plan.families.decoder import rotary_elements
 from vllm_quant_serve.plan.families.mamba import GatedDeltaNet, Mamba2, ShortConv
+from vllm_quant_serve.plan.families.mixed import Config, assemble, attention_of, full_cache, layer_types
 from vllm_quant_serve.plan.families.moe import granite, qwen
-from vllm_quant_serve.plan.model import Cache, Ends, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_serve.plan.model import Cache, Layer, ModelArch, Parameter, TpRule
 from vllm_quant_serve.plan.reader import Reader
-
-Config = Mapping[str, Any]
-
-
-def _assemble(
-    reader: Reader, config: Config, layers: list[Layer], rules: list[TpRule], *, root: str = "model",
-    embed: str = "embed_tokens", norm: str = "norm", tied: bool = False, rotary: int = 0, inner: int = 0,
-    heads: tuple[int, int] = (0, 0), experts: tuple[int, int] = (0, 0), state_dtype: str = "",
-    ends: Ends = "guarded", pipeline: bool = True,
-) -> ModelArch:  # fmt: skip
-    hidden, vocab = reader.integer("hidden_size"), reader.integer("vocab_size", limit="vocab")
-    table = parts.embedding(f"{root}.{embed}", vocab, hidden)
-    last = parts.norm(f"{root}.{norm}", hidden) + ([] if tied else parts.head("lm_head", vocab, hidden))
-    unique = tuple(dict.fromkeys(rules))
-    return ModelArch(
-        model_type=reader.text("model_type"), architecture=architecture(config), hidden=hidden, vocab=vocab,
-        max_position=reader.integer("max_position_embeddings", default=8192, limit="length"),
-        dtype=model_dtype(reader, config), layers=tuple(layers), first=(table,), last=tuple(last),
-        shared=(table,) if tied else (), rules=unique, intermediate=inner, heads=heads[0], head_dim=heads[1],
-        experts=experts[0], experts_per_token=experts[1], rotary_elements=rotary,
-        state_dtype=state_dtype if state_dtype in DTYPE_BYTES else "", ends=ends, pipeline=pipeline,
-    )  # fmt: skip
-
-
-def _attention(reader: Reader, hidden: int, **fields: Any) -> parts.Attention:
-    heads = reader.integer("num_attention_heads")
-    head_dim = reader.integer("head_dim", "attention_head_dim", default=max(hidden // heads, 1))
-    kv_heads = reader.integer("num_key_value_heads", default=heads)
-    return parts.Attention(hidden, heads, kv_heads, head_dim, head_dim, **fields)
-
-
-def _full(attention: parts.Attention) -> Cache:
-    return Cache("full", attention.kv_heads, attention.head_dim, attention.head_dim_v)
 
 
 def _mamba2(reader: Reader, hidden: int, inner: int, **fields: Any) -> Mamba2:
@@ -64,7 +32,7 @@ def falcon_h1(reader: Reader, config: Config) -> ModelArch:
     hidden, inner = reader.integer("hidden_size"), reader.integer("intermediate_size")
     expand = reader.number("mamba_expand", 2.0)
     width = reader.integer("mamba_d_ssm", default=max(int(expand * hidden), 1))
-    attention = _attention(reader, hidden)
+    attention = attention_of(reader, hidden)
     mixer = _mamba2(reader, hidden, width, normed=reader.flag("mamba_rms_norm"))
     layers = []
     for i in range(reader.integer("num_hidden_layers", limit="layers")):
@@ -76,10 +44,10 @@ def falcon_h1(reader: Reader, config: Config) -> ModelArch:
             *parts.norm(f"{prefix}.pre_ff_layernorm", hidden),
             *parts.mlp(f"{prefix}.feed_forward", hidden, inner, bias=reader.flag("mlp_bias")),
         ]
-        layers.append(Layer(tuple(found), (_full(attention), mixer.cache())))
+        layers.append(Layer(tuple(found), (full_cache(attention), mixer.cache())))
     rules = [*attention.rules(), *mixer.rules(), TpRule("MLP features", inner)]
     max_position = reader.integer("max_position_embeddings", default=8192, limit="length")
-    return _assemble(
+    return assemble(
         reader, config, layers, rules, norm="final_layernorm", tied=reader.flag("tie_word_embeddings"), inner=inner,
         heads=(attention.heads, attention.head_dim), rotary=rotary_elements(reader, attention.head_dim, max_position),
     )  # fmt: skip
@@ -90,11 +58,9 @@ def granite_hybrid(reader: Reader, config: Config) -> ModelArch:
     hidden = reader.integer("hidden_size")
     count = reader.integer("num_hidden_layers", limit="layers")
     bias = reader.flag("attention_bias")
-    attention = _attention(reader, hidden, qkv_bias=bias, o_bias=bias)
+    attention = attention_of(reader, hidden, qkv_bias=bias, o_bias=bias)
     mixer = _mamba2(reader, hidden, reader.integer("mamba_expand", default=2, limit="layers") * hidden)
-    types = reader.strings("layer_types", "layers_block_type") or ["mamba"] * count
-    if len(types) < count:
-        raise CheckpointError(f"config.json: layer_types names {len(types)} of {count} layers", "fix config.json")
+    types = layer_types(reader, count, ["mamba"] * count, "layer_types", "layers_block_type")
     experts = reader.integer("num_local_experts", default=0, limit="experts", least=0)
     moe = granite(reader, count, hidden) if experts else None
     shared = reader.integer("shared_intermediate_size", default=0, least=0)
@@ -115,14 +81,14 @@ def granite_hybrid(reader: Reader, config: Config) -> ModelArch:
             found += moe.block(prefix)
         elif shared:
             found += parts.mlp(f"{prefix}.shared_mlp", hidden, shared)
-        layers.append(Layer(tuple(found), (_full(attention) if types[i] == "attention" else mixer.cache(),)))
+        layers.append(Layer(tuple(found), (full_cache(attention) if types[i] == "attention" else mixer.cache(),)))
     if moe is not None:
         rules += [TpRule("expert features", moe.inner), *moe.rules]
     elif shared:
         rules.append(TpRule("MLP features", shared))
     roped = reader.text("position_embedding_type") == "rope"
     max_position = reader.integer("max_position_embeddings", default=8192, limit="length")
-    return _assemble(
+    return assemble(
         reader, config, layers, rules, tied=reader.flag("tie_word_embeddings"), inner=moe.inner if moe else shared,
         heads=(attention.heads, attention.head_dim), experts=(moe.count, moe.active) if moe else (0, 0),
         rotary=rotary_elements(reader, attention.head_dim, max_position) if roped else 0, ends="everywhere",
@@ -134,7 +100,7 @@ def qwen3_next(reader: Reader, config: Config) -> ModelArch:
     hidden = reader.integer("hidden_size")
     count = reader.integer("num_hidden_layers", limit="layers")
     bias = reader.flag("attention_bias")
-    attention = _attention(reader, hidden, qkv_bias=bias, qk_norm="head", gated=True)
+    attention = attention_of(reader, hidden, qkv_bias=bias, qk_norm="head", gated=True)
     mixer = GatedDeltaNet(
         hidden, reader.integer("linear_num_key_heads", default=16),
         reader.integer("linear_num_value_heads", default=32),
@@ -142,11 +108,8 @@ def qwen3_next(reader: Reader, config: Config) -> ModelArch:
         reader.integer("linear_conv_kernel_dim", default=4, limit="layers"),
     )  # fmt: skip
     step = reader.integer("full_attention_interval", default=4, limit="layers")
-    types = reader.strings("layer_types") or [
-        "full_attention" if (i + 1) % step == 0 else "linear_attention" for i in range(count)
-    ]
-    if len(types) < count:
-        raise CheckpointError(f"config.json: layer_types names {len(types)} of {count} layers", "fix config.json")
+    every = ["full_attention" if (i + 1) % step == 0 else "linear_attention" for i in range(count)]
+    types = layer_types(reader, count, every)
     moe, inner = qwen(reader, count, hidden), reader.integer("intermediate_size", default=5632)
     layers = []
     for i in range(count):
@@ -155,13 +118,13 @@ def qwen3_next(reader: Reader, config: Config) -> ModelArch:
         found += parts.norm(f"{prefix}.input_layernorm", hidden)
         found += parts.norm(f"{prefix}.post_attention_layernorm", hidden)
         found += moe.block(prefix) if moe.sparse[i] else parts.mlp(f"{prefix}.mlp", hidden, inner)
-        layers.append(Layer(tuple(found), (_full(attention) if full else mixer.cache(),)))
+        layers.append(Layer(tuple(found), (full_cache(attention) if full else mixer.cache(),)))
     rules = [*attention.rules(), *mixer.rules(), TpRule("expert features", moe.inner), *moe.rules]
     if not all(moe.sparse):
         rules.append(TpRule("MLP features", inner))
     max_position = reader.integer("max_position_embeddings", default=32_768, limit="length")
     partial = Reader({"partial_rotary_factor": 0.25, **reader.config}, reader.where)
-    return _assemble(
+    return assemble(
         reader, config, layers, rules, tied=reader.flag("tie_word_embeddings"), inner=moe.inner,
         heads=(attention.heads, attention.head_dim), experts=(moe.count, moe.active),
         rotary=rotary_elements(partial, attention.head_dim, max_position), state_dtype=reader.text("mamba_ssm_dtype"),
@@ -173,7 +136,7 @@ def nemotron_h(reader: Reader, config: Config) -> ModelArch:
     """One mixer per layer, by the letters of ``hybrid_override_pattern``: M Mamba-2, * attention, - MLP."""
     hidden, inner = reader.integer("hidden_size"), reader.integer("intermediate_size")
     bias = reader.flag("attention_bias")
-    attention = _attention(reader, hidden, qkv_bias=bias, o_bias=bias)
+    attention = attention_of(reader, hidden, qkv_bias=bias, o_bias=bias)
     heads, dim = reader.integer("mamba_num_heads"), reader.integer("mamba_head_dim", default=64)
     mixer = Mamba2(
         hidden, heads * dim, heads, dim, reader.integer("n_groups", default=8),
@@ -198,9 +161,9 @@ def nemotron_h(reader: Reader, config: Config) -> ModelArch:
         else:
             found += parts.mlp(f"{prefix}.mixer", hidden, inner, gated=False, bias=reader.flag("mlp_bias"))
             rules.append(TpRule("MLP features", inner))
-        caches: dict[str, tuple[Cache, ...]] = {"M": (mixer.cache(),), "*": (_full(attention),), "-": ()}
+        caches: dict[str, tuple[Cache, ...]] = {"M": (mixer.cache(),), "*": (full_cache(attention),), "-": ()}
         layers.append(Layer(tuple(found), caches[letter]))
-    return _assemble(
+    return assemble(
         reader, config, layers, rules, root="backbone", embed="embeddings", norm="norm_f", inner=inner,
         tied=reader.flag("tie_word_embeddings"), heads=(attention.heads, attention.head_dim),
         state_dtype=reader.text("mamba_ssm_cache_dtype", "float32"), ends="everywhere",
@@ -211,18 +174,14 @@ def lfm2(reader: Reader, config: Config) -> ModelArch:
     """LFM2: short convolutions with some attention layers."""
     hidden = reader.integer("hidden_size")
     count = reader.integer("num_hidden_layers", limit="layers")
-    attention = _attention(reader, hidden, qk_norm="head", names=("q_proj", "k_proj", "v_proj", "out_proj"),
+    attention = attention_of(reader, hidden, qk_norm="head", names=("q_proj", "k_proj", "v_proj", "out_proj"),
                            norm_names=("q_layernorm", "k_layernorm"))  # fmt: skip
     mixer = ShortConv(
         hidden, reader.integer("conv_dim", default=hidden), reader.integer("conv_L_cache", default=3, limit="layers"),
         reader.flag("conv_bias"),
     )  # fmt: skip
-    types = reader.strings("layer_types")
-    if types is None:
-        full = set(reader.items("full_attn_idxs") or range(count))
-        types = ["full_attention" if i in full else "conv" for i in range(count)]
-    if len(types) < count:
-        raise CheckpointError(f"config.json: layer_types names {len(types)} of {count} layers", "fix config.json")
+    full = reader.items("full_attn_idxs") or list(range(count))
+    types = layer_types(reader, count, ["full_attention" if i in full else "conv" for i in range(count)])
     inner = reader.integer("block_ff_dim", "intermediate_size")
     if reader.flag("block_auto_adjust_ff_dim"):
         step = reader.integer("block_multiple_of", default=256)
@@ -235,10 +194,10 @@ def lfm2(reader: Reader, config: Config) -> ModelArch:
         found += parts.norm(f"{prefix}.operator_norm", hidden)
         found += parts.norm(f"{prefix}.ffn_norm", hidden)
         found += parts.mlp(f"{prefix}.feed_forward", hidden, inner, names=("w1", "w3", "w2"))
-        layers.append(Layer(tuple(found), (_full(attention) if is_full else mixer.cache(),)))
+        layers.append(Layer(tuple(found), (full_cache(attention) if is_full else mixer.cache(),)))
     max_position = reader.integer("max_position_embeddings", default=8192, limit="length")
     rules = [*attention.rules(), *mixer.rules(), TpRule("MLP features", inner)]
-    return _assemble(
+    return assemble(
         reader, config, layers, rules, norm="embedding_norm", inner=inner, heads=(attention.heads, attention.head_dim),
         tied=reader.flag("tie_embedding", "tie_word_embeddings", default=True),
         rotary=rotary_elements(reader, attention.head_dim, max_position), ends="norm_last",
@@ -260,7 +219,7 @@ def mamba2(reader: Reader, config: Config) -> ModelArch:
               (mixer.cache(),))
         for i in range(reader.integer("num_hidden_layers", limit="layers"))
     ]  # fmt: skip
-    return _assemble(
+    return assemble(
         reader, config, layers, mixer.rules(), root="backbone", embed="embeddings", norm="norm_f",
         tied=reader.flag("tie_word_embeddings"), inner=heads * dim, pipeline=False,
     )  # fmt: skip
@@ -273,4 +232,8 @@ BUILDERS: dict[str, Callable[[Reader, Config], ModelArch]] = {
     "nemotron_h": nemotron_h,
     "lfm2": lfm2,
     "mamba2": mamba2,
+    "mamba": mamba_one.mamba,
+    "falcon_mamba": mamba_one.mamba,
+    "jamba": mamba_one.jamba,
+    "zamba2": zamba.build,
 }

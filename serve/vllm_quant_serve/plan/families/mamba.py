@@ -1,7 +1,7 @@
 """State-space and linear-attention mixers: Mamba, Mamba-2, gated delta net, short convolution. No torch.
 
-Sources: vllm/model_executor/layers/mamba (mamba_mixer2.py, mamba_utils.py, gdn/qwen_gdn_linear_attn.py,
-short_conv.py) of 0.32 and 0.33.
+Sources: vllm/model_executor/layers/mamba (mamba_mixer.py, mamba_mixer2.py, mamba_utils.py,
+gdn/qwen_gdn_linear_attn.py, short_conv.py) of 0.32 and 0.33.
 """
 
 from __future__ import annotations
@@ -10,6 +10,54 @@ from dataclasses import dataclass
 
 from vllm_quant_serve.plan.families import parts
 from vllm_quant_serve.plan.model import Cache, Parameter, State, TpRule
+
+
+@dataclass(frozen=True)
+class Mamba1:
+    """A first-generation Mamba mixer; vLLM hands its projections no quantization method.
+
+    Attributes:
+        inner: features of the mixer, cut by tensor parallelism.
+        rank: of the time-step projection.
+        norms: whether dt, B and C are normed with weights (Jamba).
+    """
+
+    hidden: int
+    inner: int
+    state: int
+    kernel: int
+    rank: int
+    bias: bool = False
+    conv_bias: bool = True
+    norms: bool = False
+
+    def parameters(self, prefix: str) -> list[Parameter]:
+        found = [
+            Parameter(f"{prefix}.conv1d.weight", (self.inner, self.kernel), "column"),
+            Parameter(f"{prefix}.in_proj.weight", (2 * self.inner, self.hidden), "column"),
+            Parameter(f"{prefix}.x_proj.weight", (self.rank + 2 * self.state, self.inner), "row"),
+            Parameter(f"{prefix}.dt_proj.weight", (self.inner, self.rank), "column"),
+            parts.vector(f"{prefix}.dt_proj.bias", self.inner, "column"),
+            Parameter(f"{prefix}.A_log", (self.inner, self.state), "column", itemsize=4),
+            parts.vector(f"{prefix}.D", self.inner, "column"),
+            Parameter(f"{prefix}.out_proj.weight", (self.hidden, self.inner), "row"),
+        ]
+        if self.conv_bias:
+            found.append(parts.vector(f"{prefix}.conv1d.bias", self.inner, "column"))
+        if self.bias:
+            found.append(parts.vector(f"{prefix}.in_proj.bias", 2 * self.inner, "column"))
+            found.append(parts.vector(f"{prefix}.out_proj.bias", self.hidden))
+        if self.norms:
+            for name, width in (("dt", self.rank), ("b", self.state), ("c", self.state)):
+                found += parts.norm(f"{prefix}.{name}_layernorm", width)
+        return found
+
+    def cache(self) -> Cache:
+        states = (State(self.inner * (self.kernel - 1)), State(self.inner * self.state, temporal=True))
+        return Cache("mamba", states=states)
+
+    def rules(self) -> list[TpRule]:
+        return [TpRule("Mamba features", self.inner)]
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ GONE = {
 
 # model_type -> the family whose decoder it has
 ALIASES = {
-    "gemma3": "gemma3_text", "llama4": "llama4_text", "ministral": "mistral", "mistral3": "mistral",
+    "gemma3": "gemma3_text", "gemma3n": "gemma3n_text", "gemma4": "gemma4_text",
+    "llama4": "llama4_text", "ministral": "mistral", "mistral3": "mistral",
     "pixtral": "mistral",
     "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2",
     "qwen3_vl_moe_text": "qwen3_moe", "qwen3_vl_text": "qwen3", "yi": "llama",
