@@ -48,6 +48,18 @@ VQP_API int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, cons
 VQP_API int vqp_pack(const uint8_t *codes, int64_t n, int64_t k, int bits, const int32_t *columns, int64_t kp,
                      uint8_t *out, int threads);
 
+/* Where codes lie in 32-bit words: kernels/cpu/unpack_words.cpp draws the layouts. */
+enum { VQP_WORDS_N = 0, VQP_WORDS_K = 1, VQP_WORDS_K_ROWS = 2, VQP_WORDS_K_PADDED = 3 };
+
+/* Codes [row, row + n) x [column, column + k) of a matrix in `words` (rows, columns): to planes as vqp_pack makes them,
+ * and to one byte each, (n, k). VQP_WORDS_N takes `row` a multiple of 16 and n a whole number of words.
+ */
+VQP_API int vqp_pack_words(const int32_t *words, int64_t rows, int64_t columns, int layout, int bits, int64_t row,
+                           int64_t n, int64_t column, int64_t k, const int32_t *order, int64_t kp, uint8_t *out,
+                           int threads);
+VQP_API int vqp_unpack_words(const int32_t *words, int64_t rows, int64_t columns, int layout, int bits, int64_t row,
+                             int64_t n, int64_t column, int64_t k, uint8_t *codes, int threads);
+
 /* Reads memory with 256-bit loads (a CPU with AVX2) and returns a sum of it: for measuring bandwidth. */
 VQP_API uint64_t vqp_read(const void *memory, int64_t bytes, int threads);
 

@@ -55,9 +55,8 @@ class CanonicalWeight:
 
     def validate(self) -> CanonicalWeight:
         """Check shapes, dtypes and ranges; returns self. Raises ValueError naming the field."""
-        if self.codes.dtype != torch.uint8 or self.codes.ndim != 2:
-            raise ValueError(f"codes must be uint8 (N, K), got {self.codes.dtype} {tuple(self.codes.shape)}")
-        n, k = self.codes.shape
+        self._validate_codes()
+        n, k = self.out_features, self.in_features
         if not 2 <= self.bits <= 8 or (self.kind != "int" and self.bits != 8):
             raise ValueError(f"bits must be 2..8 (8 for {self.kind}), got {self.bits}")
         if self.scales.ndim != 2 or self.scales.shape[0] != n or not self.scales.is_floating_point():
@@ -75,8 +74,16 @@ class CanonicalWeight:
                 raise ValueError(f"g_idx must be ({k},), got {tuple(self.g_idx.shape)}")
             if k and (int(self.g_idx.min()) < 0 or int(self.g_idx.max()) >= groups):
                 raise ValueError(f"g_idx must lie in [0, {groups})")
-        if self.kind == "int" and self.bits < 8 and n * k and int(self.codes.max()) >= 1 << self.bits:
+        return self
+
+    def _validate_codes(self) -> None:
+        if self.codes.dtype != torch.uint8 or self.codes.ndim != 2:
+            raise ValueError(f"codes must be uint8 (N, K), got {self.codes.dtype} {tuple(self.codes.shape)}")
+        if self.kind == "int" and self.bits < 8 and self.codes.numel() and int(self.codes.max()) >= 1 << self.bits:
             raise ValueError(f"codes exceed {self.bits} bits")
+
+    def plain(self) -> CanonicalWeight:
+        """This weight with its codes in a tensor, where a subclass keeps them otherwise."""
         return self
 
     def group_index(self) -> torch.Tensor:
@@ -117,20 +124,22 @@ class CanonicalWeight:
         Raises:
             ValueError: a bound cuts a group.
         """
-        group = self.group_size
-        one_group = self.scales.shape[1] == 1
-        if self.g_idx is not None:
-            scales, zeros, g_idx = self.scales, self.zeros, self.g_idx[start:stop]
-        elif one_group:
-            scales, zeros, g_idx, group = self.scales, self.zeros, None, stop - start
-        elif start % group or (stop % group and stop != self.in_features):
-            raise ValueError(f"columns [{start}, {stop}) cut a group of {group}")
-        else:
-            part = slice(start // group, -(-stop // group))
-            scales = self.scales[:, part]
-            zeros = None if self.zeros is None else self.zeros[:, part]
-            g_idx = None
+        scales, zeros, group, g_idx = self._tables_of_columns(start, stop)
         return CanonicalWeight(self.codes[:, start:stop], scales, self.bits, group, zeros, self.kind, g_idx)
+
+    def _tables_of_columns(
+        self, start: int, stop: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None, int, torch.Tensor | None]:
+        """scales, zeros, group_size and g_idx of ``columns``."""
+        group = self.group_size
+        if self.g_idx is not None:
+            return self.scales, self.zeros, group, self.g_idx[start:stop]
+        if self.scales.shape[1] == 1:
+            return self.scales, self.zeros, stop - start, None
+        if start % group or (stop % group and stop != self.in_features):
+            raise ValueError(f"columns [{start}, {stop}) cut a group of {group}")
+        part = slice(start // group, -(-stop // group))
+        return self.scales[:, part], None if self.zeros is None else self.zeros[:, part], group, None
 
 
 def concat_rows(parts: list[CanonicalWeight]) -> CanonicalWeight:
@@ -145,6 +154,14 @@ def concat_rows(parts: list[CanonicalWeight]) -> CanonicalWeight:
     first = parts[0]
     if len(parts) == 1:
         return first
+    scales, zeros = concat_tables(parts)
+    codes = torch.cat([p.codes for p in parts])
+    return CanonicalWeight(codes, scales, first.bits, first.group_size, zeros, first.kind, first.g_idx)
+
+
+def concat_tables(parts: list[CanonicalWeight]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scales and zero points of ``concat_rows``. Raises ValueError as that does."""
+    first = parts[0]
     for part in parts[1:]:
         if (part.bits, part.group_size, part.kind, part.in_features) != (
             first.bits,
@@ -156,21 +173,11 @@ def concat_rows(parts: list[CanonicalWeight]) -> CanonicalWeight:
         same = (part.g_idx is None) == (first.g_idx is None)
         if not same or (part.g_idx is not None and not torch.equal(part.g_idx, first.g_idx)):  # type: ignore[arg-type]
             raise ValueError("stacked weights differ in g_idx")
-    zeros = None
-    if any(p.zeros is not None for p in parts):
-        middle = float(1 << (first.bits - 1))
-        zeros = torch.cat(
-            [
-                torch.full_like(p.scales, middle, dtype=torch.float32) if p.zeros is None else p.zeros.float()
-                for p in parts
-            ]
-        )
-    return CanonicalWeight(
-        torch.cat([p.codes for p in parts]),
-        torch.cat([p.scales for p in parts]),
-        first.bits,
-        first.group_size,
-        zeros,
-        first.kind,
-        first.g_idx,
-    )
+    scales = torch.cat([p.scales for p in parts])
+    if all(p.zeros is None for p in parts):
+        return scales, None
+    middle = 1 << (first.bits - 1)
+    whole = all(p.zeros is None or p.zeros.dtype == torch.uint8 for p in parts)
+    dtype = torch.uint8 if whole else torch.float32
+    tables = [torch.full_like(p.scales, middle, dtype=dtype) if p.zeros is None else p.zeros.to(dtype) for p in parts]
+    return scales, torch.cat(tables)

@@ -39,6 +39,8 @@ def _declare(lib: ctypes.CDLL) -> None:
         "vqp_wna16_linear": "piplplpipiplpiilllli",
         "vqp_w8a8_linear": "piplplpppppilli",
         "vqp_pack": "plliplpi",
+        "vqp_pack_words": "plliillllplpi",
+        "vqp_unpack_words": "plliillllpi",
         "vqp_read": "pli",
     }.items():
         getattr(lib, name).argtypes = [types[letter] for letter in signature]
@@ -58,11 +60,11 @@ def load() -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL(str(path))
         version = lib.vqp_cpu_abi_version()
+        _declare(lib)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"{path} cannot be loaded: {error}") from error
     if version != ABI_VERSION:
         raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
-    _declare(lib)
     wanted = os.environ.get("VQP_CPU_ISA", "")
     if wanted:
         set_level(lib, wanted)

@@ -21,6 +21,7 @@ from vllm_quant_kernels.layout import (
     round_up,
     unpack_planes,
 )
+from vllm_quant_kernels.unpack_weight import StoredWeight
 
 INT8_BLOCK = 64
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -85,8 +86,11 @@ def _narrow_zeros(zeros: torch.Tensor) -> torch.Tensor:
     return small if torch.equal(small.float(), wide) else wide
 
 
-def _pack_data(codes: torch.Tensor, bits: int, source: torch.Tensor | None, rows: int, columns: int) -> torch.Tensor:
-    """The planes of codes (N, K), columns in the order of ``source``, padded to (rows, columns)."""
+def _pack_data(w: CanonicalWeight, source: torch.Tensor | None, rows: int, columns: int) -> torch.Tensor:
+    """The planes of the codes, columns in the order of ``source``, padded to (rows, columns)."""
+    if isinstance(w, StoredWeight) and w.packs_natively:
+        return w.pack_planes(source, columns)
+    codes, bits = w.codes.cpu(), w.bits
     if codes.numel() and library.available():
         return native.pack_planes(codes, bits, source, columns)
     n, k = codes.shape
@@ -112,20 +116,19 @@ def pack(w: CanonicalWeight, device: torch.device | str = "cpu") -> PackedWeight
     w.validate()
     if torch.device(device).type != "cpu":
         raise ValueError(f"no kernels for device {device}: pack for cpu")
-    n, k = w.codes.shape
-    codes = w.codes.cpu()
+    n, k = w.out_features, w.in_features
     groups = w.scales.shape[1]
     scales = w.scales.cpu() if w.scales.dtype in SCALE_DTYPES else w.scales.cpu().float()
     if not torch.isfinite(scales).all():
         raise ValueError("scales hold NaN or infinity")
-    if w.kind != "int" and not torch.isfinite(codes.view(FP8_DTYPES[w.kind]).float()).all():
+    if w.kind != "int" and not torch.isfinite(w.codes.cpu().view(FP8_DTYPES[w.kind]).float()).all():
         raise ValueError(f"{w.kind} codes hold NaN or infinity")
     zeros = None if w.zeros is None else _narrow_zeros(w.zeros.cpu())
     perm = column_order(groups, w.group_size, k, w.g_idx)
     rows, columns = round_up(n, LANES), padded_columns(k, perm, groups)
     source = None if perm is None else perm[:columns].contiguous()
     return PackedWeight(
-        data=_pack_data(codes, w.bits, source, rows, columns),
+        data=_pack_data(w, source, rows, columns),
         scales=interleave_rows(scales, rows),
         zeros=None if zeros is None else interleave_rows(zeros, rows),
         perm=perm,

@@ -169,6 +169,55 @@ void int8() {
     }
 }
 
+// Codes in words: every layout, any part of the matrix, to bytes and to planes, against a reader of single bits.
+void stored_words() {
+    const int layout = static_cast<int>(between(VQP_WORDS_N, VQP_WORDS_K_PADDED));
+    const int bits = static_cast<int>(layout == VQP_WORDS_N ? 2 << between(0, 2) : between(2, 8)), per_word = 32 / bits;
+    const bool along_n = layout == VQP_WORDS_N;
+    const int64_t n = along_n ? between(1, 6) * per_word : between(1, 70), k = between(1, 330);
+    const int64_t dense = (k * bits + 31) / 32;
+    const int64_t rows = along_n ? k : layout == VQP_WORDS_K ? dense : n;
+    const int64_t columns = along_n ? n / per_word : layout == VQP_WORDS_K ? n
+                            : layout == VQP_WORDS_K_ROWS                   ? dense
+                                                                           : (k + per_word - 1) / per_word;
+    std::vector<int32_t> words(static_cast<size_t>(rows * columns));
+    for (int32_t &w : words) w = static_cast<int32_t>(random_engine());
+    const auto code = [&](int64_t channel, int64_t feature) {
+        int64_t value = 0;
+        for (int b = 0; b < bits; ++b) {
+            int64_t word, bit;
+            if (along_n) {
+                const int64_t at = channel % per_word, field = at % 2 ? per_word / 2 + at / 2 : at / 2;
+                word = feature * columns + channel / per_word, bit = field * bits + b;
+            } else {
+                const int64_t place = layout == VQP_WORDS_K_PADDED ? feature / per_word * 32 + feature % per_word * bits + b
+                                                                   : feature * bits + b;
+                word = layout == VQP_WORDS_K ? place / 32 * columns + channel : channel * columns + place / 32;
+                bit = place % 32;
+            }
+            value |= static_cast<int64_t>(static_cast<uint32_t>(words[static_cast<size_t>(word)]) >> bit & 1) << b;
+        }
+        return static_cast<uint8_t>(value);
+    };
+    const int64_t row = between(0, (n - 1) / 16) * 16, column = between(0, k - 1);
+    const int64_t wanted_n = along_n ? n - row : between(1, n - row), wanted_k = between(1, k - column);
+    std::vector<uint8_t> codes(static_cast<size_t>(wanted_n * wanted_k));
+    if (vqp_unpack_words(words.data(), rows, columns, layout, bits, row, wanted_n, column, wanted_k, codes.data(), 2)) ++failures;
+    for (int64_t i = 0; i < wanted_n; ++i) {
+        for (int64_t j = 0; j < wanted_k; ++j) check("words", codes[i * wanted_k + j], code(row + i, column + j), 0);
+    }
+    const int64_t kp = (wanted_k + 31) / 32 * 32, padded = (wanted_n + 15) / 16 * 16;
+    std::vector<int32_t> order(between(0, 1) ? static_cast<size_t>(kp) : 0);
+    for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int64_t>(i) < wanted_k ? static_cast<int32_t>(i) : -1;
+    std::shuffle(order.begin(), order.end(), random_engine);
+    const int32_t *columns_of = order.empty() ? nullptr : order.data();
+    std::vector<uint8_t> direct(static_cast<size_t>(padded * kp * bits / 8)), twice(direct.size());
+    if (vqp_pack_words(words.data(), rows, columns, layout, bits, row, wanted_n, column, wanted_k, columns_of, kp,
+                       direct.data(), 2)) ++failures;
+    if (vqp_pack(codes.data(), wanted_n, wanted_k, bits, columns_of, kp, twice.data(), 1)) ++failures;
+    if (direct != twice) ++failures;
+}
+
 void refusals() {
     uint8_t data[16 * 32 / 2] = {};
     float scales[16] = {}, x[32] = {}, y[16];
@@ -183,6 +232,16 @@ void refusals() {
     if (call(sizeof data, kind, VQP_U8, 4) != VQP_EDTYPE) ++failures;
     if (call(sizeof data, kind, VQP_F32, 9) != VQP_ELAYOUT) ++failures;
     if (vqp_cpu_set_level(VQP_LEVELS) == 0) ++failures;
+    const std::vector<int32_t> words(16 * 32);
+    std::vector<uint8_t> codes(32 * 128);
+    const auto read = [&](int layout, int width, int64_t first, int64_t n, int64_t column, int64_t k) {
+        return vqp_unpack_words(words.data(), 16, 32, layout, width, first, n, column, k, codes.data(), 1);
+    };
+    if (read(VQP_WORDS_K, 4, 0, 32, 0, 128) != VQP_OK) ++failures;
+    if (read(VQP_WORDS_K, 4, 0, 33, 0, 128) != VQP_ELAYOUT || read(VQP_WORDS_K, 4, 1, 32, 0, 128) != VQP_ELAYOUT) ++failures;
+    if (read(VQP_WORDS_K, 4, 0, 32, 1, 128) != VQP_ELAYOUT || read(VQP_WORDS_K, 9, 0, 32, 0, 128) != VQP_ELAYOUT) ++failures;
+    if (read(VQP_WORDS_N, 3, 0, 32, 0, 16) != VQP_ELAYOUT || read(VQP_WORDS_N, 4, 8, 32, 0, 16) != VQP_ELAYOUT) ++failures;
+    if (read(VQP_WORDS_K_PADDED + 1, 4, 0, 16, 0, 32) != VQP_ELAYOUT) ++failures;
 }
 
 }  // namespace
@@ -191,6 +250,7 @@ int main() {
     refusals();
     for (int i = 0; i < 60; ++i) weight_only();
     for (int i = 0; i < 30; ++i) int8();
+    for (int i = 0; i < 200; ++i) stored_words();
     std::printf("%d failures\n", failures);
     return failures != 0;
 }

@@ -14,16 +14,12 @@ from __future__ import annotations
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.unpack import WordCodes, field_order
+from vllm_quant_kernels.unpack_weight import StoredWeight
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
-from vllm_quant_plugin.formats.bits import pack_padded, unpack_padded
+from vllm_quant_plugin.formats.bits import pack_padded
 from vllm_quant_plugin.scheme import Scheme
-
-
-def field_order(bits: int) -> list[int]:
-    """Logical position of each field of a word, low bits first."""
-    per_word = 32 // bits
-    return [*range(0, per_word, 2), *range(1, per_word, 2)]
 
 
 class AwqFormat(Format):
@@ -42,17 +38,12 @@ class AwqFormat(Format):
         }
 
     def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
-        order = field_order(scheme.bits)
-        zeros = None
+        bits, zeros = scheme.bits, None
         if "qzeros" in tensors:
-            zeros = unpack_padded(tensors["qzeros"], scheme.bits, n, order).t().contiguous()
-        return CanonicalWeight(
-            codes=unpack_padded(tensors["qweight"], scheme.bits, n, order).t().contiguous(),
-            scales=tensors["scales"].t().contiguous(),
-            bits=scheme.bits,
-            group_size=scheme.group_of(k),
-            zeros=zeros,
-        )
+            qzeros = tensors["qzeros"]
+            zeros = WordCodes(qzeros, "n", bits, n, qzeros.shape[0]).tensor()
+        codes = WordCodes(tensors["qweight"], "n", bits, n, k)
+        return StoredWeight((codes,), tensors["scales"].t().contiguous(), scheme.group_of(k), zeros)
 
     def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
         order = field_order(scheme.bits)

@@ -1,16 +1,6 @@
-"""Small unsigned integers in 32-bit words, as the checkpoint formats lay them out.
+"""Small unsigned integers into 32-bit words along the last dimension.
 
-padded   32 // bits fields a word, unused high bits zero (2, 4 and 8 bits leave none)
-
-    bit 0                              bit 31
-    | f0 | f1 | f2 | ...         | pad |
-
-dense    one bit stream, least significant bit first; 32 fields fill exactly ``bits`` words
-
-    | f0 | f1 | ... | f10 lo || f10 hi | f11 | ...          (bits = 3)
-
-Both work along the last dimension. int32 is what safetensors and vLLM carry; its sign bit is
-data here, so every shift is followed by a mask.
+``vllm_quant_kernels.unpack`` draws the two ways, padded and dense, and reads them.
 """
 
 from __future__ import annotations
@@ -18,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+
+from vllm_quant_kernels.unpack import unpack_dense, unpack_padded
+
+__all__ = ["dense_words", "pack_dense", "pack_padded", "padded_words", "unpack_dense", "unpack_padded"]
 
 
 def padded_words(count: int, bits: int) -> int:
@@ -28,25 +22,6 @@ def padded_words(count: int, bits: int) -> int:
 def dense_words(count: int, bits: int) -> int:
     """Words that hold ``count`` fields in the dense layout."""
     return -(-count * bits // 32)
-
-
-def unpack_padded(words: torch.Tensor, bits: int, count: int, order: Sequence[int] | None = None) -> torch.Tensor:
-    """Fields of padded words.
-
-    Args:
-        words: int32 (..., W).
-        count: fields to keep; the rest is padding.
-        order: ``order[i]`` is the logical position of field ``i`` within its word; None is 0, 1, 2, ...
-
-    Returns:
-        uint8 (..., count).
-    """
-    per_word = 32 // bits
-    out = torch.empty(*words.shape, per_word, dtype=torch.uint8, device=words.device)
-    mask = (1 << bits) - 1
-    for field in range(per_word):
-        out[..., field if order is None else order[field]] = (words >> (bits * field)) & mask
-    return out.flatten(-2)[..., :count]
 
 
 def pack_padded(values: torch.Tensor, bits: int, order: Sequence[int] | None = None) -> torch.Tensor:
@@ -60,24 +35,6 @@ def pack_padded(values: torch.Tensor, bits: int, order: Sequence[int] | None = N
     for field in range(per_word):
         words |= fields[..., field if order is None else order[field]].to(torch.int64) << (bits * field)
     return _to_int32(words)
-
-
-def unpack_dense(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """Fields of a dense stream: int32 (..., ceil(count * bits / 32)) to uint8 (..., count)."""
-    short = -words.shape[-1] % bits
-    if short:
-        words = torch.nn.functional.pad(words, (0, short))
-    blocks = words.unflatten(-1, (-1, bits))
-    out = torch.empty(*blocks.shape[:-1], 32, dtype=torch.uint8, device=words.device)
-    mask = (1 << bits) - 1
-    for field in range(32):
-        word, shift = divmod(field * bits, 32)
-        value = (blocks[..., word] >> shift) & mask
-        left = 32 - shift
-        if left < bits:
-            value = (value & ((1 << left) - 1)) | ((blocks[..., word + 1] << left) & mask)
-        out[..., field] = value
-    return out.flatten(-2)[..., :count]
 
 
 def pack_dense(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -21,6 +21,8 @@ from __future__ import annotations
 import torch
 
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
+from vllm_quant_kernels.unpack import WordCodes
+from vllm_quant_kernels.unpack_weight import StoredWeight
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec
 from vllm_quant_plugin.formats.bits import (
     dense_words,
@@ -77,14 +79,14 @@ class PackQuantizedFormat(Format):
         }
 
     def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
-        zeros = None
+        zeros, words = None, tensors["weight_packed"]
         if "weight_zero_point" in tensors:
             zeros = _unpack_words(tensors["weight_zero_point"].t().contiguous(), scheme.bits, n).t().contiguous()
         g_idx = tensors.get("weight_g_idx") if scheme.act_order else None
-        return CanonicalWeight(
-            codes=_unpack_words(tensors["weight_packed"], scheme.bits, k).contiguous(),
+        padded = words.shape[-1] == padded_words(k, scheme.bits)
+        return StoredWeight(
+            (WordCodes(words, "k_padded" if padded else "k_rows", scheme.bits, n, k),),
             scales=to_groups(tensors["weight_scale"], scheme, n),
-            bits=scheme.bits,
             group_size=scheme.group_of(k),
             zeros=zeros,
             g_idx=None if g_idx is None else g_idx.to(torch.int32),

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.unpack import WordCodes
+from vllm_quant_kernels.unpack_weight import StoredWeight
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
 from vllm_quant_plugin.formats.bits import dense_words, pack_dense, unpack_dense
@@ -74,14 +76,8 @@ class GptqFormat(Format):
             # A g_idx in natural order says nothing: the kernels need no gather then.
             if torch.equal(g_idx, (torch.arange(k, device=g_idx.device) // group).to(torch.int32)):
                 g_idx = None
-        return CanonicalWeight(
-            codes=unpack_dense(tensors["qweight"].t().contiguous(), scheme.bits, k),
-            scales=tensors["scales"].t().contiguous(),
-            bits=scheme.bits,
-            group_size=group,
-            zeros=zeros,
-            g_idx=g_idx,
-        )
+        codes = WordCodes(tensors["qweight"], "k", scheme.bits, n, k)
+        return StoredWeight((codes,), tensors["scales"].t().contiguous(), group, zeros, g_idx)
 
     def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
         zeros = weight.zeros

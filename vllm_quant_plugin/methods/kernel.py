@@ -199,7 +199,7 @@ def build_segment(
 
         if cuda_segment.serves(weight, device, dtype):
             return cuda_segment.cuda_segment(weight)
-        return DequantizingSegment(weight, dtype)
+        return DequantizingSegment(weight.plain(), dtype)
     act = scheme.activation
     if act is None or not serves_int8(scheme, weight):
         return WeightOnlySegment(pack(weight))

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows
+from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.unpack_weight import stack_rows
 from vllm_quant_plugin import compat
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
@@ -73,7 +74,7 @@ def stack_parts(parts: list[CanonicalWeight]) -> list[CanonicalWeight]:
             runs[-1].append(part)
         else:
             runs.append([part])
-    return [concat_rows(run) for run in runs]
+    return [stack_rows(run) for run in runs]
 
 
 class VqpLinearMethod(layers.LinearMethodBase):

@@ -1,0 +1,101 @@
+"""A canonical weight whose codes stay in the checkpoint's words until somebody asks for them.
+
+Slicing and stacking touch no code, and packing for the CPU goes from the words to the packed planes
+without the byte per weight in between.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+
+from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows, concat_tables
+from vllm_quant_kernels.layout import LANES
+from vllm_quant_kernels.unpack import WordCodes
+
+
+class StoredWeight(CanonicalWeight):
+    """See :class:`CanonicalWeight`; ``codes`` is unpacked at the first use, and kept.
+
+    Args:
+        parts: stacked along the output, all of the same bits and input features.
+        scales, group_size, zeros, g_idx: as in the canonical weight.
+    """
+
+    parts: tuple[WordCodes, ...]
+
+    def __init__(
+        self,
+        parts: tuple[WordCodes, ...],
+        scales: torch.Tensor,
+        group_size: int,
+        zeros: torch.Tensor | None = None,
+        g_idx: torch.Tensor | None = None,
+    ) -> None:
+        values = {
+            "parts": parts, "scales": scales, "bits": parts[0].bits, "group_size": group_size, "zeros": zeros,
+            "kind": "int", "g_idx": g_idx,
+        }  # fmt: skip
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def codes(self) -> torch.Tensor:
+        if len(self.parts) == 1:
+            return self.parts[0].tensor()
+        return torch.cat([part.tensor() for part in self.parts])
+
+    @property
+    def out_features(self) -> int:
+        return sum(part.n for part in self.parts)
+
+    @property
+    def in_features(self) -> int:
+        return self.parts[0].k
+
+    def plain(self) -> CanonicalWeight:
+        return CanonicalWeight(
+            self.codes, self.scales, self.bits, self.group_size, self.zeros, self.kind, self.g_idx
+        )  # fmt: skip
+
+    @property
+    def packs_natively(self) -> bool:
+        """Whether ``pack_planes`` works: every part but the last fills whole panels."""
+        return all(p.native for p in self.parts) and all(p.n % LANES == 0 for p in self.parts[:-1])
+
+    def pack_planes(self, order: torch.Tensor | None, columns: int) -> torch.Tensor:
+        """The packed planes, 1-D; see :meth:`WordCodes.pack_into`."""
+        sizes = [-(-part.n // LANES) * LANES * columns * self.bits // 8 for part in self.parts]
+        out = torch.empty(sum(sizes), dtype=torch.uint8)
+        for part, piece in zip(self.parts, out.split(sizes), strict=True):
+            part.pack_into(piece, order, columns)
+        return out
+
+    def _validate_codes(self) -> None:
+        if len({(part.bits, part.k) for part in self.parts}) != 1:
+            raise ValueError("stacked parts differ in bits or in_features")
+
+    def rows(self, start: int, stop: int) -> StoredWeight:
+        found, first = [], 0
+        for part in self.parts:
+            begin, end = max(start - first, 0), min(stop - first, part.n)
+            if begin < end:
+                found.append(part.rows(begin, end))
+            first += part.n
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        parts = tuple(found) or (self.parts[0].rows(0, 0),)
+        return StoredWeight(parts, self.scales[start:stop], self.group_size, zeros, self.g_idx)
+
+    def columns(self, start: int, stop: int) -> StoredWeight:
+        scales, zeros, group, g_idx = self._tables_of_columns(start, stop)
+        return StoredWeight(tuple(p.columns(start, stop) for p in self.parts), scales, group, zeros, g_idx)
+
+
+def stack_rows(weights: list[CanonicalWeight]) -> CanonicalWeight:
+    """:func:`concat_rows`, unpacking nothing where every weight is stored."""
+    if len(weights) == 1 or not all(isinstance(w, StoredWeight) for w in weights):
+        return concat_rows(weights)
+    scales, zeros = concat_tables(weights)
+    parts = tuple(part for w in weights if isinstance(w, StoredWeight) for part in w.parts)
+    return StoredWeight(parts, scales, weights[0].group_size, zeros, weights[0].g_idx)
