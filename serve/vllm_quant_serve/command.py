@@ -12,12 +12,16 @@ from typing import Annotated, Any
 import typer
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_serve.emit import EMITTERS, Deployment, own_words
+from vllm_quant_serve.deploy import IMAGE, Deployment, Target, set_words
+from vllm_quant_serve.deploy import emit as emit_files
 from vllm_quant_serve.flags import ServeWords, read_words
 from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
 from vllm_quant_serve.planning import (
+    ONE_MACHINE,
+    Machines,
     installed_for_cpu,
+    machines_of,
     peaks_of,
     plan_document,
     plan_request,
@@ -39,13 +43,6 @@ class Goal(Enum):
     THROUGHPUT = "throughput"
     LATENCY = "latency"
     COST = "cost"
-
-
-class Target(Enum):
-    """Deployment files that ``--emit`` writes."""
-
-    SYSTEMD = "systemd"
-    K8S = "k8s"
 
 
 def serve(
@@ -79,8 +76,8 @@ def serve(
     slo_tpot: Annotated[float | None, typer.Option(min=0, help="Objective: seconds per output token.")] = None,
     price: Annotated[float | None, typer.Option(min=0, help="Price of one device-hour.")] = None,
     no_admin: Annotated[bool, typer.Option("--no-admin", help="No status page and probes.")] = False,
-    emit: Annotated[Target | None, typer.Option(help="Print a deployment file for this launch, and leave.")] = None,
-    image: Annotated[str, typer.Option(help="Container image for --emit k8s.")] = "vllm-quant-plugin:latest",
+    emit: Annotated[Target | None, typer.Option(help="Print deployment files for this launch, and leave.")] = None,
+    image: Annotated[str, typer.Option(help="Container image, for --emit.")] = IMAGE,
 ) -> None:
     """Plan, launch vllm serve, supervise it, export metrics.
 
@@ -89,15 +86,15 @@ def serve(
     """
     words = read_words([model, *context.args])
     _refuse_reserved(words)
-    plan, peaks = None, None
+    plan, peaks, machines = None, None, ONE_MACHINE
     if not no_plan:
         request = plan_request(
             words, gpu=gpu, cpu=cpu, concurrency=concurrency, objective=objective.value, prompt_tokens=prompt_tokens,
             output_tokens=output_tokens, slo_ttft=slo_ttft, slo_tpot=slo_tpot, price=price,
         )  # fmt: skip
         plan = make_plan(request)
-        peaks = peaks_of(request, plan)
-    launch = build_launch(words, plan.serve_args() if plan else [])
+        peaks, machines = peaks_of(request, plan), machines_of(request, plan)
+    launch = build_launch(words, plan.serve_args() if plan else [], getattr(plan, "env", None) or {})
     report = Report(as_json=as_json)
     if dry_run:
         _show(report, plan, launch, as_json)
@@ -106,10 +103,7 @@ def serve(
     patience = hang_timeout if hang_timeout is not None else 120.0 if cpu or installed_for_cpu() else 30.0
     options = Options(startup_timeout, drain_timeout, hang_timeout=patience, deep_check=deep_check, restarts=restart)
     if emit is not None:
-        # The devices to plan for are those of the target, found there.
-        here = {"model", "emit", "image", "dry_run", "as_json", "admin_port", "admin_host", "gpu"}
-        own = own_words(context, leave_out=here)
-        _emit(emit, Deployment(launch, plan, options, own, image, admin_port or launch.endpoint.port + 1))
+        typer.echo(emit_files(emit, _deployment(context, launch, plan, options, machines, image, admin_port)), nl=False)
         return
     refuse_pickle(words)
     launch.endpoint.check_free()
@@ -149,8 +143,17 @@ def _bind_admin(host: str, port: int | None, launch: Launch) -> socket.socket:
     return bind(host, port, launch.endpoint.port, os.environ.get(TOKEN_VARIABLE) or None)
 
 
-def _emit(target: Target, deployment: Deployment) -> None:
-    typer.echo(EMITTERS[target.value](deployment), nl=False)
+def _deployment(
+    context: typer.Context, launch: Launch, plan: Plan | None, options: Options, machines: Machines, image: str,
+    admin_port: int | None,
+) -> Deployment:  # fmt: skip
+    """This command line as something to deploy."""
+    devices = {"gpu", "nodes"}
+    left_out = {"model", "emit", "image", "dry_run", "as_json", "admin_port", "admin_host", *devices}
+    return Deployment(
+        launch, plan, options, machines, set_words(context, lambda name: name not in left_out),
+        set_words(context, lambda name: name in devices), image, admin_port or launch.endpoint.port + 1,
+    )  # fmt: skip
 
 
 def _refuse_reserved(words: ServeWords) -> None:
@@ -163,6 +166,7 @@ def _document(plan: Plan | None, launch: Launch) -> dict[str, Any]:
         "plan": plan_document(plan),
         "command": launch.line,
         "argv": ["vllm", *launch.serve_args],
+        "env": dict(launch.variables),
         "url": launch.endpoint.url,
     }
 

@@ -8,7 +8,7 @@ import os
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_quant_plugin.errors import StartupError, UsageError
@@ -90,6 +90,7 @@ class Launch:
         endpoint: where it will listen.
         api_keys: keys that leave the command line for the environment.
         probe_key: the key the launcher's own requests carry.
+        variables: environment variables that the plan needs and the user did not set.
         headless: no HTTP server to probe (``--headless``, ``--grpc``): a living process counts as ready.
         program: what is executed with ``serve_args``.
     """
@@ -100,6 +101,7 @@ class Launch:
     endpoint: Endpoint
     api_keys: tuple[str, ...] = ()
     probe_key: str | None = None
+    variables: tuple[tuple[str, str], ...] = ()
     headless: bool = False
     program: tuple[str, ...] = (sys.executable, "-m", "vllm_quant_serve.server")
 
@@ -115,13 +117,15 @@ class Launch:
 
     @property
     def line(self) -> str:
-        """The ``vllm serve`` line, quoted for a POSIX shell."""
-        return shlex.join(["vllm", *self.serve_args])
+        """The ``vllm serve`` line with its variables, quoted for a POSIX shell."""
+        variables = "".join(f"{name}={shlex.quote(value)} " for name, value in self.variables)
+        return variables + shlex.join(["vllm", *self.serve_args])
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables added to the server's environment; keys travel here, never on a command line."""
-        return {API_KEYS: json.dumps(self.api_keys)} if self.api_keys else {}
+        keys = {API_KEYS: json.dumps(self.api_keys)} if self.api_keys else {}
+        return {**dict(self.variables), **keys}
 
     def with_planned(self, planned: Sequence[str]) -> Launch:
         return replace(self, planned=tuple(planned))
@@ -142,10 +146,11 @@ def endpoint_of(words: ServeWords) -> Endpoint:
     return Endpoint(LOOPBACK if host is None else host, port, tls, words.text("--uds"))
 
 
-def build_launch(words: ServeWords, planned: Sequence[str]) -> Launch:
-    """The launch for the user's words and the planner's flags.
+def build_launch(words: ServeWords, planned: Sequence[str], variables: Mapping[str, str] | None = None) -> Launch:
+    """The launch for the user's words, the planner's flags and its environment variables.
 
-    Flags of the planner that the user set, in any spelling or in the ``--config`` file, are dropped.
+    Flags of the planner that the user set, in any spelling or in the ``--config`` file, are dropped, and so are
+    variables that are set already.
     """
     keys, rest = take_api_keys(words.words)
     headless = words.switch("--headless") or words.switch("--grpc")
@@ -161,6 +166,7 @@ def build_launch(words: ServeWords, planned: Sequence[str]) -> Launch:
         endpoint=endpoint_of(words),
         api_keys=keys,
         probe_key=keys[0] if keys else words.text("--api-key") or os.environ.get("VLLM_API_KEY") or None,
+        variables=tuple((name, value) for name, value in (variables or {}).items() if name not in os.environ),
         headless=headless,
     )
 

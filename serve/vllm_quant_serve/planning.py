@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ def peaks_of(request: PlanRequest, plan: Plan) -> dict[str, float] | None:
     if devices.is_cpu or not flops or not devices.gpu.bandwidth:
         return None
     return {"bandwidth": devices.gpu.bandwidth, "flops": flops}
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a placement takes: ``count`` machines, ``devices`` of each."""
+
+    count: int
+    devices: int
+
+
+ONE_MACHINE = Machines(1, 1)
+
+
+def machines_of(request: PlanRequest, plan: Plan) -> Machines:
+    """How many machines the placement spans, by the devices that one of them has."""
+    ranks = plan.tensor_parallel_size * plan.pipeline_parallel_size * plan.data_parallel_size
+    devices = resolve_devices(request)
+    each = ranks if devices.is_cpu else devices.gpu.per_host
+    return Machines(-(-ranks // each), min(each, ranks))
 
 
 def plan_document(plan: Plan | None) -> dict[str, Any] | None:

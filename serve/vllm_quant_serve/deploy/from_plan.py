@@ -1,0 +1,86 @@
+"""Deployment files for a planning question: ``vllm-quant plan --emit``."""
+
+from __future__ import annotations
+
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_serve.deploy import IMAGE, Deployment, Target, emit
+from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.launch import build_launch
+from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
+from vllm_quant_serve.planning import machines_of
+from vllm_quant_serve.state import Options
+
+# Field of the question -> flag of ``vllm serve``.
+_VLLM = {
+    "revision": "--revision",
+    "quantization": "--quantization",
+    "dtype": "--dtype",
+    "max_model_len": "--max-model-len",
+    "max_num_seqs": "--max-num-seqs",
+    "max_num_batched_tokens": "--max-num-batched-tokens",
+    "kv_cache_dtype": "--kv-cache-dtype",
+    "kv_cache_memory": "--kv-cache-memory-bytes",
+    "block_size": "--block-size",
+    "gpu_memory_utilization": "--gpu-memory-utilization",
+    "tensor_parallel_size": "--tensor-parallel-size",
+    "pipeline_parallel_size": "--pipeline-parallel-size",
+    "data_parallel_size": "--data-parallel-size",
+    "enable_expert_parallel": "--enable-expert-parallel",
+    "enforce_eager": "--enforce-eager",
+}
+# Field of the question -> flag of ``vllm-quant serve``.
+_OWN = {
+    "concurrency": "--concurrency",
+    "objective": "--objective",
+    "prompt_tokens": "--prompt-tokens",
+    "output_tokens": "--output-tokens",
+    "slo_ttft": "--slo-ttft",
+    "slo_tpot": "--slo-tpot",
+    "price": "--price",
+    "cpu": "--cpu",
+}
+_DEVICES = {"gpu": "--gpu", "nodes": "--nodes"}
+
+
+def _words(request: PlanRequest, flags: dict[str, str]) -> list[str]:
+    """The fields that differ from their defaults, as flags."""
+    words: list[str] = []
+    unset = PlanRequest(request.model)
+    for field, flag in flags.items():
+        value = getattr(request, field, None)
+        if value == getattr(unset, field, None):
+            continue
+        if value is True:
+            words.append(flag)
+        elif value is False:
+            words.append(flag.replace("--", "--no-", 1))
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                words += [flag, str(item)]
+    return words
+
+
+def deployment_of(request: PlanRequest, plan: Plan, image: str) -> Deployment:
+    """The launch that answers the question, with the launcher's defaults."""
+    words = read_words([request.model, *_words(request, _VLLM)])
+    launch = build_launch(words, plan.serve_args(), getattr(plan, "env", None) or {})
+    devices = _words(request, _DEVICES)
+    if request.gpu_memory is not None:
+        # The launcher has no flag for such devices: it takes the placement as it is.
+        devices = [*plan.serve_args(), "--no-plan"]
+    machines, own = machines_of(request, plan), _words(request, _OWN)
+    return Deployment(launch, plan, Options(), machines, own, devices, image, launch.endpoint.port + 1)
+
+
+def show_files(request: PlanRequest, target: str, image: str | None) -> None:
+    """Plan and print the files of ``target``.
+
+    Raises:
+        UsageError: no such target.
+        NoFeasiblePlanError: nothing fits.
+    """
+    names = [one.value for one in Target]
+    if target not in names:
+        raise UsageError(f"--emit {target} is unknown", f"it is one of {', '.join(names)}")
+    plan = make_plan(request)
+    print(emit(Target(target), deployment_of(request, plan, image or IMAGE)), end="")

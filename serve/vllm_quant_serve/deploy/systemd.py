@@ -1,0 +1,50 @@
+"""A systemd unit for one machine (systemd.service(5))."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from vllm_quant_serve.deploy.deployment import NAME, Deployment
+
+
+def systemd_unit(one: Deployment) -> str:
+    """A unit. Keys belong into the environment file, which only root need read."""
+    # "%" and "$" have meanings of their own in ExecStart.
+    # The environment that this runs in first, whether or not it is on PATH.
+    beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    program = shutil.which("vllm-quant", path=beside) or "/usr/local/bin/vllm-quant"
+    words = (program, "serve", *one.words_for(admin_beyond_loopback=False))
+    command = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in words)
+    return f"""[Unit]
+Description=vLLM serving {one.launch.model}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=exec
+ExecStart={command}
+# VLLM_API_KEY and VQP_ADMIN_TOKEN, readable by root only.
+EnvironmentFile=-/etc/{NAME}.env
+# Bad flags, no plan, a bad checkpoint, a missing library: trying again mends none of them.
+Restart=on-failure
+RestartSec=5
+RestartPreventExitStatus=2 3 6 7
+# SIGTERM to the launcher alone, which drains; after the timeout SIGKILL to all.
+KillMode=mixed
+TimeoutStopSec={one.stop_seconds}
+LimitNOFILE=65535
+DynamicUser=yes
+StateDirectory={NAME}
+Environment=HOME=/var/lib/{NAME}
+NoNewPrivileges=yes
+ProtectSystem=strict
+ProtectHome=read-only
+PrivateTmp=yes
+
+[Install]
+WantedBy=multi-user.target
+"""
