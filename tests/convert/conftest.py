@@ -41,7 +41,7 @@ def sources(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 
     folder = tmp_path_factory.mktemp("sources")
-    data = {"samples": 2, "seq_len": 32}
+    data = {"samples": 1, "seq_len": 32}
     recipes = {
         "awq": make_recipe("awq", level="4bit-64g", **data),
         "gptq": make_recipe("gptq", level="4bit-64g", act_order=False, **data),

@@ -7,7 +7,7 @@ import torch
 
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quantize import gptq
-from vllm_quant_plugin.quantize.recipe import make_recipe
+from vllm_quant_plugin.quantize.options import make_recipe
 from vllm_quant_plugin.quantize.statistics import relative_error
 from vllm_quant_plugin.rtn import quantize_int
 

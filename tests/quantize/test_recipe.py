@@ -7,7 +7,8 @@ import pytest
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.config_json import quantization_config
-from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
+from vllm_quant_plugin.quantize.options import make_recipe
+from vllm_quant_plugin.quantize.recipe import Recipe
 
 LEVELS = [
     ("awq", None, "INT4 g128 asym", "awq"),
@@ -53,6 +54,31 @@ def test_recipe_survives_json(method: str, level: str | None) -> None:
     assert Recipe.from_json(recipe.to_json()) == recipe
 
 
+EIGHT_BIT = [
+    ("int8", {"activations": "static"}, "INT8 channel sym A8 static tensor", "int-quantized", "search"),
+    ("int8", {"activations": "static", "smooth": "none"}, "INT8 channel sym A8 static tensor", "int-quantized", None),
+    ("int8", {"smooth": "0.7"}, "INT8 channel sym A8 dynamic token", "int-quantized", 0.7),
+    ("int8", {"smooth": "search"}, "INT8 channel sym A8 dynamic token", "int-quantized", "search"),
+    ("fp8", {"activations": "static"}, "FP8 tensor A8 static tensor", "fp8", None),
+    ("fp8", {"kv_cache": True}, "FP8 channel A8 dynamic token", "float-quantized", None),
+    ("fp8", {"level": "tensor", "kv_cache": True}, "FP8 tensor A8 dynamic token", "float-quantized", None),
+    ("fp8", {"level": "block", "kv_cache": True}, "FP8 block 128x128 A8 dynamic group", "float-quantized", None),
+    ("awq", {"kv_cache": True}, "INT4 g128 asym", "pack-quantized", None),
+    ("rtn", {"kv_cache": True}, "INT4 g128 sym", "pack-quantized", None),
+]
+
+
+@pytest.mark.parametrize(("method", "options", "scheme", "storage", "smooth"), EIGHT_BIT)
+def test_measured_scales(method: str, options: dict, scheme: str, storage: str, smooth: object) -> None:
+    recipe = make_recipe(method, **options)
+    assert (recipe.scheme.describe(), recipe.scheme.storage, recipe.smooth) == (scheme, storage, smooth)
+    assert recipe.calibration is not None
+    assert Recipe.from_json(recipe.to_json()) == recipe
+    model = parse_quantization_config(quantization_config(recipe, ["lm_head"], "test:1"))
+    assert model.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
+    assert model.kv_cache == ("fp8" if recipe.kv_cache else None)
+
+
 def test_explicit_values_win_over_the_level() -> None:
     recipe = make_recipe("gptq", level="4bit-64g", bits=3, act_order=False)
     assert (recipe.scheme.bits, recipe.scheme.group_size, recipe.scheme.act_order) == (3, 64, False)
@@ -77,6 +103,15 @@ def test_explicit_values_win_over_the_level() -> None:
         ("awq", {"backend": "autoawq", "bits": 3}, "4-bit"),
         ("gptq", {"seq_len": 2}, "8 tokens"),
         ("gptq", {"damp": 2.0}, "damp"),
+        ("gptq", {"kv_cache": True}, "KV-cache"),
+        ("awq", {"activations": "static"}, "no static activations"),
+        ("fp8", {"level": "block", "activations": "static"}, "no static activations"),
+        ("int8", {"level": "W8A16", "activations": "dynamic"}, "leaves activations alone"),
+        ("int8", {"activations": "sometimes"}, "sometimes"),
+        ("int8", {"smooth": "2"}, "'2'"),
+        ("int8", {"smooth": "much"}, "much"),
+        ("fp8", {"smooth": "0.5"}, "nothing to smooth"),
+        ("int8", {"level": "W8A16", "smooth": "0.5"}, "nothing to smooth"),
     ],
 )
 def test_impossible_recipes_are_refused(method: str, options: dict, named: str) -> None:

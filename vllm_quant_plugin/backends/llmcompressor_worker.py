@@ -30,10 +30,10 @@ def run(job: dict[str, Any], emit: Any) -> None:
     """llm-compressor 0.14: one pass over the calibration windows, saved as compressed-tensors."""
     import torch
     from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers import Modifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
-    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+    from llmcompressor import oneshot  # type: ignore[import-not-found]
+    from llmcompressor.modifiers import Modifier  # type: ignore[import-not-found]
+    from llmcompressor.modifiers.quantization import QuantizationModifier  # type: ignore[import-not-found]
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier  # type: ignore[import-not-found]
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(job["seed"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +126,20 @@ def _same(again: CanonicalWeight, weight: CanonicalWeight) -> bool:
     return torch.equal(again.dequantize(torch.float64), weight.dequantize(torch.float64))
 
 
+def _explicit(weight: CanonicalWeight, scheme: Scheme) -> CanonicalWeight:
+    """The same weight with the zero points and the permutation that ``scheme`` stores even where they say nothing."""
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+
+    zeros, g_idx = weight.zeros, weight.g_idx
+    if not scheme.symmetric and zeros is None:
+        zeros = torch.full(weight.scales.shape, 1 << (weight.bits - 1), dtype=torch.uint8)
+    if scheme.act_order and g_idx is None:
+        g_idx = weight.group_index().int()
+    return CanonicalWeight(weight.codes, weight.scales, weight.bits, weight.group_size, zeros, weight.kind, g_idx)
+
+
 def _convert_module(
     checkpoint: Checkpoint, name: str, before: Scheme, after: Scheme, tensors: Mapping[str, TensorInfo]
 ) -> dict[str, torch.Tensor]:
@@ -145,16 +159,9 @@ def _convert_module(
     weight = source.unpack(held, before, n, k).validate()
     if weight.g_idx is not None and not after.act_order:
         raise UsageError(f"{name} has a g_idx that its config does not announce", "set desc_act in config.json")
-    ready = weight
-    if after.act_order and weight.g_idx is None:
-        ready = replace(ready, g_idx=weight.group_index().int())
-    if not after.symmetric and weight.zeros is None:
-        import torch
-
-        ready = replace(ready, zeros=torch.full(weight.scales.shape, 1 << (weight.bits - 1), dtype=torch.uint8))
     if after.symmetric and weight.zeros is not None:
         raise UsageError(f"{name} has zero points though its config says symmetric", "fix config.json")
-    made = target.pack(ready, after)
+    made = target.pack(_explicit(weight, after), after)
     target.validate(name, made, after, n, k)
     if not _same(target.unpack(made, after, n, k), weight):
         dtype = str(weight.scales.dtype).removeprefix("torch.")

@@ -14,6 +14,7 @@ from vllm_quant_plugin.quantize.card import model_card
 from vllm_quant_plugin.quantize.config_json import config_for
 from vllm_quant_plugin.quantize.coverage import describe_coverage
 from vllm_quant_plugin.quantize.modules import Linear, check_input, check_schemes
+from vllm_quant_plugin.quantize.options import make_recipe
 from vllm_quant_plugin.quantize.output import (
     RECORD_NAME,
     OutputFolder,
@@ -24,7 +25,7 @@ from vllm_quant_plugin.quantize.output import (
 )
 from vllm_quant_plugin.quantize.preflight import Preflight, check_room, plan_run
 from vllm_quant_plugin.quantize.progress import Progress, no_progress
-from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
+from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.quantize.report import (
     QuantizeReport,
     describe_source,

@@ -34,6 +34,8 @@ def ct_group(scheme: Scheme, targets: list[str]) -> dict[str, Any]:
             "dynamic": activation.dynamic,
             "symmetric": activation.symmetric,
         }
+        if activation.strategy == "group":
+            inputs["group_size"] = activation.group_size
     weights: dict[str, Any] = {
         "num_bits": scheme.bits,
         "type": kind,

@@ -26,6 +26,11 @@ def rounding(scheme: Scheme, dtype: torch.dtype) -> Callable[[torch.Tensor], Can
     return lambda weight: quantize_weight(weight, scheme, stored_scale_dtype(scheme, dtype))
 
 
+def _rounded(scheme: Scheme, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    make = rounding(scheme, dtype)
+    return lambda weight: make(weight).dequantize()
+
+
 def smooth_layer(task: Task, groups: Sequence[Group], found: Sequence[InputRange], strength: Smooth) -> None:
     """Fold SmoothQuant's scales into the layer; the ranges follow."""
     for group, seen in zip(groups, found, strict=True):
@@ -33,10 +38,7 @@ def smooth_layer(task: Task, groups: Sequence[Group], found: Sequence[InputRange
         if fold is None or scheme.activation is None:
             continue
         weights = [weight_of(task.layer, name) for name in group.names]
-        make = rounding(scheme, task.dtype)
-        scale = choose_scale(
-            weights, seen, fold, strength, scheme.activation, lambda weight, make=make: make(weight).dequantize()
-        )  # fmt: skip
+        scale = choose_scale(weights, seen, fold, strength, scheme.activation, _rounded(scheme, task.dtype))
         applied = None if scale is None else try_fold(task.layer, fold, scale, task.dtype, task.sample_output)
         if applied is not None:
             seen.divide(applied)

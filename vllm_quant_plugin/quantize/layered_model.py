@@ -16,6 +16,7 @@ from torch import nn
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.quantize.experts import separate_experts
 from vllm_quant_plugin.quantize.quiet import quiet_output
 from vllm_quant_plugin.quantize.shards import read_tensor
 
@@ -104,6 +105,7 @@ class LayeredModel:
             raise BackendError(f"{err.name} is not installed", "pip install 'vllm-quant-plugin[quantize]'") from None
         except (ValueError, KeyError, OSError, AttributeError) as err:
             raise BackendError(f"transformers cannot build this model: {str(err).splitlines()[0]}", _OTHER) from None
+        separate_experts(model, self._checkpoint.tensors)
         return model.eval()
 
     def _find_prefix(self) -> str:
@@ -224,6 +226,10 @@ class LayeredModel:
             if tensor.shape != parameter.shape:
                 raise BackendError(f"{stored} is {list(tensor.shape)}, expected {list(parameter.shape)}", _OTHER)
             self._assign(layer, name, tensor)
+        for name, buffer in list(layer.named_buffers()):
+            if f"{prefix}.{name}" in self._checkpoint.tensors:
+                # Such as a router's correction bias.
+                buffer.data = read_tensor(self._checkpoint, f"{prefix}.{name}").to(self.device, buffer.dtype)
         try:
             yield layer
         finally:

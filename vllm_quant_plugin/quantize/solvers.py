@@ -16,6 +16,7 @@ from vllm_quant_plugin.quantize.statistics import (
     collect_moments,
     find_groups,
     relative_error,
+    split_passes,
     weight_of,
 )
 from vllm_quant_plugin.quantize.task import SolvedLayer, Task
@@ -65,19 +66,24 @@ def _solve_awq(task: Task) -> SolvedLayer:
 def _solve_gptq(task: Task) -> SolvedLayer:
     """True sequential: each group sees inputs that the groups before it, already rounded, produce."""
     solved, recipe = SolvedLayer(), task.recipe
-    for group in find_groups(task.layer, task.schemes, task.batches[0], task.kwargs):
-        (found,) = collect_moments(task.layer, [group], task.batches, task.kwargs, stop_early=True)
-        for name in group.names:
-            original = weight_of(task.layer, name)
-            weight = gptq.solve(
-                original, found.hessian, found.tokens, task.schemes[name],
-                damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
-            )  # fmt: skip
-            rounded = weight.dequantize()
-            solved.errors[name] = relative_error(original, rounded, found.hessian)
-            solved.tokens[name] = found.signal
-            original.copy_(rounded)
-            solved.weights[name] = weight
+    groups = find_groups(task.layer, task.schemes, task.batches[0], task.kwargs)
+    for together in split_passes(task.layer, groups):
+        alone = len(together) == 1
+        moments = collect_moments(task.layer, together, task.batches, task.kwargs, stop_early=alone)
+        for group, found in zip(together, moments, strict=True):
+            # Without a signal every column would count as dead and become zero: all count alike instead.
+            hessian = found.hessian if found.signal else torch.eye(found.hessian.shape[0], device=found.hessian.device)
+            for name in group.names:
+                original = weight_of(task.layer, name)
+                weight = gptq.solve(
+                    original, hessian, found.tokens, task.schemes[name],
+                    damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
+                )  # fmt: skip
+                rounded = weight.dequantize()
+                solved.errors[name] = relative_error(original, rounded, found.hessian)
+                solved.tokens[name] = found.signal
+                original.copy_(rounded)
+                solved.weights[name] = weight
     return solved
 
 

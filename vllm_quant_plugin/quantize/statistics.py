@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,11 @@ import torch
 from torch import nn
 
 from vllm_quant_plugin.quantize.layered_model import run_layer
+from vllm_quant_plugin.quantize.modules import siblings
+
+# Second moments of experts that are held at a time; one is held whatever its size.
+MOMENT_BYTES = 1 << 30
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def weight_of(layer: nn.Module, name: str) -> torch.Tensor:
@@ -95,7 +101,39 @@ def find_groups(
     finally:
         for handle in handles:
             handle.remove()
-    return list(trace.inputs.values())
+    groups = list(trace.inputs.values())
+    seen = {name for group in groups for name in group.names}
+    return groups + _idle_groups([name for name in wanted if name not in seen])
+
+
+def _idle_groups(names: Sequence[str]) -> list[Group]:
+    """Modules that no token of the first batch reached (experts): grouped as vLLM fuses them."""
+    groups: list[Group] = []
+    for name in names:
+        if not any(name in group.names for group in groups):
+            groups.append(Group([part for part in siblings(name) if part in names]))
+    return groups
+
+
+def split_passes(layer: nn.Module, groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups that can be measured in one pass: the same matrix of several experts, as memory for their moments allows.
+
+    Other groups stay alone and in order: each then sees what those before it, already rounded, produce.
+    """
+    stages: dict[str, list[Group]] = {}
+    for group in groups:
+        stages.setdefault(_EXPERT.sub(".experts.*.", group.names[0]), []).append(group)
+    passes: list[list[Group]] = []
+    for stage in stages.values():
+        used = MOMENT_BYTES
+        for group in stage:
+            need = 4 * weight_of(layer, group.names[0]).shape[1] ** 2
+            if used + need > MOMENT_BYTES:
+                passes.append([])
+                used = 0
+            passes[-1].append(group)
+            used += need
+    return passes
 
 
 @torch.no_grad()
