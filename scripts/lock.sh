@@ -17,3 +17,13 @@ say "resolving requirements/cpu.txt"
 "$uv" pip compile --quiet --no-annotate --python-version 3.11 --override overrides.txt -o cpu.txt "$@" cpu.in
 say "resolving requirements/cuda.txt"
 "$uv" pip compile --quiet --no-annotate --python-version 3.11 --override overrides-cuda.txt -o cuda.txt "$@" cuda.in
+
+# Backends ship their locks inside the package; requirements/backends links to them. A machine with a GPU gets
+# torch's default build, which must not be taken from where the CPU build is.
+for name in llmcompressor llmcompressor-cuda; do
+  say "resolving requirements/backends/$name.txt"
+  links=${UV_FIND_LINKS:-}
+  [[ $name != *-cuda ]] || links=
+  UV_FIND_LINKS=$links "$uv" pip compile --quiet --no-annotate --python-version 3.11 --override overrides.txt \
+    -o "../vllm_quant_plugin/backends/$name.txt" "$@" "backends/$name.in"
+done

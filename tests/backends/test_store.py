@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_plugin.backends import store
+from vllm_quant_plugin.backends.command import offer_backend
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import BackendError
 
@@ -103,3 +104,24 @@ def test_home_follows_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQP_BACKENDS_HOME", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert store.home() == Path("/cache/vllm-quant-plugin/backends")
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_on_a_terminal_it_is_offered(
+    home: Path, asked: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], answer: bool
+) -> None:
+    questions: list[str] = []
+
+    def confirm(text: str, **_: object) -> bool:
+        questions.append(text)
+        return answer
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", confirm)
+    offer_backend("llmcompressor")
+    assert len(questions) == 1
+    assert str(home) in questions[0]
+    assert (store.find_backend("llmcompressor") is not None) == answer
+    offer_backend("llmcompressor")
+    assert len(questions) == (1 if answer else 2)
