@@ -49,6 +49,7 @@ def serve(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL [VLLM SERVE FLAGS]", help="A folder or a hub id.")],
     gpu: Annotated[list[str], typer.Option(help="Plan for these devices, e.g. h100:4, not this host's.")] = [],  # noqa: B006
+    nodes: Annotated[int | None, typer.Option(min=1, help="Hosts that each have these GPUs.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Plan for the CPU backend.")] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Full-length requests that must fit at once.")] = 1,
     objective: Annotated[Goal, typer.Option(help="What the planner prefers.")] = Goal.FEWEST_GPUS,
@@ -89,8 +90,8 @@ def serve(
     plan, peaks, machines = None, None, ONE_MACHINE
     if not no_plan:
         request = plan_request(
-            words, gpu=gpu, cpu=cpu, concurrency=concurrency, objective=objective.value, prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens, slo_ttft=slo_ttft, slo_tpot=slo_tpot, price=price,
+            words, gpu=gpu, nodes=nodes, cpu=cpu, concurrency=concurrency, objective=objective.value,
+            prompt_tokens=prompt_tokens, output_tokens=output_tokens, slo_ttft=slo_ttft, slo_tpot=slo_tpot, price=price,
         )  # fmt: skip
         plan = make_plan(request)
         peaks, machines = peaks_of(request, plan), machines_of(request, plan)

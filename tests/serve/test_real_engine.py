@@ -5,6 +5,7 @@ One server for the whole file: it takes half a minute to start. The last test st
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -19,6 +20,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 import vllm_quant_plugin
+from tests.support.chromium import chromium
 from tests.support.prometheus import prometheus
 from tests.support.supervised import Supervised, can_bind, wait_gone
 from vllm_quant_serve.dashboards.build import PANELS, RULES
@@ -143,6 +145,21 @@ def test_every_panel_and_rule_has_data_in_a_real_prometheus(server: Supervised, 
     finally:
         stop.set()
         reader.join()
+
+
+def test_the_status_page_shows_this_run(server: Supervised, tmp_path: Path) -> None:
+    """VQP_SCREENSHOT names where to keep the picture, e.g. docs/status-page.png."""
+    with chromium() as page:
+        page.size(1100, 800)
+        page.open(server.event("admin")["url"])
+        page.wait_for("document.getElementById('state')?.textContent === 'ready'")
+        assert page.wait_for("document.querySelectorAll('#tokens path').length") >= 1
+        assert page.ask("document.getElementById('model').textContent") == "small"
+        figures = page.ask("document.getElementById('figures').textContent")
+        assert f"{KV_BYTES // 4096:,}" in figures
+        assert "0.0 %" in figures, "a pinned cache is planned exactly"
+        assert page.console == []
+        page.screenshot(Path(os.environ.get("VQP_SCREENSHOT", tmp_path / "page.png")))
 
 
 def test_sigterm_finishes_live_streams_and_leaves_nothing(server: Supervised) -> None:
