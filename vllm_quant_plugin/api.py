@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,10 +83,13 @@ def quantize(
     tokenizer: PreTrainedTokenizerBase | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    recipe_file: str | Path | None = None,
+    target_bpw: float | None = None,
+    target_size: str | None = None,
     progress: Progress = no_progress,
     **options: Any,
 ) -> QuantizeReport:
-    """``vllm-quant quantize``.
+    """``vllm-quant quantize``, without the quality report at its end (``evaluate.quality.assess``).
 
     Args:
         model: folder, hub id, or an unquantized transformers model.
@@ -94,13 +98,28 @@ def quantize(
         tokenizer: of a model in memory; default: the one of the folder or hub id that it came from.
         overwrite: replace ``output`` when it is there.
         resume: go on with an interrupted run; for a model in memory the copy must be the same to the bit.
+        recipe_file: mixed precision: bits by module pattern, as ``--recipe``.
+        target_bpw, target_size: mixed precision to a size, as ``--target-bpw`` and ``--target-size``.
         progress: called with (module or stage, done, total).
 
     Raises:
         VqpError: as ``quantize_model``.
     """
+    from vllm_quant_plugin.quantize.mixed import command as mixed
+
+    named = method.method if isinstance(method, Recipe) else method
+    _, lines = mixed.read_lines(Path(recipe_file) if recipe_file else None, named)
+    target = mixed.make_target(target_bpw, target_size, options.get("group_size"), lines=bool(lines), bits=False)
     recipe = method if isinstance(method, Recipe) else make_recipe(method, **options)
     with _on_disk(model, tokenizer, Path(output)) as folder:
+        recipe = mixed.for_model(recipe, lines, folder)
+        if target is not None:
+            from vllm_quant_plugin.quantize.mixed.api import quantize_to_target
+
+            return quantize_to_target(
+                folder, output, recipe, **asdict(target), overwrite=overwrite, resume=resume, progress=progress,
+                name=_name(model),
+            )  # fmt: skip
         return quantize_model(
             folder, output, recipe, overwrite=overwrite, resume=resume, progress=progress, name=_name(model)
         )

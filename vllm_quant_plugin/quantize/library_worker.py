@@ -59,6 +59,27 @@ def run_gptqmodel(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
     model.save(job["output"])
 
 
+def _keep_weights_between_scales(quantizer_class: Any) -> None:
+    """Let AutoAWQ's search of a scale try every candidate on the original weights, on a CPU too.
+
+    It keeps them as ``{name: tensor.cpu()}``, which on a CPU is no copy: the first candidate multiplies the kept
+    weights in place, every later one is judged on that, and the model stays multiplied by it.
+    """
+    upstream = quantizer_class._compute_best_scale
+
+    def compute_best_scale(
+        self: Any, x: Any, w_mean: Any, x_mean: Any, module2inspect: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        state = module2inspect.state_dict
+        module2inspect.state_dict = lambda: {name: tensor.clone() for name, tensor in state().items()}
+        try:
+            return upstream(self, x, w_mean, x_mean, module2inspect, *args, **kwargs)
+        finally:
+            del module2inspect.state_dict
+
+    quantizer_class._compute_best_scale = compute_best_scale
+
+
 def run_autoawq(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
     """AutoAWQ 0.2.9: 4-bit AWQ."""
     import awq.quantize.quantizer as quantizer
@@ -72,6 +93,7 @@ def run_autoawq(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
             emit(what=f"layer {index}", done=index + 1, total=len(items))
 
     quantizer.tqdm = counted
+    _keep_weights_between_scales(quantizer.AwqQuantizer)
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = AutoAWQForCausalLM.from_pretrained(job["model"], device_map="cpu", torch_dtype=dtype)

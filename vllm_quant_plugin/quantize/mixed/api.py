@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -99,6 +100,7 @@ def quantize_to_target(
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = no_progress,
+    name: str | None = None,
 ) -> QuantizeReport:
     """Quantize so that the result has a given size, with the bits of each module chosen for the least divergence.
 
@@ -106,7 +108,7 @@ def quantize_to_target(
     text that neither has seen; the better one becomes the output, and the report says which and by how much.
 
     Args:
-        model, output, overwrite, resume, progress: see ``quantize_model``.
+        model, output, overwrite, resume, progress, name: see ``quantize_model``.
         recipe: method, calibration, symmetry; its bits and group size play no part.
         bits_per_weight, size, group_sizes: see ``Target``.
 
@@ -114,22 +116,26 @@ def quantize_to_target(
         UsageError: a target that cannot be met.
         VqpError: as ``quantize_model``.
     """
+    started = time.monotonic()
     target = Target(bits_per_weight, size, tuple(group_sizes) if group_sizes else None)
     folder = resolve_model(model)
     checkpoint = read_checkpoint(folder)
     final = OutputFolder(Path(output), overwrite=overwrite, source=folder)
     scratch = final.final.with_name(f".{final.final.name}.search")
     plan = _plan(checkpoint, recipe, target, scratch, resume, progress)
-    chosen: dict[str, tuple[Recipe, QuantizeReport]] = {}
+    chosen: dict[str, QuantizeReport] = {}
     for kind, fields in plan["recipes"].items():
-        wanted = Recipe.from_json(fields)
         place = scratch / kind / final.final.name
-        report = quantize_model(folder, place, wanted, overwrite=True, resume=resume, progress=progress)
-        chosen[kind] = (wanted, report)
+        finished = _finished(place) if resume else None
+        chosen[kind] = finished or quantize_model(
+            folder, place, Recipe.from_json(fields), overwrite=True, resume=resume, progress=progress,
+            name=name or str(model),
+        )  # fmt: skip
     found = _check(checkpoint, recipe, scratch, final.final.name, list(chosen), progress)
     kept = min(found, key=lambda kind: found[kind]) if found else "mixed"
-    report = chosen[kept][1]
-    report.model, report.output = str(model), str(output)
+    report = chosen[kept]
+    report.output = str(output)
+    report.seconds = round(time.monotonic() - started, 2)
     report.mixed = {**plan["summary"], "checked_kl": found, "kept": kept}
     if kept == "uniform":
         report.warnings.append("uniform bits were better on unseen text than the mixture, so they were kept")
@@ -141,6 +147,14 @@ def quantize_to_target(
         write_json(work / RECORD_NAME, report.to_json())
     shutil.rmtree(scratch)
     return report
+
+
+def _finished(place: Path) -> QuantizeReport | None:
+    """The report of a run that ended before the search was interrupted. An output appears only when it is complete."""
+    if not (place / RECORD_NAME).exists():
+        return None
+    record = read_json(place / RECORD_NAME)
+    return QuantizeReport(**{**record, "recipe": Recipe.from_json(record["recipe"])})
 
 
 def _plan(
@@ -160,8 +174,7 @@ def _plan(
     found, units = search(checkpoint, recipe, target, progress)
     recipes = {"mixed": with_schemes(recipe, found.schemes)}
     if found.uniform is not None:
-        names = [m.name for u in units for m in u.modules]
-        recipes["uniform"] = with_schemes(recipe, dict.fromkeys(names, found.uniform))
+        recipes["uniform"] = replace(recipe, scheme=found.uniform)
     weights = sum(u.weights for u in units)
     summary = {
         "target": asdict(target), "predicted_kl": found.solution.loss,
