@@ -9,18 +9,20 @@ from typing import get_args
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.plan.context import Context, load_context
+from vllm_quant_serve.plan.easing import Easing, easings
+from vllm_quant_serve.plan.hardware import Devices, resolve_pools
 from vllm_quant_serve.plan.refuse import refuse
 from vllm_quant_serve.plan.search import MIN_USEFUL_LENGTH, Looked, look, look_around, round_length, workload
 from vllm_quant_serve.plan.types import Objective, Plan, PlanRequest, Prediction
 
 COUNTS = (
     "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_model_len", "concurrency",
-    "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory", "gpu_count", "prompt_tokens",
+    "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory", "gpu_count", "nodes", "prompt_tokens",
     "output_tokens",
 )  # fmt: skip
 
 
-def _best(context: Context, looked: list[Looked]) -> Looked | None:
+def best_of(context: Context, looked: list[Looked]) -> Looked | None:
     """The placement that the objective prefers; ties go to the first, which takes fewer devices.
 
     Where all fit only by a margin smaller than the estimates' error, the one with the largest margin is taken:
@@ -29,7 +31,7 @@ def _best(context: Context, looked: list[Looked]) -> Looked | None:
     found = [one for one in looked if one.feasible and one.speed is not None]
     if not found:
         return None
-    sure = [one for one in found if one.fit is not None and not one.fit.tight]
+    sure = [one for one in found if one.sure]
     found = sure or [max(found, key=lambda one: one.fit.slack if one.fit is not None else 0)]
     objective = context.request.objective
 
@@ -46,8 +48,22 @@ def _best(context: Context, looked: list[Looked]) -> Looked | None:
 
 def choose_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Plan:
     """See ``api.make_plan``."""
+    return explained_plan(request, checkpoint)[1]
+
+
+def explained_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> tuple[Context, Plan]:
+    """The plan, and under what it was made."""
     check_request(request)
-    return plan_context(load_context(request, checkpoint))
+    pools = resolve_pools(request)
+    if len(pools) > 1:
+        from vllm_quant_serve.plan.unequal import plan_pools
+
+        return plan_pools(request, pools, checkpoint)
+    context = load_context(request, checkpoint, pools[0])
+    best, looked = search(context)
+    if best is None:
+        refuse(context, looked)
+    return best.context or context, to_plan(context, best, looked)
 
 
 def plan_context(context: Context) -> Plan:
@@ -56,17 +72,42 @@ def plan_context(context: Context) -> Plan:
     Raises:
         NoFeasiblePlanError: nothing fits.
     """
-    looked = look_around(context)
-    best = _best(context, looked)
-    if best is None and context.request.max_model_len is None:
-        best = _shorten(context, looked)
+    best, looked = search(context)
     if best is None:
         refuse(context, looked)
     return to_plan(context, best, looked)
 
 
-def _shorten(context: Context, looked: list[Looked]) -> Looked | None:
+def search(context: Context) -> tuple[Looked | None, list[Looked]]:
+    """The best placement and all that were looked at.
+
+    Where nothing fits as vLLM would run it, harmless settings are changed first (``easing``); without a length
+    from the user the context is shortened before the cache loses precision.
+    """
+    looked = look_around(context)
+    best = best_of(context, looked)
+    if best is not None:
+        return best, looked
+    open_length = context.request.max_model_len is None
+    steps = list(easings(context))
+    for step in steps[:1] if open_length else steps:
+        eased = [
+            replace(one, flags=step.flags, context=step.context, notes=step.notes) for one in look_around(step.context)
+        ]
+        best = best_of(context, eased)
+        if best is not None:
+            return best, [*looked, *(one for one in eased if one.feasible)]
+    if open_length:
+        for step in (Easing({}, context), *steps):
+            best = _shorten(step, looked if step.context is context else look_around(step.context))
+            if best is not None:
+                return best, [*looked, best]
+    return None, looked
+
+
+def _shorten(step: Easing, looked: list[Looked]) -> Looked | None:
     """Without a length from the user: the placement that holds the longest context, if that is of use."""
+    context = step.context
     useful = min(MIN_USEFUL_LENGTH, context.length)
     fits = [one for one in looked if one.fit is not None and one.meets and one.fit.longest >= useful]
     for one in sorted(fits, key=lambda one: (-(one.fit.longest if one.fit else 0), one.place.devices)):
@@ -74,7 +115,8 @@ def _shorten(context: Context, looked: list[Looked]) -> Looked | None:
         length = round_length(one.fit.longest)
         shorter = look(replace(context, length=length, shortened=True), one.place)
         if shorter.feasible:
-            return shorter
+            flags = {**step.flags, "--max-model-len": str(length)}
+            return replace(shorter, flags=flags, context=step.context, notes=step.notes)
     return None
 
 
@@ -99,6 +141,8 @@ def check_request(request: PlanRequest) -> None:
 
 
 def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
+    """The plan of a placement; ``best.context`` is under what it was looked at, ``context`` the request's."""
+    context = best.context or context
     request, devices, fit, place = context.request, context.devices, best.fit, best.place
     assert fit is not None
     flags: dict[str, str] = {}
@@ -112,6 +156,8 @@ def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
         flags["--enable-expert-parallel"] = ""
     if place.tp * place.pp > devices.gpu.per_host and not devices.is_cpu:
         flags["--distributed-executor-backend"] = "ray"
+    if place.dp > 1 and place.devices > devices.gpu.per_host and not devices.is_cpu:
+        flags["--data-parallel-backend"] = "ray"
     if request.max_model_len is None and fit.length != context.arch.max_position:
         flags["--max-model-len"] = str(fit.length)
     if request.max_num_seqs is None and fit.max_num_seqs != context.default_max_num_seqs:
@@ -120,26 +166,36 @@ def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
         flags["--gpu-memory-utilization"] = f"{fit.utilization:g}"
     if fit.pinned is not None and request.kv_cache_memory is None and devices.kv_space is None:
         flags["--kv-cache-memory-bytes"] = str(fit.pinned)
+    flags.update(best.flags)
     if request.kv_cache_memory is not None:
         fit = replace(fit, pinned=request.kv_cache_memory)
-    notes = [*context.notes, *fit.notes]
-    if "--distributed-executor-backend" in flags:
-        hosts = -(-place.tp * place.pp // devices.gpu.per_host)
+    notes = [*context.notes, *fit.notes, *best.notes]
+    if "ray" in flags.values():
+        hosts = -(-place.devices // devices.gpu.per_host)
         notes.append(f"spans {hosts} hosts: start Ray on each of them first (or use vLLM's --nnodes and --node-rank)")
     return Plan(
         model=request.model, architecture=context.arch.architecture or context.arch.model_type,
-        quantization=context.quantization, device=devices.gpu.name, device_count=devices.count,
+        quantization=context.quantization, device=best.device or devices.gpu.name, device_count=devices.count,
         memory_total=devices.gpu.memory, memory_budget=fit.budget, tensor_parallel_size=place.tp,
         pipeline_parallel_size=place.pp, data_parallel_size=place.dp, max_model_len=fit.length,
-        max_num_seqs=fit.max_num_seqs, gpu_memory_utilization=fit.utilization, kv_cache_dtype=context.kv.dtype,
+        max_num_seqs=fit.max_num_seqs, gpu_memory_utilization=fit.utilization, kv_cache_dtype=fit.layout.settings.dtype,
         block_size=context.kv.block_size, weight_bytes_per_rank=fit.weight_bytes, overhead_bytes=fit.overhead,
         kv_bytes=fit.kv_bytes, kv_bytes_per_token=fit.layout.token_bytes, kv_tokens=fit.kv_tokens,
         kv_blocks=fit.blocks, max_concurrency=round(fit.layout.concurrency(fit.blocks, fit.length), 2),
         kv_cache_memory=fit.pinned, flags=flags,
         overhead_parts={name: part.value for name, part in fit.overhead_parts.items()},
+        env={**visible_devices(devices), **best.env}, stage_layers=place.layers,
         expert_parallel=place.expert_parallel, prediction=_prediction(context, best),
         candidates=tuple(one.candidate() for one in looked), notes=tuple(dict.fromkeys(notes)),
     )  # fmt: skip
+
+
+def visible_devices(devices: Devices) -> dict[str, str]:
+    """What shows vLLM these GPUs only, where they are not all of the host's."""
+    if not devices.indices:
+        return {}
+    listed = ",".join(map(str, devices.indices))
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": listed}
 
 
 def _prediction(context: Context, best: Looked) -> Prediction | None:

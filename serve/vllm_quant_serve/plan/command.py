@@ -13,12 +13,16 @@ from vllm_quant_serve.plan.gpus import parse_size
 def plan(
     model: Annotated[str | None, typer.Argument(help="Model folder or hub id.")] = None,
     gpu: Annotated[
-        list[str] | None, typer.Option("--gpu", help="GPU and count, e.g. h100:4. Without it: the GPUs of this host.")
+        list[str] | None,
+        typer.Option("--gpu", help="GPU and count, e.g. h100:4 or h100:4,a100:2. Without it: this host's."),
     ] = None,
     gpu_memory: Annotated[
         str | None, typer.Option("--gpu-memory", help="Memory of one GPU, e.g. 48GiB, for GPUs not in the table.")
     ] = None,
     gpu_count: Annotated[int, typer.Option("--gpu-count", help="Number of GPUs with --gpu-memory.")] = 1,
+    nodes: Annotated[
+        int | None, typer.Option("--nodes", help="Hosts that each have these GPUs, e.g. --gpu h200:8 --nodes 2.")
+    ] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Plan for vLLM's CPU backend on this host.")] = False,
     cpu_memory: Annotated[
         str | None, typer.Option("--cpu-memory", help="Host memory to plan with, e.g. 64GiB; implies --cpu.")
@@ -109,6 +113,7 @@ def plan(
         gpu=tuple(gpu or ()),
         gpu_memory=parse_size(gpu_memory, "--gpu-memory") if gpu_memory else None,
         gpu_count=gpu_count,
+        nodes=nodes,
         cpu=cpu,
         cpu_memory=parse_size(cpu_memory, "--cpu-memory") if cpu_memory else None,
         quantization=quantization,

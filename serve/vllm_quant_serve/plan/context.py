@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Literal
 
 from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, UsageError
 from vllm_quant_plugin.in_tree import Host, has_experts, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.scheme import ModelScheme
 from vllm_quant_serve.plan.families import describe
@@ -19,7 +19,7 @@ from vllm_quant_serve.plan.headers import with_headers
 from vllm_quant_serve.plan.kv import KvLayout, KvSettings, kv_layouts
 from vllm_quant_serve.plan.ledger import LEAST_LAUNCHES, residuals
 from vllm_quant_serve.plan.model import ModelArch
-from vllm_quant_serve.plan.schemes import FloatScheme, read_scheme
+from vllm_quant_serve.plan.schemes import WEIGHED_ONLY, FloatScheme, read_scheme
 from vllm_quant_serve.plan.source import read_model
 from vllm_quant_serve.plan.storage import Placement, Server
 from vllm_quant_serve.plan.types import PlanRequest
@@ -184,31 +184,56 @@ def with_scheme(context: Context, scheme: ModelScheme | None) -> Context:
     )  # fmt: skip
 
 
-def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Context:
-    """Read the model and the devices.
+def _refuse_unserved(scheme: ModelScheme | None, weights: WeightModel) -> None:
+    if scheme is not None and scheme.method in WEIGHED_ONLY:
+        held = weights.weights(Placement()).worst / GIB
+        raise NoFeasiblePlanError(
+            f"vLLM has no {scheme.method} method any more; the weights would take {held:.2f} GiB",
+            "quantize the 16-bit model with vllm-quant quantize",
+        )
+
+
+def _refuse_guess(arch: ModelArch) -> None:
+    if arch.guessed:
+        raise CheckpointError(
+            f"model_type {arch.model_type!r} is unknown and has {arch.guessed}: config.json does not tell its size",
+            "give a folder with its safetensors, or the hub id: their headers do",
+        )
+
+
+def load_context(
+    request: PlanRequest, checkpoint: Checkpoint | None = None, devices: Devices | None = None, note: str = ""
+) -> Context:
+    """Read the model and the devices, those that are not given.
+
+    Args:
+        note: where the given checkpoint comes from.
 
     Raises:
         CheckpointError: the model cannot be read.
         UsageError: flags that make no sense.
     """
-    devices = resolve_devices(request)
+    devices = devices if devices is not None else resolve_devices(request)
     if devices.is_cpu:
         ranks = (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1)
         if ranks > devices.count:  # more ranks than NUMA nodes share their memory
             share = devices.gpu.memory * devices.count // ranks
             free = devices.free * devices.count // ranks if devices.free is not None else None
             devices = replace(devices, gpu=replace(devices.gpu, memory=share), count=ranks, free=free)
-    notes: list[str] = []
     if checkpoint is None:
         checkpoint, note = read_model(request.model, request.revision)
-        notes += [note] if note else []
+    notes = [note] if note else []
     if not isinstance(checkpoint.config, dict):
         raise CheckpointError("config.json: expected a JSON object", "copy the file again")
     arch = describe(checkpoint.config)
     scheme = read_scheme(checkpoint.quantization_config)
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, scheme)
-    elif arch.unweighed:
+        if arch.guessed:
+            notes.append(f"it has {arch.guessed}: the cache may be smaller than the plain attention that is assumed")
+    else:
+        _refuse_guess(arch)
+    if not checkpoint.tensors and arch.unweighed:
         notes.append(f"the {' and '.join(arch.unweighed)} tower is not weighed: config.json does not tell its tensors")
     online = scheme is None and request.quantization is not None
     if online and request.quantization is not None:
@@ -233,8 +258,10 @@ def load_context(request: PlanRequest, checkpoint: Checkpoint | None = None) -> 
     known = residuals(version, devices.gpu.name, architecture)
     if len(known) >= LEAST_LAUNCHES:
         notes.append(f"overheads narrowed by {len(known)} recorded launches of {architecture} on {devices.gpu.name}")
+    weights = WeightModel(arch, scheme, itemsize, plugin)
+    _refuse_unserved(scheme, weights)
     return Context(
-        request, devices, arch, scheme, WeightModel(arch, scheme, itemsize, plugin), kv, length, itemsize,
+        request, devices, arch, scheme, weights, kv, length, itemsize,
         quantization_name(scheme, dtype, online), sequences, batched, DEFAULT_UTILIZATION, version,
         residuals=known, notes=tuple(notes),
     )  # fmt: skip

@@ -41,7 +41,7 @@ def _keep_scalars_real() -> None:
         with torch.device("cpu"):
             original(self, *arguments, **options)
 
-    GeluAndMulSparse.__init__ = build  # type: ignore[method-assign]
+    GeluAndMulSparse.__init__ = build
 
 
 def _start(folder: str) -> None:

@@ -6,7 +6,6 @@ import math
 from collections import Counter
 
 from vllm_quant_serve.plan.context import Context
-from vllm_quant_serve.plan.kv import kv_layout
 from vllm_quant_serve.plan.render import between, size
 from vllm_quant_serve.plan.storage import Placement
 from vllm_quant_serve.plan.types import Plan
@@ -15,7 +14,7 @@ from vllm_quant_serve.plan.types import Plan
 def explain(context: Context, plan: Plan) -> list[str]:
     """Lines for people, from the device down to the KV token."""
     place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size,
-                      plan.expert_parallel)  # fmt: skip
+                      plan.expert_parallel, plan.stage_layers)  # fmt: skip
     return [*_device(context, plan), *_weights(context, place), *_overhead(plan), *_cache(context, plan, place)]
 
 
@@ -60,7 +59,8 @@ def _overhead(plan: Plan) -> list[str]:
 
 
 def _cache(context: Context, plan: Plan, place: Placement) -> list[str]:
-    layout = kv_layout(context.arch.layers, place.tp, place.pp, context.kv)
+    # The stage whose blocks are the largest, as the plan's figures are of the rank that limits the cache.
+    layout = max(context.layouts(place), key=lambda one: one.block_bytes)
     if not layout.groups:
         return ["The model keeps no cache."]
     lines = [f"KV cache: {size(plan.kv_bytes.value)} hold {plan.kv_blocks:,} blocks of {size(layout.block_bytes)}."]

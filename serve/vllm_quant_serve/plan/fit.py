@@ -147,8 +147,8 @@ def fit_stage(context: Context, place: Placement, stage: int) -> Fit:
     if reason:
         weights_fit = False
     elif not weights_fit:
-        reason = (f"{weights / GIB:.2f} GiB of weights and {overhead.value / GIB:.2f} GiB of overhead per rank "
-                  f"exceed the {budget / GIB:.2f} GiB of a device")  # fmt: skip
+        reason = (f"{weights / GIB:.2f} GiB of weights and {overhead.value / GIB:.2f} GiB of overhead exceed "
+                  f"{budget / GIB:.2f} GiB per device")  # fmt: skip
     elif fixed is not None and not _has_room(context, fixed, weights):
         reason = f"{fixed / GIB:.2f} GiB of fixed KV cache do not fit beside {weights / GIB:.2f} GiB of weights"
     elif needed > kv.value:

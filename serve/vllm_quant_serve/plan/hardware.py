@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_serve.plan.gpus import Gpu, find_gpu, parse_gpu, unknown_gpu
+from vllm_quant_serve.plan.gpus import Gpu, parse_gpu, unknown_gpu
 from vllm_quant_serve.plan.types import PlanRequest
 
 # vLLM 0.32 and 0.33: CacheConfig.gpu_memory_utilization; on CPU it is the fraction of one NUMA node.
@@ -15,7 +15,7 @@ DEFAULT_UTILIZATION = 0.92
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a plan, all alike.
+    """Devices that are all alike.
 
     Attributes:
         gpu: rates and memory of one device; for the CPU its memory is that of one NUMA node.
@@ -25,6 +25,7 @@ class Devices:
         float32_states: a CPU on which vLLM keeps Mamba states in float32.
         kv_space: KV bytes fixed by ``VLLM_CPU_KVCACHE_SPACE``.
         note: where the figures come from, for people.
+        indices: of this host's GPUs, where they are not all that there are.
     """
 
     gpu: Gpu
@@ -34,6 +35,7 @@ class Devices:
     float32_states: bool = False
     kv_space: int | None = None
     note: str = ""
+    indices: tuple[int, ...] = ()
 
     @property
     def hosts(self) -> int:
@@ -90,65 +92,8 @@ def cpu_devices(request: PlanRequest) -> Devices:
     return Devices(cpu, nodes, free, True, "avx512_bf16" in cpu_flags(), int(space or 0) << 30 or None, note)
 
 
-def local_gpus() -> Devices | None:
-    """The GPUs of this host by NVML, or None where there is no driver.
-
-    NVML's ``total - reserved`` is what CUDA reports as the total.
-    """
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no driver, or no pynvml: NVML raises its own unrelated classes
-        return None
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        if not handles:
-            return None
-        infos = []
-        for handle in handles:
-            info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-            infos.append((int(info.total - info.reserved), int(info.free)))
-        name = pynvml.nvmlDeviceGetName(handles[0])
-    finally:
-        pynvml.nvmlShutdown()
-    name = name.decode() if isinstance(name, bytes) else str(name)
-    memory = min(total for total, _ in infos)
-    known = identify(name, memory)
-    gpu = Gpu(name, memory, known.bandwidth, known.flops, known.link, known.link_name, known.capability, len(handles))
-    return Devices(gpu, len(handles), min(free for _, free in infos), note="this host, by NVML")
-
-
-def identify(driver_name: str, memory: int) -> Gpu:
-    """The table's entry for a name as the driver spells it, e.g. ``NVIDIA H100 80GB HBM3``."""
-    words = driver_name.lower().replace("nvidia", "").replace("geforce", "").replace("-", " ").split()
-    text = "".join(words)
-    best = None
-    for key in ("gb200", "gh200", "b300", "b200", "h200", "h100", "h20", "l40s", "l40", "l20", "l4", "a100", "a800",
-                "a40", "a30", "a10g", "a10", "t4", "v100", "mi300x", "mi325x", "mi355x"):  # fmt: skip
-        if any(word == key or word.startswith(f"{key}sxm") for word in words):
-            best = key
-            break
-    if best is None:
-        for key in ("rtxpro6000", "rtx5090", "rtx5080", "rtx6000ada", "rtx4090", "rtx4080", "rtxa6000", "rtx3090",
-                    "rtx3080", "rtx3060"):  # fmt: skip
-            if text.startswith(key):
-                best = key
-                break
-    if best is None:
-        return unknown_gpu(memory)
-    suffixes: list[str] = [s for s in ("pcie", "nvl") if s in words and f"{best}-{s}" in _variants()]
-    if best in ("a100", "v100") and memory < 45 << 30:
-        suffixes = ["40"] if best == "a100" else (["16"] if memory < 20 << 30 else [])
-    return find_gpu(f"{best}-{suffixes[0]}" if suffixes else best)
-
-
-def _variants() -> set[str]:
-    return {"h100-pcie", "h100-nvl", "h200-nvl", "a100-pcie"}
-
-
-def resolve_devices(request: PlanRequest) -> Devices:
-    """The devices that ``request`` speaks of.
+def resolve_pools(request: PlanRequest) -> tuple[Devices, ...]:
+    """The devices that ``request`` speaks of, one entry per kind.
 
     Raises:
         UsageError: contradicting flags, an unknown GPU, no device flag on a host without GPUs.
@@ -156,21 +101,48 @@ def resolve_devices(request: PlanRequest) -> Devices:
     if request.cpu or request.cpu_memory is not None:
         if request.gpu or request.gpu_memory is not None:
             raise UsageError("--cpu and --gpu exclude each other", "give one of them")
-        return cpu_devices(request)
+        if request.nodes is not None:
+            raise UsageError("--nodes is for GPUs", "vLLM's CPU backend runs on one host")
+        return (cpu_devices(request),)
     if request.gpu:
-        if len(request.gpu) > 1:
-            raise UsageError("tensor parallelism needs GPUs of one kind", "plan for each kind on its own: one --gpu")
-        gpu, count = parse_gpu(request.gpu[0])
-        if request.gpu_memory is not None:
-            gpu = Gpu(gpu.name, request.gpu_memory, gpu.bandwidth, gpu.flops, gpu.link, gpu.link_name, gpu.capability,
-                      gpu.per_host)  # fmt: skip
-        return Devices(gpu, count, note="table of known GPUs")
-    if request.gpu_memory is not None:
-        return Devices(unknown_gpu(request.gpu_memory), request.gpu_count, note="memory as given")
-    found = local_gpus()
-    if found is None:
+        pools = _named(request)
+    elif request.gpu_memory is not None:
+        pools = (Devices(unknown_gpu(request.gpu_memory), request.gpu_count, note="memory as given"),)
+    else:
+        from vllm_quant_serve.plan.nvml import local_pools
+
+        pools = local_pools()
+    if not pools:
         raise UsageError(
             "this host has no NVIDIA GPU (NVML finds none)",
             "say what to plan for: --gpu h100:4, --gpu-memory 48GiB or --cpu",
         )
-    return found
+    if request.nodes is None:
+        return pools
+    if len(pools) > 1:
+        raise UsageError("--nodes is for GPUs of one kind", "give the total numbers, e.g. --gpu h100:8,a100:8")
+    one = pools[0]
+    return (replace(one, gpu=replace(one.gpu, per_host=one.count), count=one.count * request.nodes),)
+
+
+def _named(request: PlanRequest) -> tuple[Devices, ...]:
+    """``--gpu``: kinds that are named twice are added up."""
+    found: dict[str, Devices] = {}
+    for spec in (part for given in request.gpu for part in given.split(",")):
+        gpu, count = parse_gpu(spec.strip())
+        if request.gpu_memory is not None:
+            gpu = replace(gpu, memory=request.gpu_memory)
+        count += found[gpu.name].count if gpu.name in found else 0
+        found[gpu.name] = Devices(gpu, count, note="table of known GPUs")
+    if request.gpu_memory is not None and len(found) > 1:
+        raise UsageError("--gpu-memory is for GPUs of one kind", "leave it out, or name one kind")
+    return tuple(found.values())
+
+
+def resolve_devices(request: PlanRequest) -> Devices:
+    """The devices that ``request`` speaks of; of several kinds the first.
+
+    Raises:
+        UsageError: as ``resolve_pools``.
+    """
+    return resolve_pools(request)[0]

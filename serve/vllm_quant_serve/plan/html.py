@@ -6,10 +6,10 @@ from html import escape
 from pathlib import Path
 
 from vllm_quant_plugin.errors import OutputError
-from vllm_quant_serve.plan.render import between, label_of, memory_parts, size, speed
+from vllm_quant_serve.plan.render import between, command_line, label_of, memory_parts, size, speed
 from vllm_quant_serve.plan.types import Plan
 
-_COLORS = {"weights": "#3b82c4", "overhead": "#d9a13b", "KV cache": "#4c9f70", "free": "#d5d8dc"}
+_COLORS = {"weights": "#3b82c4", "overhead": "#d9a13b", "KV cache": "#4c9f70", "unused": "#d5d8dc"}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}
 h1{font-size:1.4rem}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .8rem .3rem 0;
@@ -32,7 +32,7 @@ def page(plan: Plan, lines: list[str]) -> str:
     key = "".join(f'<span style="background:{_COLORS[name]}"></span>{name} {size(nbytes)}' for name, nbytes in parts)
     facts = {
         "Model": f"{plan.architecture}, {plan.quantization}",
-        "Placement": f"{label_of(plan)} on {plan.device_count} x {plan.device}",
+        "Placement": f"{label_of(plan)} on {'' if plan.stage_layers else f'{plan.device_count} x '}{plan.device}",
         "Weights per rank": size(plan.weight_bytes_per_rank),
         "Overhead per rank": between(plan.overhead_bytes),
         "KV cache per rank": between(plan.kv_bytes),
@@ -44,14 +44,14 @@ def page(plan: Plan, lines: list[str]) -> str:
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
     placements = "".join(
         f'<tr><td class="{"yes" if one.feasible else "no"}">{"fits" if one.feasible else "no"}</td>'
-        f"<td>{escape(label_of(one))}</td>"
+        f"<td>{escape(label_of(one))}{escape(f' on {one.device}' if one.device else '')}</td>"
         f'<td class="n">{size(one.weight_bytes_per_rank) if one.weight_bytes_per_rank is not None else ""}</td>'
         f'<td class="n">{f"{one.kv_tokens:,}" if one.kv_tokens is not None else ""}</td>'
         f"<td>{'' if one.feasible else escape(one.reason)}</td></tr>"
         for one in plan.candidates
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
-    command = escape(" ".join(["vllm serve", plan.model, *plan.serve_args()]))
+    command = escape(command_line(plan))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body><h1>{title}</h1>'

@@ -30,7 +30,7 @@ _COLUMNS = {
     "tp": "INTEGER", "pp": "INTEGER", "dp": "INTEGER", "max_model_len": "INTEGER", "pinned": "INTEGER",
     "budget": "INTEGER", "overhead": "INTEGER", "planned_weight": "INTEGER", "weight": "INTEGER",
     "planned_kv_bytes": "INTEGER", "kv_bytes": "INTEGER", "planned_kv_tokens": "INTEGER", "kv_tokens": "INTEGER",
-    "load_seconds": "REAL",
+    "planned_kv_blocks": "INTEGER", "kv_blocks": "INTEGER", "load_seconds": "REAL",
 }  # fmt: skip
 
 
@@ -51,6 +51,10 @@ def _open(path: Path) -> sqlite3.Connection:
         found = sqlite3.connect(path, timeout=5)
         columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
         found.execute(f"CREATE TABLE IF NOT EXISTS launches ({columns})")
+        known = {row[1] for row in found.execute("PRAGMA table_info(launches)")}
+        for name, kind in _COLUMNS.items():
+            if name not in known:  # a ledger of an earlier version
+                found.execute(f"ALTER TABLE launches ADD COLUMN {name} {kind}")
     except (OSError, sqlite3.Error) as err:
         raise OutputError(f"{path}: cannot be used: {err}", "set VQP_LEDGER to a file that can be written") from None
     return found
@@ -62,7 +66,7 @@ def record_launch(
     """Keep one launch.
 
     Args:
-        actuals: of ``weight_bytes``, ``kv_bytes``, ``kv_tokens`` per rank, those that the engine told.
+        actuals: of ``weight_bytes``, ``kv_bytes``, ``kv_tokens``, ``kv_blocks`` per rank, those that the engine told.
         vllm: version that served.
 
     Raises:
@@ -76,7 +80,8 @@ def record_launch(
         "overhead": plan.overhead_bytes.value, "planned_weight": plan.weight_bytes_per_rank,
         "weight": actuals.get("weight_bytes"), "planned_kv_bytes": plan.kv_bytes.value,
         "kv_bytes": actuals.get("kv_bytes"), "planned_kv_tokens": plan.kv_tokens.value,
-        "kv_tokens": actuals.get("kv_tokens"), "load_seconds": load_seconds,
+        "kv_tokens": actuals.get("kv_tokens"), "planned_kv_blocks": plan.kv_blocks,
+        "kv_blocks": actuals.get("kv_blocks"), "load_seconds": load_seconds,
     }  # fmt: skip
     names = ", ".join(row)
     marks = ", ".join(f":{name}" for name in row)
@@ -135,7 +140,9 @@ def accuracy(path: Path | None = None) -> list[Accuracy]:
     for figure, planned, actual, where in (
         ("weights per rank", "planned_weight", "weight", "1"),
         ("KV tokens, pinned", "planned_kv_tokens", "kv_tokens", "pinned = 1"),
+        ("KV blocks, pinned", "planned_kv_blocks", "kv_blocks", "pinned = 1"),
         ("KV tokens, estimated", "planned_kv_tokens", "kv_tokens", "pinned = 0"),
+        ("KV blocks, estimated", "planned_kv_blocks", "kv_blocks", "pinned = 0"),
     ):
         rows = _rows(f"SELECT {planned}, {actual} FROM launches WHERE {actual} > 0 AND {where}", (), path)
         errors = sorted(abs(ours - theirs) / theirs for ours, theirs in rows)

@@ -143,6 +143,7 @@ class ModelArch:
         expert_limit: whether vLLM refuses more ranks than experts.
         unweighed: parts (vision, audio) that only the checkpoint's tensors tell the size of.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
+        guessed: what of an unknown family's config no Llama-like decoder has, e.g. experts.
     """
 
     model_type: str
@@ -167,6 +168,7 @@ class ModelArch:
     pipeline: bool = True
     expert_limit: bool = False
     exact: bool = True
+    guessed: str = ""
     unweighed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 

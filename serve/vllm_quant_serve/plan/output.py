@@ -6,16 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from vllm_quant_serve.plan.choose import check_request, plan_context
-from vllm_quant_serve.plan.context import load_context
+from vllm_quant_serve.plan.choose import explained_plan
 from vllm_quant_serve.plan.types import PlanRequest
 
 
 def show_plan(request: PlanRequest, *, as_json: bool, explained: bool, html: str | None) -> None:
     """Plan and print; with ``html`` also write a report there."""
-    check_request(request)
-    context = load_context(request)
-    plan = plan_context(context)
+    context, plan = explained_plan(request)
     if request.exact:
         from vllm_quant_serve.plan.verify import verified
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import NoReturn
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError
-from vllm_quant_serve.plan.context import Context
-from vllm_quant_serve.plan.search import MIN_USEFUL_LENGTH, Looked, look, round_length, sizes
+from vllm_quant_serve.plan.context import Context, with_scheme
+from vllm_quant_serve.plan.search import MIN_USEFUL_LENGTH, Looked, look, look_around, round_length, sizes
 from vllm_quant_serve.plan.storage import Placement
 
 
@@ -54,11 +54,22 @@ def _mend(context: Context, best: Looked) -> str:
         more = _more_devices(context)
         if more:
             advice.append(more)
-    if context.kv.kv_itemsize > 1 and best.fit is not None and best.fit.weights_fit:
-        advice.append("--kv-cache-dtype fp8")
-    if context.scheme is None:
-        advice.append("fewer bits (vllm-quant quantize -m awq)")
-    return "try " + ", ".join(advice) if advice else "give more memory, a shorter --max-model-len or fewer bits"
+    fewer = _fewer_bits(context)
+    if fewer:
+        advice.append(fewer)
+    return "try " + ", ".join(advice) if advice else "give more or larger devices"
+
+
+def _fewer_bits(context: Context) -> str:
+    """The first way of quantizing a 16-bit model, the least lossy first, under which it fits."""
+    from vllm_quant_serve.plan.compare import METHODS
+
+    if context.scheme is not None:
+        return ""
+    for method in METHODS[1:]:
+        if any(one.feasible for one in look_around(with_scheme(context, method.scheme))):
+            return f"{method.name} (vllm-quant quantize -m {method.name.partition('-')[0].lower()})"
+    return ""
 
 
 def _more_devices(context: Context) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import textwrap
 from typing import TYPE_CHECKING
 
 from vllm_quant_serve.plan.types import Candidate, Interval, Plan, Prediction
@@ -12,7 +15,8 @@ if TYPE_CHECKING:
     from vllm_quant_serve.plan.compare import Row
 
 BAR = 56
-_PARTS = (("weights", "cyan"), ("overhead", "yellow"), ("KV cache", "green"), ("free", "bright_black"))
+MOST_REFUSALS = 12
+_PARTS = (("weights", "cyan"), ("overhead", "yellow"), ("KV cache", "green"), ("unused", "bright_black"))
 
 
 def size(nbytes: int) -> str:
@@ -40,7 +44,7 @@ def memory_parts(plan: Plan) -> list[tuple[str, int]]:
         ("weights", plan.weight_bytes_per_rank),
         ("overhead", plan.overhead_bytes.value),
         ("KV cache", plan.kv_bytes.value),
-        ("free", max(plan.memory_total - used, 0)),
+        ("unused", max(plan.memory_total - used, 0)),
     ]
 
 
@@ -85,7 +89,7 @@ def _bar(plan: Plan) -> RenderableType:
     text.append(f"  {size(plan.memory_total)} per device\n")
     for (name, color), (_, nbytes) in zip(_PARTS, parts, strict=True):
         text.append("■ ", style=color)
-        text.append(f"{name} {size(nbytes)}  ")
+        text.append(f"{name} {size(nbytes)} ")
     text.rstrip()
     return text
 
@@ -98,9 +102,13 @@ def _facts(plan: Plan) -> RenderableType:
     table.add_column()
     placement = label_of(plan)
     ranks = plan.tensor_parallel_size * plan.pipeline_parallel_size * plan.data_parallel_size
+    unequal = bool(plan.stage_layers)
+    on = plan.device if unequal else f"{ranks} of {plan.device_count} x {plan.device}"
+    if unequal:
+        placement += f", {' + '.join(map(str, plan.stage_layers))} layers"
     rows = [
         ("model", f"{plan.model}  {plan.architecture}, {plan.quantization}"),
-        ("placement", f"{placement}  ({ranks} of {plan.device_count} x {plan.device})"),
+        ("placement", f"{placement}  ({on})"),
         ("weights per rank", size(plan.weight_bytes_per_rank)),
         ("overhead per rank", between(plan.overhead_bytes)),
         ("KV cache per rank", between(plan.kv_bytes)),
@@ -115,24 +123,66 @@ def _facts(plan: Plan) -> RenderableType:
     return table
 
 
-def _candidates(candidates: tuple[Candidate, ...]) -> RenderableType:
+def _candidates(candidates: tuple[Candidate, ...], chosen: str) -> RenderableType:
+    """The placements that fit; the one that was chosen is marked."""
     from rich.table import Table
 
-    table = Table(title="placements", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title="placements that fit", title_justify="left", box=None, padding=(0, 2, 0, 0))
     numbers = ("weights/rank", "KV tokens", "ms/token", "tokens/s")
-    for name in ("", "placement", *numbers, "why"):
+    several = any(one.device for one in candidates)
+    for name in ("", "placement", *(("devices",) if several else ()), *numbers, ""):
         table.add_column(name, justify="right" if name in numbers else "left")
-    for one in candidates:
-        table.add_row(
-            "[green]fits[/]" if one.feasible else "[red]no[/]",
+    for one in (one for one in candidates if one.feasible):
+        row = [
+            "[green]>[/]" if f"{one.device}{label_of(one)}" == chosen else "",
             label_of(one),
+            *((one.device,) if several else ()),
             size(one.weight_bytes_per_rank) if one.weight_bytes_per_rank is not None else "",
             f"{one.kv_tokens:,}" if one.kv_tokens is not None else "",
             f"{one.tpot * 1e3:.1f}" if one.tpot is not None else "",
             f"{one.tokens_per_second:,.0f}" if one.tokens_per_second is not None else "",
-            "" if one.feasible and not one.reason.endswith("tight") else one.reason,
-        )
+            "tight" if one.reason.endswith("tight") else "see notes" if one.change else "",
+        ]
+        table.add_row(*row)
     return table
+
+
+def refused_lines(candidates: tuple[Candidate, ...]) -> list[str]:
+    """One line per reason, with all placements it holds for: ``TP 3, 5 to 7: 64 attention heads do not divide``."""
+    groups: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        if not one.feasible:
+            text = one.reason.removeprefix(f"{label_of(one)}: ")
+            general = re.sub(r" (do|does) not divide by \d+.*$", r" \1 not divide", text)
+            where = f"{one.device}, " if one.device else ""
+            groups.setdefault(f"{where}|{general}", []).append(one)
+    lines = []
+    for key, members in groups.items():
+        where, _, text = key.partition("|")
+        if len(members) == 1:
+            text = members[0].reason.removeprefix(f"{label_of(members[0])}: ")
+        lines.append(f"{where}{_labels(members)}: {text}")
+    return lines
+
+
+def _labels(members: list[Candidate]) -> str:
+    """``TP 3, 5 to 7; TP 3 x PP 2``."""
+    plain = {one.tensor_parallel_size for one in members if label_of(one) == f"TP {one.tensor_parallel_size}"}
+    runs: list[list[int]] = []
+    for n in sorted(plain):
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    words = [f"{a}" if a == b else f"{a}, {b}" if b == a + 1 else f"{a} to {b}" for a, b in runs]
+    others = [label_of(one) for one in members if label_of(one) != f"TP {one.tensor_parallel_size}"]
+    return "; ".join([*([f"TP {', '.join(words)}"] if words else []), *dict.fromkeys(others)])
+
+
+def command_line(plan: Plan) -> str:
+    """The launch as one would type it."""
+    settings = [f"{name}={value}" for name, value in plan.env.items()]
+    return shlex.join([*settings, "vllm", "serve", plan.model, *plan.serve_args()])
 
 
 def print_plan(plan: Plan) -> None:
@@ -144,13 +194,21 @@ def print_plan(plan: Plan) -> None:
     console.print()
     console.print(_bar(plan))
     console.print()
-    console.print(_candidates(plan.candidates))
+    several = any(one.device for one in plan.candidates)
+    console.print(_candidates(plan.candidates, f"{plan.device if several else ''}{label_of(plan)}"))
+    refused = refused_lines(plan.candidates)
+    if refused:
+        console.print("\nplacements that do not:")
+    for line in refused[:MOST_REFUSALS]:
+        console.print(textwrap.fill(line, console.width, initial_indent="  ", subsequent_indent="    "), markup=False)
+    if refused[MOST_REFUSALS:]:
+        console.print(f"  and {len(refused) - MOST_REFUSALS} more; --json has them all")
     if plan.notes:
         console.print()
     for note in plan.notes:
         console.print(f"note: {note}", markup=False)
     console.print()
-    console.print("vllm serve " + " ".join([plan.model, *plan.serve_args()]), markup=False, soft_wrap=True)
+    console.print(command_line(plan), markup=False, soft_wrap=True)
 
 
 def print_lines(lines: list[str]) -> None:

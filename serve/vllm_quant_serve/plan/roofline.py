@@ -166,6 +166,16 @@ class Roofline:
             done += step
         return seconds
 
+    def largest_batch(self, load: Workload, limit: int, seconds: float) -> int:
+        """The most requests of all replicas, up to ``limit``, whose output tokens take no longer; 0 when one does."""
+        length, replicas = load.prompt + load.output // 2, self.place.dp
+        low, high = 0, max(limit, 1)
+        while low < high:
+            middle = (low + high + 1) // 2
+            quick = self.decode(max(1, math.ceil(middle / replicas)), length) <= seconds
+            low, high = (middle, high) if quick else (low, middle - 1)
+        return low
+
     def speed(self, load: Workload, held: int) -> Speed:
         """Estimates under ``load``; ``held`` requests of prompt + output tokens fit the cache of one replica."""
         length = load.prompt + load.output // 2

@@ -17,7 +17,9 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme, Rule, Scheme
 
-GONE = ("bitsandbytes", "squeezellm", "aqlm", "gguf", "marlin")
+# Methods that vLLM dropped; bitsandbytes checkpoints are still weighed, so that the refusal can say how large they are.
+GONE = ("squeezellm", "aqlm", "gguf", "marlin")
+WEIGHED_ONLY = ("bitsandbytes",)
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,40 @@ class FloatScheme(Scheme):
         n = math.ceil(out_features / self.tile[0]) * self.tile[0]
         k = math.ceil(in_features / self.tile[1]) * self.tile[1]
         return n * k // 2 + n * math.ceil(k / self.group_size) * self.scale_bytes + self.extra_bytes
+
+
+@dataclass(frozen=True)
+class BitsAndBytes(Scheme):
+    """bitsandbytes' own layout: NF4 or FP4 with a maximum per 64 elements, or INT8 with one scale per row.
+
+    With ``nested`` the maxima are 8-bit themselves, with a float32 per 256 of them. Sources: bitsandbytes
+    functional.py (quantize_4bit, QuantState) and int8 vectorwise quantization (Dettmers et al., arXiv:2208.07339).
+    """
+
+    nested: bool = False
+
+    def describe(self) -> str:
+        return f"{self.bits}-bit bitsandbytes{' nested' if self.nested else ''}"
+
+    def legal_tp(self, in_features: int, candidates: Any = (1, 2, 4, 8, 16)) -> list[int]:
+        return [tp for tp in candidates if in_features % tp == 0]
+
+    def matrix_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of codes and maxima of one matrix, with the code tables of 4-bit types."""
+        elements = out_features * in_features
+        if self.bits == 8:
+            return elements + 4 * out_features
+        blocks = math.ceil(elements / 64)
+        maxima = blocks + 4 * math.ceil(blocks / 256) + 4 + 256 * 4 if self.nested else 4 * blocks
+        return math.ceil(elements / 2) + maxima + 16 * 4
+
+
+def _bitsandbytes(config: Mapping[str, Any]) -> ModelScheme:
+    bits = 4 if config.get("load_in_4bit") or config.get("_load_in_4bit") else 8
+    scheme = BitsAndBytes("pack-quantized", bits=bits, group_size=64 if bits == 4 else -1,
+                          nested=bool(config.get("bnb_4bit_use_double_quant")))  # fmt: skip
+    names = _strings(config.get("llm_int8_skip_modules"), "llm_int8_skip_modules")
+    return ModelScheme("bitsandbytes", scheme, tuple(Rule(name, None, "contains") for name in names))
 
 
 # Experts only; Marlin and TRT-LLM kernels pad an expert's width to 128 and hidden to 256: gate and up have N = width,
@@ -115,6 +151,8 @@ def read_scheme(config: Any) -> ModelScheme | None:
         raise CheckpointError(
             f"vLLM has no {method} method any more", "quantize the 16-bit model with vllm-quant quantize"
         )
+    if method == "bitsandbytes":
+        return _bitsandbytes(config)
     if method in ("mxfp4", "gpt_oss_mxfp4"):
         return ModelScheme("mxfp4", None, (Rule(".experts.", MXFP4, "contains"),))
     if method in ("modelopt", "modelopt_fp4"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from vllm_quant_serve.plan.context import Context
 from vllm_quant_serve.plan.fit import Fit, fit_placement
@@ -16,24 +16,44 @@ MIN_USEFUL_LENGTH = 2048
 
 @dataclass(frozen=True)
 class Looked:
-    """One placement with what came of it."""
+    """One placement with what came of it.
+
+    Attributes:
+        meets: whether it meets the service levels.
+        context: under which it was looked at, where that is not the one of the request.
+        device: the kind of device, where there are several.
+        flags: of ``vllm serve``, that make it fit beyond the sizes.
+        env: environment variables that it needs.
+        notes: remarks for people.
+    """
 
     place: Placement
     fit: Fit | None
     reason: str
     speed: Speed | None = None
     meets: bool = True
+    context: Context | None = None
+    device: str = ""
+    flags: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> bool:
         return self.fit is not None and self.fit.feasible and self.meets
+
+    @property
+    def sure(self) -> bool:
+        """Whether it fits at the pessimistic end of the estimates, too."""
+        return self.feasible and self.fit is not None and not self.fit.tight
 
     def candidate(self) -> Candidate:
         place, fit, speed = self.place, self.fit, self.speed
         return Candidate(
             place.tp, place.pp, place.dp, self.feasible, self.reason, fit.weight_bytes if fit else None,
             fit.kv_tokens.value if fit else None, place.expert_parallel, speed.ttft if speed else None,
-            speed.tpot if speed else None, speed.tokens_per_second if speed else None,
+            speed.tpot if speed else None, speed.tokens_per_second if speed else None, self.device,
+            " ".join(f"{flag} {value}" for flag, value in self.flags.items()),
         )  # fmt: skip
 
 
@@ -86,16 +106,30 @@ def look(context: Context, place: Placement) -> Looked:
         more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
         return Looked(place, None, f"{label(place)}: {reasons[0]}{more}")
     context = context.for_ranks(place.tp * place.pp)
-    fit = fit_placement(context, place)
+    return judged(context, place, fit_placement(context, place))
+
+
+def judged(context: Context, place: Placement, fit: Fit) -> Looked:
+    """What a fit is worth: its speed, and whether that meets the service levels.
+
+    With a limit on the time per output token, as many sequences run at once as keep it.
+    """
     if not fit.feasible:
         return Looked(place, fit, fit.reason)
-    load = workload(context)
+    request, load = context.request, workload(context)
     per_request = fit.layout.blocks_per_request(min(load.prompt + load.output, fit.length))
     held = min(max(fit.blocks - 1, 1) // per_request if per_request else fit.max_num_seqs, fit.max_num_seqs)
-    speed = Roofline(context, place).speed(load, held)
+    line = Roofline(context, place)
+    if request.slo_tpot is not None and request.max_num_seqs is None:
+        most = line.largest_batch(load, held * place.dp, request.slo_tpot) // place.dp
+        if request.concurrency <= most * place.dp and most < held:
+            held = most
+            note = f"--max-num-seqs {most} keeps the time per output token (estimated)"
+            fit = replace(fit, max_num_seqs=most, notes=(*fit.notes, note))
+    speed = line.speed(load, held)
     for name, limit, value in (
-        ("first token", context.request.slo_ttft, speed.ttft),
-        ("output token", context.request.slo_tpot, speed.tpot),
+        ("first token", request.slo_ttft, speed.ttft),
+        ("output token", request.slo_tpot, speed.tpot),
     ):
         if limit is not None and value > limit:
             text = f"{label(place)}: about {value * 1e3:.0f} ms per {name}, more than {limit * 1e3:.0f} ms"
@@ -124,7 +158,7 @@ def look_around(context: Context) -> list[Looked]:
         if one.fit is None and place.devices <= context.devices.count and _may_spread(context, place, spread):
             one = look(context, spread)
             looked.append(one)
-        enough = enough or (one.feasible and one.fit is not None and not one.fit.tight)
+        enough = enough or one.sure
     return looked
 
 

@@ -17,6 +17,8 @@ def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str
     Raises:
         CheckpointError: no such folder or hub id, or damaged files.
     """
+    if not Path(model).expanduser().exists():
+        _quiet()
     folder = resolve_model(model, revision=revision, weights=False)
     if Path(model).expanduser().exists() or _complete(folder):
         checkpoint = read_checkpoint(folder, need_tensors=False)
@@ -27,6 +29,13 @@ def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str
     tensors = hub_tensors(model, revision)
     note = "headers read from the hub" if tensors else "headers out of reach: weights are computed from config.json"
     return Checkpoint(folder, read_json(config), tensors), note
+
+
+def _quiet() -> None:
+    """No progress bars for a few small files."""
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
 
 
 def _complete(folder: Path) -> bool:
@@ -41,15 +50,19 @@ def _complete(folder: Path) -> bool:
 def hub_tensors(model: str, revision: str | None = None) -> dict[str, TensorInfo]:
     """Tensors of a hub model by range requests of its headers; empty when the hub is out of reach."""
     from huggingface_hub import get_safetensors_metadata
-    from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, OfflineModeIsEnabled
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    disable_progress_bars()
     try:
         metadata = get_safetensors_metadata(model, revision=revision)
     except NotASafetensorsRepoError:
         raise CheckpointError(f"{model}: holds no safetensors", "take a repository with safetensors weights") from None
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError):
+    except SafetensorsParsingError:
+        raise CheckpointError(f"{model}: a safetensors header is damaged", "tell the repository's owner") from None
+    except Exception as err:
+        # Out of reach: besides its own errors the hub's client lets those of its HTTP library through, which
+        # is another one in each of its versions.
+        if isinstance(err, (TypeError, AttributeError, KeyError, NameError)):
+            raise
         return {}
     found = {}
     for name, file in metadata.files_metadata.items():

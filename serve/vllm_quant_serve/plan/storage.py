@@ -12,7 +12,7 @@ from typing import Literal
 
 from vllm_quant_plugin.scheme import Scheme
 from vllm_quant_serve.plan.model import VOCAB_PADDING, Parameter
-from vllm_quant_serve.plan.schemes import FloatScheme
+from vllm_quant_serve.plan.schemes import BitsAndBytes, FloatScheme
 
 Server = Literal["", "cpu", "cuda"]
 
@@ -141,7 +141,7 @@ def matrix_bytes(scheme: Scheme, out_features: int, in_features: int, full_in: i
         itemsize: bytes of a 16-bit scale.
     """
     n, k = out_features, in_features
-    if isinstance(scheme, FloatScheme):
+    if isinstance(scheme, FloatScheme | BitsAndBytes):
         return scheme.matrix_bytes(n, k)
     groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(k)
     words = 4 * math.ceil(k * scheme.bits / 32)

@@ -18,7 +18,9 @@ class PlanRequest:
 
     Attributes:
         model: a model folder or a hub id.
-        gpu: device specifications such as ``h100:4`` (name and count), one per kind of device.
+        gpu: device specifications such as ``h100:4`` (name and count), one per kind of device; ``h100:4,a100:2``
+            names two kinds at once.
+        nodes: hosts that each have the GPUs given (of one kind).
         gpu_memory: bytes of one GPU that the table does not know (or to overrule the table).
         gpu_count: number of GPUs that ``gpu_memory`` speaks of.
         cpu: plan for the CPU backend.
@@ -41,6 +43,7 @@ class PlanRequest:
     gpu: tuple[str, ...] = ()
     gpu_memory: int | None = None
     gpu_count: int = 1
+    nodes: int | None = None
     cpu: bool = False
     cpu_memory: int | None = None
     quantization: str | None = None
@@ -85,6 +88,8 @@ class Candidate:
         reason: why not, in words; for a feasible one what speaks for it.
         kv_tokens: tokens the KV cache holds; None where the placement is illegal.
         ttft, tpot, tokens_per_second: roofline estimates, of those that fit.
+        device: the kind of device, where there are several.
+        change: flags that make it fit, beyond the sizes.
     """
 
     tensor_parallel_size: int
@@ -98,6 +103,8 @@ class Candidate:
     ttft: float | None = None
     tpot: float | None = None
     tokens_per_second: float | None = None
+    device: str = ""
+    change: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,8 @@ class Plan:
         prediction: how fast it may be.
         overhead_parts: the overhead by what it is for.
         flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
+        env: environment variables that the launch needs beside the flags.
+        stage_layers: layers of each pipeline stage where they are not spread evenly.
         exact: vLLM's own figures, when asked for: ``weight_bytes`` (parameters of the largest rank),
             ``kv_blocks``, ``kv_tokens`` and whether they agree.
         notes: remarks for people, e.g. how a figure came about.
@@ -172,6 +181,8 @@ class Plan:
     prediction: Prediction | None = None
     overhead_parts: dict[str, int] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    stage_layers: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     exact: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()

@@ -42,6 +42,7 @@ class WeightModel:
     def __init__(self, arch: ModelArch, scheme: ModelScheme | None, itemsize: int, plugin: Server = "") -> None:
         self.arch, self.scheme, self.itemsize, self.plugin = arch, scheme, itemsize, plugin
         self._known: dict[tuple[object, ...], int] = {}
+        self._layers: dict[tuple[int, int, bool], tuple[list[int], list[int]]] = {}
 
     @cache  # noqa: B019  # one model per process, and the key is a module name
     def scheme_of(self, module: str) -> Scheme | None:
@@ -51,7 +52,8 @@ class WeightModel:
         """Bytes of one parameter on one rank; layers repeat themselves, so each kind is computed once."""
         scheme = self.scheme_of(parameter.module) if parameter.linear and self.scheme is not None else None
         p = parameter
-        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, scheme, place)
+        cut = (place.tp, place.dp, place.expert_parallel)
+        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, scheme, cut)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = parameter_bytes(p, place, scheme, self.itemsize, self.plugin)
@@ -60,8 +62,7 @@ class WeightModel:
     def weights(self, place: Placement) -> Weights:
         """Bytes on one rank of each pipeline stage: parameters and the shared cos/sin table."""
         arch = self.arch
-        per_layer = [sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) for layer in arch.layers]
-        derived = [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in arch.layers]
+        per_layer, derived = self.layer_bytes(place)
         stages, extra, start = [], [], 0
         for count in place.stages(len(arch.layers)):
             stages.append(sum(per_layer[start : start + count]))
@@ -72,6 +73,17 @@ class WeightModel:
         rotary = arch.rotary_elements * self.itemsize
         everything = tuple(stage + more + rotary for stage, more in zip(stages, extra, strict=True))
         return Weights(everything, tuple(stages))
+
+    def layer_bytes(self, place: Placement) -> tuple[list[int], list[int]]:
+        """Bytes of each layer on one rank: its parameters, and what vLLM derives from them."""
+        cut = (place.tp, place.dp, place.expert_parallel)
+        if cut not in self._layers:
+            layers = self.arch.layers
+            self._layers[cut] = (
+                [sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) for layer in layers],
+                [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in layers],
+            )
+        return self._layers[cut]
 
     def _ends(self, stage: int, pp: int) -> Iterator[Parameter]:
         """Parameters outside the layers that a stage holds."""

@@ -1,6 +1,7 @@
 """The closed loop: launches are recorded, errors reported, intervals narrowed."""
 
 import dataclasses
+import sqlite3
 
 import pytest
 
@@ -85,6 +86,17 @@ def test_figures_that_were_not_told_are_absent(book, model_folder):
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), gpu=("h100",)))
     ledger.record_launch(plan, {"kv_tokens": plan.kv_tokens.value}, vllm="0.32.0")
     assert [one.figure for one in ledger.accuracy()] == ["KV tokens, estimated"]
+
+
+def test_blocks_are_kept_and_a_ledger_of_an_earlier_version_grows(book, model_folder):
+    plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), gpu=("h100",)))
+    book.parent.mkdir(parents=True)
+    with sqlite3.connect(book) as old:
+        columns = ", ".join(name for name in ledger._COLUMNS if "blocks" not in name)
+        old.execute(f"CREATE TABLE launches ({columns})")
+    ledger.record_launch(plan, {"kv_blocks": plan.kv_blocks * 2}, vllm="0.32.0")
+    (found,) = ledger.accuracy()
+    assert (found.figure, found.launches, found.worst) == ("KV blocks, estimated", 1, 0.5)
 
 
 def test_a_damaged_ledger_does_not_stop_a_plan(book, model_folder):

@@ -96,7 +96,18 @@ def test_nothing_fits_says_what_is_missing_and_how_to_mend_it(model_folder):
     assert caught.value.exit_code == 3
     assert "GiB of weights" in caught.value.message
     assert "8 x L4" in caught.value.hint
-    assert "fewer bits" in caught.value.hint
+    assert "quantize" not in caught.value.hint  # 3 bits are too many, too
+
+
+def test_the_hint_names_the_least_lossy_method_that_fits(model_folder):
+    folder = model_folder("llama-3.1-8b")
+    for gpu, method in (
+        ("rtx4080", "FP8 (vllm-quant quantize -m fp8)"),
+        ("rtx3080", "AWQ-4 (vllm-quant quantize -m awq)"),
+    ):
+        with pytest.raises(NoFeasiblePlanError) as caught:
+            make_plan(PlanRequest(folder, gpu=(gpu,), max_model_len=4096))
+        assert method in caught.value.hint
 
 
 def test_too_long_for_the_cache_suggests_a_length_that_then_fits(model_folder):
@@ -154,7 +165,10 @@ def test_plan_survives_json(model_folder):
         ({"gpu": ("h100:0",)}, "no number of GPUs"),
         ({"gpu": ("h100:x",)}, "no number of GPUs"),
         ({"gpu": ("h100",), "cpu": True}, "exclude each other"),
-        ({"gpu": ("h100", "l4")}, "GPUs of one kind"),
+        ({"gpu": ("h100", "l4"), "gpu_memory": GIB}, "GPUs of one kind"),
+        ({"gpu": ("h100:2,l4",), "nodes": 2}, "GPUs of one kind"),
+        ({"gpu": ("h100:2",), "nodes": 0}, "--nodes 0"),
+        ({"cpu": True, "nodes": 2}, "--nodes is for GPUs"),
         ({"gpu": ("h100",), "max_model_len": 0}, "--max-model-len 0"),
         ({"gpu": ("h100",), "concurrency": -1}, "--concurrency -1"),
         ({"gpu": ("h100",), "gpu_memory_utilization": 1.5}, "out of range"),
@@ -180,7 +194,7 @@ def test_usage_errors(model_folder, fields, message):
         ({"quantization_config": {"quant_method": "xyz"}}, "'xyz'"),
         ({"quantization_config": ["awq"]}, "quantization_config must be an object"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": 3}}, "malformed"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}, "no bitsandbytes method"),
+        ({"quantization_config": {"quant_method": "gguf"}}, "no gguf method"),
     ],
 )
 def test_bad_configs(model_folder, overrides, message):
@@ -220,7 +234,7 @@ def test_multimodal_configs_plan_their_text_model(model_folder):
 
 def test_partly_used_gpus_lower_the_utilization(model_folder, monkeypatch):
     busy = Devices(find_gpu("l40s"), 2, free=16 * GIB, note="this host, by NVML")
-    monkeypatch.setattr("vllm_quant_serve.plan.context.resolve_devices", lambda _: busy)
+    monkeypatch.setattr("vllm_quant_serve.plan.choose.resolve_pools", lambda _: (busy,))
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=4096))
     assert plan.tensor_parallel_size == 2  # one GPU has 16 GiB left of 44
     # 16 GiB are free, of which vLLM's own CUDA context takes 0.39 before vLLM looks: 15.61 / 44.3.

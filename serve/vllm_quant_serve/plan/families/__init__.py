@@ -13,6 +13,13 @@ from vllm_quant_serve.plan.families.support import ALIASES, GONE
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.reader import Reader, text_reader
 
+# Keys of an unknown family that a Llama-like decoder does not account for.
+_STRANGE = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), "experts"),
+    "kv_lora_rank": "latent attention",
+    **dict.fromkeys(("linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size"), "recurrent layers"),
+    "encoder_layers": "an encoder",
+}
 _BUILDERS = {
     **hybrid.BUILDERS,
     "whisper": encdec.whisper,
@@ -61,5 +68,8 @@ def _describe(reader: Reader, config: Mapping[str, Any], model_type: str) -> Mod
             f"config.json: model_type {model_type or 'missing'!r} is unknown and its config is not Llama-like",
             "plan needs hidden_size, num_hidden_layers, num_attention_heads, intermediate_size and vocab_size",
         )
-    arch = decoder.build(reader, config, STYLES["llama"], exact=False)
+    strange = next((what for key, what in _STRANGE.items() if reader.config.get(key)), "")
+    if strange and not reader.has("intermediate_size"):
+        reader = Reader({**reader.config, "intermediate_size": reader.integer("hidden_size")}, reader.where)
+    arch = replace(decoder.build(reader, config, STYLES["llama"], exact=False), guessed=strange)
     return replace(arch, notes=(f"model_type {model_type!r} is not known: a Llama-like decoder is assumed",))
