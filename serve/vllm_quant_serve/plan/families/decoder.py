@@ -109,6 +109,10 @@ def build(reader: Reader, config: Mapping[str, Any], style: Style, *, exact: boo
         for i in range(count)
     )  # fmt: skip
     embed = parts.embedding(f"{style.root}.{style.embed}", vocab, hidden)
+    first = [embed]
+    if style.positions:
+        rows = reader.integer(style.positions, limit="length") + 2
+        first.append(Parameter(f"{style.root}.embed_positions.weight", (rows, hidden), "replicated"))
     last = parts.norm(f"{style.root}.{style.final_norm}", hidden, bias=style.norm_bias) if style.norm_affine else []
     head_bias = style.head_bias(reader)
     if not tied:
@@ -120,12 +124,13 @@ def build(reader: Reader, config: Mapping[str, Any], style: Style, *, exact: boo
         rules += [TpRule("expert features", moe.inner), *moe.rules]
     return ModelArch(
         model_type=reader.text("model_type"), architecture=architecture(config), hidden=hidden, vocab=vocab,
-        max_position=max_position, dtype=model_dtype(reader, config), layers=layers, first=(embed,), last=tuple(last),
+        max_position=max_position, dtype=model_dtype(reader, config), layers=layers, first=tuple(first),
+        last=tuple(last),
         shared=(embed,) if tied else (), rules=tuple(rules), intermediate=inner or (moe.inner if moe else 0),
         heads=attention.heads, head_dim=attention.head_dim, experts=moe.count if moe else 0,
         experts_per_token=moe.active if moe else 0,
         rotary_elements=tables(reader, style, attention.head_dim, max_position), exact=exact,
-        ends=style.ends, expert_limit=bool(moe and moe.limited),
+        ends=style.ends, pipeline=not tied or style.tied_pipeline, expert_limit=bool(moe and moe.limited),
     )  # fmt: skip
 
 

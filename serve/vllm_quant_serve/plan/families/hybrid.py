@@ -14,6 +14,7 @@ from vllm_quant_serve.plan.families.decoder import rotary_elements
 from vllm_quant_serve.plan.families.mamba import GatedDeltaNet, Mamba2, ShortConv
 from vllm_quant_serve.plan.families.mixed import Config, assemble, attention_of, full_cache, layer_types
 from vllm_quant_serve.plan.families.moe import granite, qwen
+from vllm_quant_serve.plan.families.moe import lfm2 as lfm2_moe
 from vllm_quant_serve.plan.model import Cache, Layer, ModelArch, Parameter, TpRule
 from vllm_quant_serve.plan.reader import Reader
 
@@ -171,7 +172,7 @@ def nemotron_h(reader: Reader, config: Config) -> ModelArch:
 
 
 def lfm2(reader: Reader, config: Config) -> ModelArch:
-    """LFM2: short convolutions with some attention layers."""
+    """LFM2: short convolutions with some attention layers; LFM2-MoE has experts behind its first layers."""
     hidden = reader.integer("hidden_size")
     count = reader.integer("num_hidden_layers", limit="layers")
     attention = attention_of(reader, hidden, qk_norm="head", names=("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -183,6 +184,7 @@ def lfm2(reader: Reader, config: Config) -> ModelArch:
     full = reader.items("full_attn_idxs") or list(range(count))
     types = layer_types(reader, count, ["full_attention" if i in full else "conv" for i in range(count)])
     inner = reader.integer("block_ff_dim", "intermediate_size")
+    moe = lfm2_moe(reader, count, hidden) if reader.text("model_type") == "lfm2_moe" else None
     if reader.flag("block_auto_adjust_ff_dim"):
         step = reader.integer("block_multiple_of", default=256)
         inner = int(2 * inner / 3 * (reader.number("block_ffn_dim_multiplier", 1.0) or 1.0))
@@ -193,12 +195,18 @@ def lfm2(reader: Reader, config: Config) -> ModelArch:
         found = attention.parameters(f"{prefix}.self_attn") if is_full else mixer.parameters(f"{prefix}.conv")
         found += parts.norm(f"{prefix}.operator_norm", hidden)
         found += parts.norm(f"{prefix}.ffn_norm", hidden)
-        found += parts.mlp(f"{prefix}.feed_forward", hidden, inner, names=("w1", "w3", "w2"))
+        if moe is not None and moe.sparse[i]:
+            found += moe.block(prefix)
+        else:
+            found += parts.mlp(f"{prefix}.feed_forward", hidden, inner, names=("w1", "w3", "w2"))
         layers.append(Layer(tuple(found), (full_cache(attention) if is_full else mixer.cache(),)))
     max_position = reader.integer("max_position_embeddings", default=8192, limit="length")
     rules = [*attention.rules(), *mixer.rules(), TpRule("MLP features", inner)]
+    if moe is not None:
+        rules.append(TpRule("expert features", moe.inner))
     return assemble(
         reader, config, layers, rules, norm="embedding_norm", inner=inner, heads=(attention.heads, attention.head_dim),
+        experts=(moe.count, moe.active) if moe is not None else (0, 0),
         tied=reader.flag("tie_embedding", "tie_word_embeddings", default=True),
         rotary=rotary_elements(reader, attention.head_dim, max_position), ends="norm_last",
     )  # fmt: skip
@@ -231,6 +239,7 @@ BUILDERS: dict[str, Callable[[Reader, Config], ModelArch]] = {
     "qwen3_next": qwen3_next,
     "nemotron_h": nemotron_h,
     "lfm2": lfm2,
+    "lfm2_moe": lfm2,
     "mamba2": mamba2,
     "mamba": mamba_one.mamba,
     "falcon_mamba": mamba_one.mamba,

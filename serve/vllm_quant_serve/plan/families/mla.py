@@ -15,7 +15,7 @@ from vllm_quant_serve.plan.families.moe import deepseek
 from vllm_quant_serve.plan.model import Cache, Layer, ModelArch, Parameter, TpRule
 from vllm_quant_serve.plan.reader import Reader
 
-MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "kimi_k2")
+MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2")
 
 
 def _attention(

@@ -143,6 +143,59 @@ def deepseek(reader: Reader, layers: int, hidden: int) -> Moe:
     return Moe(sparse, block, count, active, inner, True)
 
 
+def ernie(reader: Reader, layers: int, hidden: int) -> Moe:
+    """ERNIE 4.5: sparse from ``moe_layer_start_index`` to ``moe_layer_end_index``, shared experts as one wide MLP."""
+    count = reader.integer("moe_num_experts", limit="experts")
+    inner = reader.integer("moe_intermediate_size")
+    shared = reader.integer("moe_num_shared_experts", default=0, limit="experts", least=0)
+    first = reader.integer("moe_layer_start_index", default=0, limit="layers", least=0)
+    final = reader.integer("moe_layer_end_index", default=layers - 1, limit="layers", least=-1)
+    final = layers - 1 if final == -1 else final
+    step = reader.integer("moe_layer_interval", default=1, limit="layers")
+    sparse = tuple(first <= i <= final and (i + 1) % step == 0 for i in range(layers))
+
+    def block(prefix: str) -> list[Parameter]:
+        found = parts.router(f"{prefix}.mlp.gate", count, hidden, itemsize=4)
+        found.append(parts.vector(f"{prefix}.mlp.moe_statics.e_score_correction_bias", count, itemsize=4))
+        if shared:
+            found += parts.mlp(f"{prefix}.mlp.shared_experts", hidden, shared * inner)
+        return [*found, *parts.experts(f"{prefix}.mlp", count, hidden, inner)]
+
+    active = reader.integer("moe_k", default=6, limit="experts")
+    return Moe(sparse, block, count, active, inner, True)
+
+
+def minimax(reader: Reader, layers: int, hidden: int) -> Moe:
+    """MiniMax M2: a router in float32 with a bias that corrects the scores."""
+    count, inner = reader.integer("num_local_experts", limit="experts"), reader.integer("intermediate_size")
+
+    def block(prefix: str) -> list[Parameter]:
+        stem = f"{prefix}.block_sparse_moe"
+        found = parts.router(f"{stem}.gate", count, hidden, itemsize=4)
+        if reader.flag("use_routing_bias", default=True):
+            found.append(parts.vector(f"{stem}.e_score_correction_bias", count, itemsize=4))
+        return [*found, *parts.experts(stem, count, hidden, inner, names=("w1", "w3", "w2"))]
+
+    active = reader.integer("num_experts_per_tok", default=8, limit="experts")
+    return Moe((True,) * layers, block, count, active, inner, True)
+
+
+def lfm2(reader: Reader, layers: int, hidden: int) -> Moe:
+    """LFM2-MoE: ``num_dense_layers`` dense layers first."""
+    count, inner = reader.integer("num_experts", limit="experts"), reader.integer("moe_intermediate_size")
+    dense = reader.integer("num_dense_layers", default=0, limit="layers", least=0)
+
+    def block(prefix: str) -> list[Parameter]:
+        stem = f"{prefix}.feed_forward"
+        found = parts.router(f"{stem}.gate", count, hidden)
+        if reader.flag("use_expert_bias", default=True):
+            found.append(parts.vector(f"{stem}.expert_bias", count, itemsize=4))
+        return [*found, *parts.experts(stem, count, hidden, inner, names=("w1", "w3", "w2"))]
+
+    active = reader.integer("num_experts_per_tok", default=4, limit="experts")
+    return Moe(tuple(i >= dense for i in range(layers)), block, count, active, inner, True)
+
+
 def llama4(reader: Reader, layers: int, hidden: int) -> Moe:
     """Llama 4: every ``interleave_moe_layer_step``-th layer, with one shared expert."""
     count = reader.integer("num_local_experts", limit="experts", default=16)
@@ -169,4 +222,6 @@ RULES: dict[str, Callable[[Reader, int, int], Moe]] = {
     "olmoe": olmoe,
     "gpt_oss": gpt_oss,
     "deepseek": deepseek,
+    "ernie": ernie,
+    "minimax": minimax,
 }

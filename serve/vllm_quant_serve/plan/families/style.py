@@ -45,6 +45,8 @@ class Style:
             ``float32`` one in float32, ``none`` where vLLM
             runs the model through transformers, which computes it.
         ends: see ``ModelArch``.
+        positions: key of the number of learned positions, which have two rows more; "" for none.
+        tied_pipeline: whether vLLM builds tied embeddings in pipeline stages.
         moe: name of the rule in ``moe`` that tells which layers are sparse and how; "" for dense.
         defaults: transformers' defaults of keys that configs leave out.
     """
@@ -75,6 +77,8 @@ class Style:
     gated_attention: bool = False
     rotary: str = "table"
     ends: Ends = "guarded"
+    positions: str = ""
+    tied_pipeline: bool = True
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
@@ -166,6 +170,42 @@ STYLES: dict[str, Style] = {
         window="uniform",
         tied=True,
         rotary="none",
+    ),
+    "exaone4": Style(
+        qkv_bias=no,
+        o_bias=no,
+        mlp_bias=no,
+        qk_norm="head",
+        norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+    ),
+    "nemotron": Style(norm_bias=True, gated=False, mlp_names=("", "up_proj", "down_proj"), window="none"),
+    "ernie4_5": Style(qkv_bias=key("use_bias"), o_bias=key("use_bias"), mlp_bias=key("use_bias"), window="none"),
+    "ernie4_5_moe": Style(
+        qkv_bias=key("use_bias"),
+        o_bias=key("use_bias"),
+        mlp_bias=key("use_bias"),
+        window="none",
+        moe="ernie",
+        tied_pipeline=False,
+    ),
+    "minimax_m2": Style(qkv_bias=no, o_bias=no, qk_norm="sharded", window="none", moe="minimax"),
+    "opt": Style(
+        qkv_bias=key("enable_bias", default=True),
+        o_bias=key("enable_bias", default=True),
+        mlp_bias=key("enable_bias", default=True),
+        gated=False,
+        norm_bias=True,
+        norms=("self_attn_layer_norm", "final_layer_norm"),
+        final_norm="final_layer_norm",
+        attention_names=("q_proj", "k_proj", "v_proj", "out_proj"),
+        mlp_names=("", "fc1", "fc2"),
+        root="model.decoder",
+        inner=("ffn_dim",),
+        window="none",
+        tied=True,
+        rotary="none",
+        ends="everywhere",
+        positions="max_position_embeddings",
     ),
     "olmo": Style(norm_affine=False, mlp_bias=no, window="none", rotary="none"),
     "olmo2": Style(
