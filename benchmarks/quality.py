@@ -79,34 +79,32 @@ def target_row(method: str, bpw: float, **options: Any) -> Row:
 def rows() -> dict[str, Row]:
     """Every row by its name; the grid is asymmetric throughout, so that only the rounding differs."""
     found: dict[str, Row] = {}
-    for bits in (2, 3, 4, 8):
-        for group in (32, 64, 128):
+    for bits in (3, 4, 2, 8):
+        for group in (128, 64, 32):
             for method in ("rtn", "gptq", "awq"):
                 found[f"{method}-{bits}bit-{group}g"] = recipe_row(method, level=f"{bits}bit-{group}g-asym")
-    for bits in (3, 4, 8):
-        found[f"gptq-{bits}bit-128g-sym"] = recipe_row("gptq", level=f"{bits}bit-128g-sym")
-    found["rtn-3bit-128g-sym"] = recipe_row("rtn", level="3bit-128g-sym")
-    found["rtn-4bit-128g-sym"] = recipe_row("rtn", level="4bit-128g-sym")
+        if bits == 3:
+            for method in ("rtn", "gptq"):
+                found[f"{method}-mixed-3.5bpw"] = target_row(method, 3.5, level="3bit-64g-asym")
+            for method in ("rtn", "awq", "gptq"):
+                found[f"{method}-3bit-128g (outliers)"] = recipe_row(method, level="3bit-128g-asym", outliers=True)
+            found["int8-W8A8 (outliers)"] = recipe_row("int8", outliers=True)
+            found["int8-W8A8-smooth (outliers)"] = recipe_row("int8", smooth="search", outliers=True)
     for level in ("channel", "tensor", "block"):
         found[f"fp8-{level}"] = recipe_row("fp8", level=level)
     for level in ("W8A8", "W8A16"):
         found[f"int8-{level}"] = recipe_row("int8", level=level)
-    for bits in (2, 3, 4, 8):
+    for backend in ("gptqmodel", "autoawq"):
+        found[f"awq-4bit-128g/{backend}"] = recipe_row("awq", level="4bit-128g", backend=backend)
+    for bits in (3, 4, 2, 8):
         level = f"{bits}bit-128g-asym"
         found[f"gptq-{bits}bit-128g/gptqmodel"] = recipe_row("gptq", level=level, backend="gptqmodel")
     for bits in (3, 4, 8):
         level = f"{bits}bit-128g-sym"
+        found[f"gptq-{bits}bit-128g-sym"] = recipe_row("gptq", level=level)
         found[f"gptq-{bits}bit-128g-sym/gptqmodel"] = recipe_row("gptq", level=level, backend="gptqmodel")
-    for group in (32, 64, 128):
-        for backend in ("gptqmodel", "autoawq"):
-            found[f"awq-4bit-{group}g/{backend}"] = recipe_row("awq", level=f"4bit-{group}g", backend=backend)
-    for method in ("rtn", "gptq"):
-        found[f"{method}-mixed-3.5bpw"] = target_row(method, 3.5, level="3bit-64g-asym")
-    found["int8-W8A8 (outliers)"] = recipe_row("int8", outliers=True)
-    found["int8-W8A16 (outliers)"] = recipe_row("int8", level="W8A16", outliers=True)
-    found["int8-W8A8-smooth (outliers)"] = recipe_row("int8", smooth="search", outliers=True)
-    for method in ("rtn", "awq", "gptq"):
-        found[f"{method}-3bit-128g (outliers)"] = recipe_row(method, level="3bit-128g-asym", outliers=True)
+    for bits in (3, 4):
+        found[f"rtn-{bits}bit-128g-sym"] = recipe_row("rtn", level=f"{bits}bit-128g-sym")
     return found
 
 

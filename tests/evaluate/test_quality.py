@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_plugin.cli import main
-from vllm_quant_plugin.errors import QualityError, StartupError
+from vllm_quant_plugin.errors import OutputError, QualityError, StartupError
 from vllm_quant_plugin.evaluate import quality
 from vllm_quant_plugin.evaluate.windows import BUNDLED
 
@@ -61,6 +61,13 @@ def test_a_model_that_does_not_fit_the_memory_is_not_started(monkeypatch: pytest
     monkeypatch.setattr(psutil, "virtual_memory", Little)
     with pytest.raises(StartupError, match="are free"):
         quality.assess(BUNDLED, BUNDLED)
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "none" / "q.html"):
+        with pytest.raises(SystemExit) as stop:
+            main(["eval", str(BUNDLED), "--html", str(place)])
+        assert stop.value.code == OutputError.exit_code
 
 
 def test_a_gate_without_measurement_is_refused_before_the_work(tmp_path: Path) -> None:

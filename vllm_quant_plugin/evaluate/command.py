@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.errors import OutputError, UsageError
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
 from vllm_quant_plugin.quantize.progress import progress_bar
 
@@ -37,6 +38,8 @@ def evaluate(
     engine: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": tensor_parallel_size}
     if quantization:
         engine["quantization"] = quantization
+    if html is not None and (html.is_dir() or not os.access(html.absolute().parent, os.W_OK)):
+        raise OutputError(f"--html {html}: cannot be written", "give a file in a folder that exists")
     if max_kl is not None and reference is None:
         raise UsageError("--max-kl needs something to compare with", "give --reference")
     if tasks is not None:
