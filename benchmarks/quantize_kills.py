@@ -30,7 +30,7 @@ _PROGRAM = "import sys; from vllm_quant_plugin.cli import main; main(sys.argv[1:
 
 def start(model: Path, output: Path, flags: list[str]) -> subprocess.Popen[bytes]:
     """``vllm-quant quantize`` as a process, quiet."""
-    command = [sys.executable, "-c", _PROGRAM, "quantize", str(model), "-o", str(output), *flags]
+    command = [sys.executable, "-c", _PROGRAM, "quantize", str(model), "-o", str(output), "--no-eval", *flags]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -5,7 +5,7 @@
 
 Promised: the largest decoder layer in FP32 three times, the calibration windows' hidden states, and 2 GB. The
 checkpoint holds random weights; it and the outputs are deleted. Each method runs in a process of its own, whose
-highest resident memory, mapped file pages included, the kernel reports at its end.
+highest resident memory, mapped file pages included, the kernel reports at its end (``VmHWM``).
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -80,13 +82,13 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     return ((bits & ~0x7E00) | 0x3C00).view(torch.bfloat16)
 
 
-def write_checkpoint(folder: Path, shape: Shape) -> int:
-    """Write the checkpoint in files of four layers; returns its bytes."""
+def write_checkpoint(folder: Path, shape: Shape) -> None:
+    """Write the checkpoint in files of four layers."""
     folder.mkdir(parents=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(BUNDLED / name, folder / name)
     (folder / "config.json").write_text(json.dumps(shape.config()))
-    generator, weight_map, total = torch.Generator().manual_seed(0), {}, 0
+    generator, weight_map = torch.Generator().manual_seed(0), {}
     names: list[tuple[str, tuple[int, ...]]] = [("model.embed_tokens", (shape.vocab, shape.hidden))]
     parts = [names]
     for index in range(shape.layers):
@@ -99,22 +101,29 @@ def write_checkpoint(folder: Path, shape: Shape) -> int:
         tensors = {f"{name}.weight": _random(size, generator) for name, size in part}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
-        total += sum(2 * t.numel() for t in tensors.values())
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    return total
 
 
-def run(model: Path, output: Path, flags: list[str]) -> dict[str, object]:
-    """Quantize in a process of its own; returns its report, with the kernel's figure for its memory."""
-    command = [sys.executable, "-c", _PROGRAM, "quantize", str(model), "-o", str(output), "--json", *flags]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    text = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    if os.waitstatus_to_exitcode(status):
+def apart(work: Callable[[], object]) -> None:
+    """Do ``work`` in a process of its own: its memory is not this one's."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise SystemExit("the checkpoint cannot be written")
+
+
+def run(model: Path, output: Path, flags: list[str]) -> dict[str, Any]:
+    """Quantize in a process of its own; returns its report."""
+    command = [sys.executable, "-c", _PROGRAM, "quantize", str(model), "-o", str(output), "--json", "--no-eval", *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
         raise SystemExit(f"quantize {' '.join(flags)} failed")
-    report: dict[str, object] = json.loads(text)
-    report["resident"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    report: dict[str, Any] = json.loads(done.stdout)
     return report
 
 
@@ -130,8 +139,7 @@ def main() -> None:
     shape, rows = SHAPES[options.shape], []
     with tempfile.TemporaryDirectory(prefix="vqp-memory-", dir=options.folder) as scratch:
         model = Path(scratch) / "model"
-        size = write_checkpoint(model, shape)
-        print(f"{options.shape}: {size / 1e9:.1f} GB of BF16 written", flush=True)
+        apart(lambda: write_checkpoint(model, shape))
         for method in options.method:
             data = method in ("awq", "gptq")
             flags = ["-m", method]
@@ -141,7 +149,7 @@ def main() -> None:
             promised = shape.promised(options.samples * options.seq_len if data else 0)
             row = {
                 "shape": options.shape, "method": method, "bytes_before": report["bytes_before"],
-                "bytes_after": report["bytes_after"], "resident": report["resident"], "promised": promised,
+                "bytes_after": report["bytes_after"], "resident": report["peak_memory_bytes"], "promised": promised,
                 "seconds": report["seconds"],
             }  # fmt: skip
             rows.append(row)
