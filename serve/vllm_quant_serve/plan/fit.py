@@ -75,8 +75,10 @@ def _budget(context: Context) -> tuple[int, float, list[str], str]:
             notes.append(f"other processes hold {(total - free) / GIB:.1f} GiB of the fullest GPU")
         if request.gpu_memory_utilization is None and usable > 0:
             utilization = usable
-    budget = math.ceil(total * utilization)
     limit = (free if free is not None else total) - own.low
+    if request.gpu_memory_utilization is None and total * utilization > limit > 0:
+        utilization = math.floor(limit / total * 100) / 100  # a small GPU, whose context weighs more
+    budget = math.ceil(total * utilization)
     refusal = ""
     if budget > limit:
         refusal = (f"--gpu-memory-utilization {utilization:g} asks for {budget / GIB:.2f} GiB, at most "

@@ -131,7 +131,7 @@ def _candidates(candidates: tuple[Candidate, ...], chosen: str) -> RenderableTyp
     numbers = ("weights/rank", "KV tokens", "ms/token", "tokens/s")
     several = any(one.device for one in candidates)
     for name in ("", "placement", *(("devices",) if several else ()), *numbers, ""):
-        table.add_column(name, justify="right" if name in numbers else "left")
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=name in numbers)
     for one in (one for one in candidates if one.feasible):
         row = [
             "[green]>[/]" if f"{one.device}{label_of(one)}" == chosen else "",
@@ -226,8 +226,9 @@ def print_comparison(rows: list[Row]) -> None:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("method", "", "devices", "weights/rank", "KV tokens", "ms/token", "tokens/s", "expected loss"):
-        table.add_column(name, justify="left" if name in ("method", "", "expected loss") else "right")
+    for name in ("method", "", "devices", "weights", "KV tokens", "ms/token", "tokens/s", "expected loss"):
+        left = name in ("method", "", "expected loss")
+        table.add_column(name, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         table.add_row(
             row.method,

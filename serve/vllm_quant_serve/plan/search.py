@@ -101,12 +101,25 @@ def look(context: Context, place: Placement) -> Looked:
             f"would cross hosts of {per_host} GPUs, whose link is too slow for tensor parallelism; pipeline across them"
         )
         return Looked(place, None, f"{label(place)}: {text}")
+    thin = _thin(context, place)
+    if thin:
+        return Looked(place, None, f"{label(place)}: {thin}")
     reasons = list(context.weights.refusals(place))
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
         return Looked(place, None, f"{label(place)}: {reasons[0]}{more}")
     context = context.for_ranks(place.tp * place.pp)
     return judged(context, place, fit_placement(context, place))
+
+
+def _thin(context: Context, place: Placement) -> str:
+    """Why a pipeline over hosts with little tensor parallelism in each is left out: it answers slowly."""
+    request, per_host = context.request, context.devices.gpu.per_host
+    asked = request.tensor_parallel_size or request.pipeline_parallel_size
+    if asked or context.devices.is_cpu or place.tp * place.pp <= per_host or 2 * place.tp >= per_host:
+        return ""
+    wider = [tp for tp in sizes(per_host) if tp > place.tp and not any(context.weights.refusals(Placement(tp)))]
+    return f"over several hosts wider tensor parallelism answers sooner: TP {wider[-1]}" if wider else ""
 
 
 def judged(context: Context, place: Placement, fit: Fit) -> Looked:

@@ -6,7 +6,8 @@ unless a name says otherwise.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Objective = Literal["fewest-gpus", "throughput", "latency", "cost"]
@@ -194,3 +195,16 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; ``serve_args`` is included."""
         return {**asdict(self), "serve_args": self.serve_args()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """The plan that ``to_dict`` made the JSON of; other keys (``serve_args``, ``explanation``) are left out."""
+        known = {field.name: data[field.name] for field in fields(cls) if field.name in data}
+        for name in ("overhead_bytes", "kv_bytes", "kv_tokens"):
+            known[name] = Interval(**known[name])
+        if known.get("prediction") is not None:
+            known["prediction"] = Prediction(**known["prediction"])
+        known["candidates"] = tuple(Candidate(**one) for one in known.get("candidates", ()))
+        for name in ("notes", "stage_layers"):
+            known[name] = tuple(known.get(name, ()))
+        return cls(**known)
