@@ -11,7 +11,7 @@ using namespace vqp;
 extern "C" int vqp_pack(const uint8_t *codes, int64_t n, int64_t k, int bits, const int32_t *columns, int64_t kp,
                         uint8_t *out, int threads) {
     const auto fill = [&](int64_t first, int64_t panels, int64_t from, int64_t features, uint8_t *to) {
-        for (int64_t panel = first; panel < first + panels; ++panel, to += features * kLanes) {
+        for (int64_t panel = first; panel < first + panels; ++panel, to += panel_stride(features)) {
             const int64_t lanes = std::min<int64_t>(kLanes, n - panel * kLanes);
             const uint8_t *in = codes + panel * kLanes * k + from;
             int64_t i = 0;

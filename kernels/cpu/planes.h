@@ -15,8 +15,12 @@
 
 namespace vqp {
 
-constexpr int64_t kStrip = 8;         // panels that are filled together: neighbouring channels share cache lines
-constexpr int64_t kStripColumns = 256;  // input features of a strip that are filled at a time
+constexpr int64_t kStrip = 64;          // panels filled together: their words are neighbours, so memory is read in runs
+constexpr int64_t kStripColumns = 128;  // input features of a strip that are filled at a time
+constexpr int64_t kStripBytes = 1 << 20;  // that a piece of a strip may take: it stays in the cache
+
+// Bytes between the panels of a strip: a line more than their codes, as panels a power of two apart would share cache sets.
+inline int64_t panel_stride(int64_t features) { return features * kLanes + 64; }
 
 // Sixteen lanes; GCC and Clang split them for whatever the target has.
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
@@ -74,9 +78,30 @@ inline void pack_tile(const uint8_t *const *rows, int bits, uint8_t *out) {
     }
 }
 
+// Calls body(first panel, panels, first feature, features, scratch) for strips of all panels, cut into pieces of at most
+// `chunk` features; scratch holds the codes of such a piece and belongs to one thread.
+template <class Body>
+int for_strips(int64_t panels, int64_t k, int64_t chunk, int threads, const Body &body) {
+    chunk = std::min(chunk, k);
+    const int64_t most = std::min({kStrip, kStripBytes / panel_stride(chunk), panels / (2 * threads)});
+    const int64_t strip = std::max<int64_t>(1, most);
+    const int64_t strip_bytes = strip * panel_stride(chunk);
+    uint8_t *scratch = static_cast<uint8_t *>(std::malloc(static_cast<size_t>(strip_bytes * threads)));
+    if (!scratch) return VQP_EMEMORY;
+    parallel_for(threads, (panels + strip - 1) / strip, [&](int64_t task, int slot) {
+        const int64_t first = task * strip, count = std::min(strip, panels - first);
+        for (int64_t from = 0; from < k; from += chunk) {
+            body(first, count, from, std::min(chunk, k - from), scratch + slot * strip_bytes);
+        }
+    });
+    std::free(scratch);
+    return VQP_OK;
+}
+
 // Codes (n, k) of a source to the planes `out` of n rounded up to 16 channels and kp columns, as vqp_pack describes.
 //
-// fill(first panel, panels, first feature, features, to) writes to[panel][feature][lane]; channels from n on are zero.
+// fill(first panel, panels, first feature, features, to) writes to[panel][feature][lane], panels panel_stride apart; channels from n on
+// are zero.
 template <class Fill>
 int pack_panels(int64_t n, int64_t k, int bits, const int32_t *columns, int64_t kp, uint8_t *out, int threads,
                 const Fill &fill) {
@@ -84,38 +109,25 @@ int pack_panels(int64_t n, int64_t k, int bits, const int32_t *columns, int64_t 
     for (int64_t i = 0; columns && i < kp; ++i) {
         if (columns[i] < -1 || columns[i] >= k) return VQP_EPERM;
     }
-    threads = std::max(threads, 1);
     static const uint8_t zero[kLanes] = {};
-    const int64_t panels = (n + kLanes - 1) / kLanes, strips = (panels + kStrip - 1) / kStrip;
-    // With columns from anywhere a strip is filled over its whole length first.
-    const int64_t chunk = columns ? k : std::min<int64_t>(k, kStripColumns), panel_bytes = chunk * kLanes;
-    const int64_t strip_bytes = kStrip * panel_bytes;
-    uint8_t *scratch = static_cast<uint8_t *>(std::malloc(static_cast<size_t>(strip_bytes * threads)));
-    if (!scratch) return VQP_EMEMORY;
-    parallel_for(threads, strips, [&](int64_t strip, int slot) {
-        uint8_t *codes = scratch + slot * strip_bytes;
-        const int64_t first = strip * kStrip, count = std::min(kStrip, panels - first);
-        if (columns) fill(first, count, 0, k, codes);
-        for (int64_t from = 0; from < kp; from += columns ? kp : kStripColumns) {
-            const int64_t to = columns ? kp : std::min(kp, from + kStripColumns);
-            if (!columns && from < k) fill(first, count, from, std::min(k, to) - from, codes);
-            const int64_t features = std::max<int64_t>(0, std::min(k, to) - from);
-            for (int64_t panel = 0; panel < count; ++panel) {
-                const uint8_t *in = codes + panel * (columns ? panel_bytes : features * kLanes);
-                uint8_t *block = out + ((first + panel) * kp + from) * bits * 2;
-                for (int64_t start = from; start < to; start += kBlock, block += 64 * bits) {
-                    const uint8_t *rows[kBlock];
-                    for (int64_t i = 0; i < kBlock; ++i) {
-                        const int64_t column = columns ? columns[start + i] : start + i < k ? start + i - from : -1;
-                        rows[i] = column < 0 ? zero : in + column * kLanes;
-                    }
-                    pack_tile(rows, bits, block);
+    // With columns from anywhere a strip is filled over its whole length at once.
+    return for_strips((n + kLanes - 1) / kLanes, k, columns ? k : kStripColumns, std::max(threads, 1),
+                      [&](int64_t first, int64_t count, int64_t from, int64_t features, uint8_t *codes) {
+        fill(first, count, from, features, codes);
+        const int64_t stop = from + features == k ? kp : from + features;
+        for (int64_t panel = 0; panel < count; ++panel) {
+            const uint8_t *in = codes + panel * panel_stride(features);
+            uint8_t *block = out + ((first + panel) * kp + from) * bits * 2;
+            for (int64_t start = from; start < stop; start += kBlock, block += 64 * bits) {
+                const uint8_t *rows[kBlock];
+                for (int64_t i = 0; i < kBlock; ++i) {
+                    const int64_t column = columns ? columns[start + i] : start + i < k ? start + i - from : -1;
+                    rows[i] = column < 0 ? zero : in + column * kLanes;
                 }
+                pack_tile(rows, bits, block);
             }
         }
     });
-    std::free(scratch);
-    return VQP_OK;
 }
 
 }  // namespace vqp

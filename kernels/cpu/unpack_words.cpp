@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "planes.h"
 #include "transpose.h"
@@ -14,8 +15,6 @@
 using namespace vqp;
 
 namespace {
-
-typedef uint32_t Words __attribute__((vector_size(4 * kLanes)));
 
 struct Source {
     const uint32_t *words;
@@ -25,79 +24,139 @@ struct Source {
     int64_t n;              // channels that are wanted
 };
 
-void load_words(const Source &s, int64_t channel, int64_t lanes, int64_t word, uint32_t (&out)[kLanes]) {
-    if (s.layout == VQP_WORDS_K) {
-        std::memcpy(out, s.words + word * s.columns + channel, static_cast<size_t>(lanes) * 4);
-    } else {
-        for (int64_t l = 0; l < lanes; ++l) out[l] = s.words[(channel + l) * s.columns + word];
+// 16 lanes: the fields of `bits` at bit `shift` of `low`, with the rest of those that cross from `high`.
+inline void put(const uint32_t *low, const uint32_t *high, int shift, int bits, uint8_t *to) {
+#if defined(__SSE2__)
+    const __m128i right = _mm_cvtsi32_si128(shift), left = _mm_cvtsi32_si128(32 - shift), mask = _mm_set1_epi32((1 << bits) - 1);
+    __m128i v[4];
+    for (int i = 0; i < 4; ++i) v[i] = _mm_srl_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(low) + i), right);
+    for (int i = 0; i < 4 && shift + bits > 32; ++i) {
+        v[i] = _mm_or_si128(v[i], _mm_sll_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(high) + i), left));
     }
+    for (__m128i &part : v) part = _mm_and_si128(part, mask);
+    const __m128i bytes = _mm_packus_epi16(_mm_packs_epi32(v[0], v[1]), _mm_packs_epi32(v[2], v[3]));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), bytes);
+#else
+    for (int l = 0; l < kLanes; ++l) {
+        const uint32_t crossing = shift + bits > 32 ? high[l] << (32 - shift) : 0;
+        to[l] = static_cast<uint8_t>((low[l] >> shift | crossing) & ((1u << bits) - 1));
+    }
+#endif
 }
 
-// to[feature][lane]: fields along k. A field that crosses words takes its high bits from the next one.
-void fill_along_k(const Source &s, int64_t panel, int64_t from, int64_t features, uint8_t *to) {
-    const int64_t channel = s.row + panel * kLanes, lanes = std::min<int64_t>(kLanes, s.n - panel * kLanes);
-    const int bits = s.bits, per_word = s.layout == VQP_WORDS_K_PADDED ? 32 / bits : 0;
-    const uint32_t mask = (1u << bits) - 1;
-    uint32_t low[kLanes] = {}, high[kLanes] = {};
-    int64_t loaded = -1;
-    for (int64_t i = 0; i < features; ++i, to += kLanes) {
-        const int64_t k = s.column + from + i, word = per_word ? k / per_word : k * bits / 32;
-        const int shift = static_cast<int>(per_word ? k % per_word * bits : k * bits % 32);
-        if (word != loaded) {
-            if (word == loaded + 1 && loaded >= 0 && per_word == 0 && 32 % bits) {
-                std::memcpy(low, high, sizeof low);
-            } else {
-                load_words(s, channel, lanes, word, low);
+// Down the columns: a row of words serves all panels before the next one is read.
+void fill_columns(const Source &s, int64_t first, int64_t panels, int64_t from, int64_t features, uint8_t *to) {
+    for (int64_t i = 0, stop; i < features; i = stop) {
+        const int64_t bit = (s.column + from + i) * s.bits, word = bit / 32;
+        stop = i + 1;
+        while (stop < features && (bit + (stop - i) * s.bits) / 32 == word) ++stop;
+        const bool crosses = bit + (stop - i) * s.bits > (word + 1) * 32;  // only the last field of a word can
+        const uint32_t *row = s.words + word * s.columns + s.row;
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t channel = (first + panel) * kLanes, lanes = s.n - channel;
+            const uint32_t *low = row + channel, *high = crosses ? low + s.columns : low;
+            uint32_t edge[2][kLanes] = {};
+            if (lanes < kLanes) {
+                std::memcpy(edge[0], low, static_cast<size_t>(lanes) * 4);
+                std::memcpy(edge[1], high, static_cast<size_t>(lanes) * 4);
+                low = edge[0], high = edge[1];
             }
-            const bool more = per_word == 0 && 32 % bits && word + 1 < (s.layout == VQP_WORDS_K ? s.rows : s.columns);
-            if (more) load_words(s, channel, lanes, word + 1, high);
-            loaded = word;
+            uint8_t *out = to + panel * panel_stride(features) + i * kLanes;
+            int shift = static_cast<int>(bit % 32);
+            for (int64_t j = i; j < stop; ++j, out += kLanes, shift += s.bits) put(low, high, shift, s.bits, out);
         }
-        Words value;
-        std::memcpy(&value, low, sizeof value);
-        value >>= shift;
-        if (shift + bits > 32) {
-            Words next;
-            std::memcpy(&next, high, sizeof next);
-            value |= next << (32 - shift);
-        }
-        value &= mask;
-        for (int l = 0; l < kLanes; ++l) to[l] = static_cast<uint8_t>(value[l]);
     }
 }
 
-// to[feature][lane]: fields along n. Channel 2 * i of a word is field i of its low half, channel 2 * i + 1 of its high half.
+// Along the rows: word i of 16 rows at a time.
+void fill_rows(const Source &s, int64_t panel, int64_t from, int64_t features, uint8_t *to) {
+    const int64_t lanes = std::min<int64_t>(kLanes, s.n - panel * kLanes);
+    const uint32_t *rows = s.words + (s.row + panel * kLanes) * s.columns;
+    const int per_word = s.layout == VQP_WORDS_K_PADDED ? 32 / s.bits : 0;
+    uint32_t words[2][kLanes] = {};
+    uint32_t *low = words[0], *high = words[1];
+    const auto load = [&](int64_t word, uint32_t *out) {
+        for (int64_t l = 0; l < lanes; ++l) out[l] = rows[l * s.columns + word];
+    };
+    int64_t in_low = -1, in_high = -1;
+    for (int64_t i = 0; i < features; ++i, to += kLanes) {
+        const int64_t k = s.column + from + i, word = per_word ? k / per_word : k * s.bits / 32;
+        const int shift = static_cast<int>(per_word ? k % per_word * s.bits : k * s.bits % 32);
+        if (word != in_low) {
+            if (word == in_high) {
+                std::swap(low, high);
+            } else {
+                load(word, low);
+            }
+            in_low = word, in_high = -1;
+        }
+        if (shift + s.bits > 32) load(in_high = word + 1, high);
+        put(low, high, shift, s.bits, to);
+    }
+}
+
+#if defined(__SSE2__)
+// Four words of 4-bit fields, two panels, as fill_interleaved does one word at a time.
+inline void put_two_panels(const uint32_t *in, uint8_t *to, int64_t stride) {
+    const __m128i w = _mm_loadu_si128(reinterpret_cast<const __m128i *>(in));
+    const __m128i mask = _mm_set1_epi32(0xF000F), half = _mm_set1_epi32(0xFFFF);
+    __m128i pairs[4], quads[2];
+    for (int i = 0; i < 4; ++i) {
+        const __m128i field = _mm_and_si128(_mm_srli_epi32(w, 4 * i), mask);
+        pairs[i] = _mm_or_si128(field, _mm_srli_epi32(field, 8));
+    }
+    for (int q = 0; q < 2; ++q) {
+        quads[q] = _mm_or_si128(_mm_and_si128(pairs[2 * q], half), _mm_slli_epi32(pairs[2 * q + 1], 16));
+    }
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to), _mm_unpacklo_epi32(quads[0], quads[1]));
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(to + stride), _mm_unpackhi_epi32(quads[0], quads[1]));
+}
+#endif
+
+// Words along n. Channel 2 * i of a word is field i of its low half, channel 2 * i + 1 field i of its high half.
 template <int BITS>
-void fill_along_n(const Source &s, int64_t panel, int64_t from, int64_t features, uint8_t *to) {
+void fill_interleaved(const Source &s, int64_t first, int64_t panels, int64_t from, int64_t features, uint8_t *to) {
     constexpr int kWords = BITS / 2, kOut = 8 / BITS;  // words of a panel; 32-bit groups of four codes from each
     constexpr uint32_t kMask = ((1u << BITS) - 1) * 0x10001u;
-    const int64_t first = (s.row + panel * kLanes) * BITS / 32;
-    const int64_t words = std::min<int64_t>(kWords, (s.n - panel * kLanes) * BITS / 32);
-    const uint32_t *in = s.words + (s.column + from) * s.columns + first;
-    for (int64_t i = 0; i < features; ++i, in += s.columns, to += kLanes) {
-        uint32_t word[kWords] = {}, out[kWords * kOut];
-        std::memcpy(word, in, static_cast<size_t>(words) * 4);
-        for (int w = 0; w < kWords; ++w) {
-            for (int q = 0; q < kOut; ++q) {
-                const uint32_t a = word[w] >> (2 * q * BITS) & kMask, b = word[w] >> ((2 * q + 1) * BITS) & kMask;
-                out[w * kOut + q] = ((a | a >> 8) & 0xFFFF) | (b | b >> 8) << 16;
+    const uint32_t *row = s.words + (s.column + from) * s.columns + s.row * BITS / 32;
+    const int64_t stride = panel_stride(features);
+    for (int64_t i = 0; i < features; ++i, row += s.columns) {
+        for (int64_t panel = 0; panel < panels; ++panel) {
+            const int64_t channel = (first + panel) * kLanes;
+            const uint32_t *in = row + channel * BITS / 32;
+#if defined(__SSE2__)
+            if (BITS == 4 && panel + 1 < panels && s.n - channel >= 2 * kLanes) {
+                put_two_panels(in, to + panel * stride + i * kLanes, stride);
+                ++panel;
+                continue;
             }
+#endif
+            uint32_t word[kWords] = {}, out[kWords * kOut];
+            if (s.n - channel >= kLanes) {
+                std::memcpy(word, in, sizeof word);
+            } else {
+                std::memcpy(word, in, static_cast<size_t>((s.n - channel) * BITS / 32) * 4);
+            }
+            for (int w = 0; w < kWords; ++w) {
+                for (int q = 0; q < kOut; ++q) {
+                    const uint32_t a = word[w] >> (2 * q * BITS) & kMask, b = word[w] >> ((2 * q + 1) * BITS) & kMask;
+                    out[w * kOut + q] = ((a | a >> 8) & 0xFFFF) | (b | b >> 8) << 16;
+                }
+            }
+            std::memcpy(to + panel * stride + i * kLanes, out, kLanes);
         }
-        std::memcpy(to, out, kLanes);
     }
 }
 
+// to[panel][feature][lane].
 void fill(const Source &s, int64_t first, int64_t panels, int64_t from, int64_t features, uint8_t *to) {
-    for (int64_t panel = first; panel < first + panels; ++panel, to += features * kLanes) {
-        if (s.layout != VQP_WORDS_N) {
-            fill_along_k(s, panel, from, features, to);
-        } else if (s.bits == 2) {
-            fill_along_n<2>(s, panel, from, features, to);
-        } else if (s.bits == 4) {
-            fill_along_n<4>(s, panel, from, features, to);
-        } else {
-            fill_along_n<8>(s, panel, from, features, to);
-        }
+    if (s.layout == VQP_WORDS_N) {
+        (s.bits == 2 ? fill_interleaved<2> : s.bits == 4 ? fill_interleaved<4> : fill_interleaved<8>)(
+            s, first, panels, from, features, to);
+    } else if (s.layout == VQP_WORDS_K) {
+        fill_columns(s, first, panels, from, features, to);
+    } else {
+        for (int64_t i = 0; i < panels; ++i) fill_rows(s, first + i, from, features, to + i * panel_stride(features));
     }
 }
 
@@ -149,21 +208,22 @@ int vqp_unpack_words(const int32_t *words, int64_t rows, int64_t columns, int la
     Source source;
     if (const int error = make_source(words, rows, columns, layout, bits, row, n, column, k, source)) return error;
     const int64_t panels = (n + kLanes - 1) / kLanes;
-    parallel_for(std::max(threads, 1), panels, [&](int64_t panel, int) {
+    const auto store = [&](int64_t panel, int64_t from, int64_t features, const uint8_t *in) {
         const int64_t lanes = std::min<int64_t>(kLanes, n - panel * kLanes);
-        uint8_t tile[kStripColumns * kLanes];
-        for (int64_t from = 0; from < k; from += kStripColumns) {
-            const int64_t features = std::min(kStripColumns, k - from);
-            fill(source, panel, 1, from, features, tile);
-            uint8_t *out = codes + panel * kLanes * k + from;
-            int64_t i = 0;
-            for (; lanes == kLanes && i + 16 <= features; i += 16) transpose16(tile + i * kLanes, kLanes, out + i, k);
-            for (; i < features; ++i) {
-                for (int64_t l = 0; l < lanes; ++l) out[l * k + i] = tile[i * kLanes + l];
-            }
+        uint8_t *out = codes + panel * kLanes * k + from;
+        int64_t i = 0;
+        for (; lanes == kLanes && i + 16 <= features; i += 16) transpose16(in + i * kLanes, kLanes, out + i, k);
+        for (; i < features; ++i) {
+            for (int64_t l = 0; l < lanes; ++l) out[l * k + i] = in[i * kLanes + l];
         }
-    });
-    return VQP_OK;
+    };
+    return for_strips(panels, k, kStripColumns, std::max(threads, 1),
+                      [&](int64_t first, int64_t count, int64_t from, int64_t features, uint8_t *to) {
+                          fill(source, first, count, from, features, to);
+                          for (int64_t panel = 0; panel < count; ++panel) {
+                              store(first + panel, from, features, to + panel * panel_stride(features));
+                          }
+                      });
 }
 
 }  // extern "C"
