@@ -27,6 +27,7 @@ class ExactJob:
         model: a folder with config.json.
         kv_bytes: KV-cache bytes per rank.
         names: also tell the bytes of each parameter.
+        partition: layers of each pipeline stage, where they are not spread evenly.
     """
 
     model: str
@@ -40,6 +41,7 @@ class ExactJob:
     dtype: str | None = None
     max_num_batched_tokens: int | None = None
     names: bool = False
+    partition: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ def _register_unknown(folder: str) -> None:
 def ask(job: dict[str, Any]) -> dict[str, Any]:
     """One job: ``model``, ``tp``, ``pp``, ``kv_bytes`` and engine arguments; see ``exact.ExactJob``."""
     _groups(1, 1, 0)
+    os.environ.pop("VLLM_PP_LAYER_PARTITION", None)
+    if job.get("partition"):
+        os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, job["partition"]))
     _register_unknown(job["model"])
     config = _engine_config(job)
     tp, pp = int(job.get("tp", 1)), int(job.get("pp", 1))

@@ -9,7 +9,7 @@ from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_serve.plan.context import load_context
 from vllm_quant_serve.plan.exact import ExactJob, ask_vllm
 from vllm_quant_serve.plan.hardware import cpu_flags
-from vllm_quant_serve.plan.kv import kv_layout
+from vllm_quant_serve.plan.kv import kv_layouts
 from vllm_quant_serve.plan.storage import Placement
 from vllm_quant_serve.plan.types import Interval, Plan, PlanRequest
 
@@ -25,26 +25,29 @@ def verified(request: PlanRequest, plan: Plan) -> Plan:
     Raises:
         BackendError: vLLM is missing here, or refuses the model on this platform.
     """
-    place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size)
+    place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size,
+                      layers=plan.stage_layers)  # fmt: skip
+    context = load_context(request)
     job = ExactJob(
         str(resolve_model(request.model, revision=request.revision, weights=False)), plan.kv_bytes.value, place.tp,
         place.pp, max_model_len=plan.max_model_len, block_size=plan.block_size,
         kv_cache_dtype=None if plan.kv_cache_dtype == "auto" else plan.kv_cache_dtype,
-        quantization=request.quantization,
-        max_num_batched_tokens=request.max_num_batched_tokens or 2048,
+        quantization=request.quantization, max_num_batched_tokens=max(context.max_num_batched_tokens, 2048),
+        partition=plan.stage_layers or None,
     )  # fmt: skip
     (answer,) = ask_vllm([job])
     if answer.error:
         raise BackendError(f"vLLM on this machine refuses to build the model: {answer.error}", "plan without --exact")
-    context = load_context(request)
     mine = context.weights.weights(place).parameters
     hybrid = any(cache.kind == "mamba" for cache in context.arch.caches)
     state = context.kv.state_itemsize
     if answer.device == "cpu":
         state = 4 if "avx512_bf16" in cpu_flags() else context.itemsize
     settings = replace(context.kv, block_size=context.kv.block_size if hybrid else answer.block_size,
-                       in_flight=answer.in_flight, state_itemsize=state)  # fmt: skip
-    layout = kv_layout(context.arch.layers, place.tp, place.pp, settings)
+                       in_flight=answer.in_flight, encoder_tokens=answer.in_flight, state_itemsize=state,
+                       dtype=plan.kv_cache_dtype)  # fmt: skip
+    stages = kv_layouts(context.arch.layers, place.tp, place.stages(len(context.arch.layers)), settings)
+    layout = max(stages, key=lambda one: one.block_bytes)
     blocks = layout.blocks(plan.kv_bytes.value)
     off = max(abs(a - b) / b for a, b in zip(mine, answer.weights, strict=True))
     agrees = off <= WEIGHT_TOLERANCE and blocks == answer.blocks
