@@ -74,6 +74,9 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.QUANTIZATION, r"does not match the quantization method specified in the `quantization` argument"),
 )  # fmt: skip
 _COMPILED = tuple((cause, re.compile(pattern)) for cause, pattern in PATTERNS)
+_ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
+# A warning may name an error that might come.
+_HARMLESS = re.compile(r"^(\([^)]* pid=\d+\)\s*)?(DEBUG|INFO|WARNING) ")
 # "(EngineCore pid=7) ERROR 11-20 16:09:01 [core.py:1]" before a message.
 _PREFIX = re.compile(r"^(\([^)]* pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ \[[^\]]*\]\s*)?")
 
@@ -106,13 +109,14 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
         lines: of the log, oldest first.
         status: exit status as subprocess gives it; -9 without a message is the kernel's out-of-memory killer.
     """
-    messages = [text for line in lines if (text := message_of(line))]
+    known = [(line, text) for line in lines if (text := message_of(line))]
+    messages = [text for _, text in known]
     for cause, pattern in _COMPILED:
         for text in messages:
             if pattern.search(text):
                 return Failure(cause, text)
     if status == -9:
         return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
-    errors = [text for text in messages if re.search(r"\b\w*(Error|Exception)\b: ", text)]
+    errors = [text for line, text in known if _ERROR.search(text) and not _HARMLESS.match(line.strip())]
     # The first error is the cause, the later ones what followed from it.
     return Failure(Cause.UNKNOWN, (errors or messages[-1:] or ["its log is empty"])[0])

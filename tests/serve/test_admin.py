@@ -149,6 +149,12 @@ def test_where_it_listens() -> None:
             assert other.getsockname()[1] not in (0, port), "the next port is taken, so any free one"
 
 
+def test_small_answers_are_not_held_back() -> None:
+    """asyncio switches Nagle's algorithm off for sockets that name their protocol."""
+    with bind("127.0.0.1", 0, 1, None) as listening:
+        assert listening.proto == socket.IPPROTO_TCP
+
+
 def test_it_answers_in_the_supervisors_loop(tmp_path: Path) -> None:
     async def run() -> list[float]:
         server = AdminServer(make_supervisor(tmp_path), bind("127.0.0.1", 0, 1, None), None)

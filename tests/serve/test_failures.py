@@ -109,6 +109,8 @@ def test_the_root_cause_is_shown_not_its_consequence() -> None:
 def test_a_warning_is_no_cause() -> None:
     lines = [
         "WARNING 11-20 16:09:01 [parallel.py:746] Address already in use. Retrying with a new port.",
+        "(APIServer pid=1) WARNING 11-20 16:09:01 [u.py:2] Found ulimit of 20000. This can cause errors like "
+        "`OSError: [Errno 24] Too many open files`.",
         "INFO 11-20 16:09:01 [x.py:1] head size 80 is not divisible by 64, using another backend",
         "(EngineCore pid=1) ERROR 11-20 16:09:21 [core.py:1111] KeyError: 'model.layers.0'",
     ]
