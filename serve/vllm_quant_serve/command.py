@@ -95,7 +95,7 @@ def serve(
         )  # fmt: skip
         plan = make_plan(request)
         peaks, machines = peaks_of(request, plan), machines_of(request, plan)
-    launch = build_launch(words, plan.serve_args() if plan else [], getattr(plan, "env", None) or {})
+    launch = build_launch(words, plan.serve_args() if plan else [], plan.env if plan else None)
     report = Report(as_json=as_json)
     if dry_run:
         _show(report, plan, launch, as_json)

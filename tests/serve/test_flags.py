@@ -100,6 +100,15 @@ def test_the_users_flags_win_over_the_plan() -> None:
     assert drop_user_set(planned, read_words(["m", "--no-enforce-eager"])) == planned[:4]
 
 
+def test_the_plans_variables_reach_the_server_unless_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    planned = {"VLLM_PP_LAYER_PARTITION": "20,12", "CUDA_VISIBLE_DEVICES": "0,1"}
+    launch = build_launch(read_words(["m", "--api-key", "k"]), [], planned)
+    assert launch.line.startswith("VLLM_PP_LAYER_PARTITION=20,12 vllm serve m ")
+    assert launch.environment["VLLM_PP_LAYER_PARTITION"] == "20,12"
+    assert "CUDA_VISIBLE_DEVICES" not in launch.environment, "the user's own choice"
+
+
 def test_loopback_unless_the_user_says_more() -> None:
     assert build_launch(read_words(["m"]), []).endpoint.host == LOOPBACK
     assert "--host" in build_launch(read_words(["m"]), []).planned

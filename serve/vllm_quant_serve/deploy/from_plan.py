@@ -63,7 +63,7 @@ def _words(request: PlanRequest, flags: dict[str, str]) -> list[str]:
 def deployment_of(request: PlanRequest, plan: Plan, image: str) -> Deployment:
     """The launch that answers the question, with the launcher's defaults."""
     words = read_words([request.model, *_words(request, _VLLM)])
-    launch = build_launch(words, plan.serve_args(), getattr(plan, "env", None) or {})
+    launch = build_launch(words, plan.serve_args(), plan.env)
     devices = _words(request, _DEVICES)
     if request.gpu_memory is not None:
         # The launcher has no flag for such devices: it takes the placement as it is.
