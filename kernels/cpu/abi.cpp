@@ -91,6 +91,15 @@ const Wna16Kernels &wna16_kernels(int x_dtype) {
     return wna16_scalar;
 }
 
+const Wna16Kernels &w4a8_kernels() {
+#if defined(__x86_64__)
+    if (level() >= VQP_AVX512_VNNI) return w4a8_avx512_vnni;
+    if (level() >= VQP_AVX512) return w4a8_avx512;
+    if (level() >= VQP_AVX2) return w4a8_avx2;
+#endif
+    return w4a8_scalar;
+}
+
 const W8a8Kernels &w8a8_kernels() {
 #if defined(__x86_64__)
     if (level() >= VQP_AVX512_VNNI) return w8a8_avx512_vnni;
@@ -112,28 +121,13 @@ void prepare_all(int64_t m, int64_t k, int threads, Prepare prepare) {
     parallel_for(threads, parts, [&](int64_t t, int) { prepare(m * t / parts, m * (t + 1) / parts); });
 }
 
-}  // namespace
-
-extern "C" {
-
-int vqp_cpu_abi_version(void) { return VQP_ABI_VERSION; }
-
-int vqp_cpu_max_level(void) { return max_level(); }
-
-int vqp_cpu_level(void) { return level(); }
-
-int vqp_cpu_set_level(int wanted) {
-    if (wanted < VQP_SCALAR || wanted > max_level()) return 1;
-    current_level = wanted;
-    return 0;
-}
-
-int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
-                     const void *scales, int scale_dtype, const void *zeros, int zero_dtype, const int32_t *perm,
-                     int64_t perm_len, const float *bias, int kind, int bits, int64_t group_size, int64_t groups,
-                     int64_t n, int64_t k, int threads) {
+// Both products of integer or FP8 weights in groups; `int8` quantizes x.
+int weight_only(bool int8, const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
+                const void *scales, int scale_dtype, const void *zeros, int zero_dtype, const int32_t *perm,
+                int64_t perm_len, const float *bias, int kind, int bits, int64_t group_size, int64_t groups, int64_t n,
+                int64_t k, int threads) {
     if (kind >> 8 != VQP_LAYOUT_VERSION || (kind & 0xFF) > kE5M2 || bits < 2 || bits > 8 || n <= 0 || k <= 0 ||
-        groups <= 0 || ((kind & 0xFF) != kInt && (bits != 8 || zeros))) {
+        groups <= 0 || ((kind & 0xFF) != kInt && (bits != 8 || zeros)) || (int8 && bits > 7)) {
         return VQP_ELAYOUT;
     }
     if (!is_activation(x_dtype) || !is_activation(scale_dtype) ||
@@ -160,22 +154,24 @@ int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8
     a.segments = plan.segments.data(), a.segment_count = static_cast<int64_t>(plan.segments.size());
     a.chunk_segments = plan.chunk_segments.data();
 
-    const Wna16Kernels &kernels = wna16_kernels(x_dtype);
+    const Wna16Kernels &kernels = int8 ? w4a8_kernels() : wna16_kernels(x_dtype);
     const bool sums = zeros || (kernels.explicit_zeros && a.kind == kInt);
     const int64_t rows = std::min<int64_t>(m, kRows);
     const bool few = m <= kernels.few;
-    const int64_t tile = few ? tile_panels(a.panels(), 1, 8, threads)
+    const int64_t tile = few ? tile_panels(a.panels(), 2, 8, threads)
                                 : tile_panels(a.panels(), kernels.group_panels, m > 32 ? 8 : 4, threads);
     // few_rows reads whole blocks of eight rows: what lies past the last row is read and dropped.
-    const int64_t x_elements = rows * a.kp + (few ? 8 * kChunk : 0);
+    const int64_t x_elements = rows * a.chunks() * kChunk + (few ? 8 * kChunk : 0);
     const size_t x_bytes = aligned(static_cast<size_t>(x_elements) * static_cast<size_t>(kernels.element_size));
     const size_t sum_bytes = aligned(static_cast<size_t>(rows * a.segment_count) * sizeof(float));
     const size_t scratch_bytes = few ? 0 : aligned(kernels.gemm_scratch(rows, tile));
-    char *memory = arena.get(x_bytes + sum_bytes + scratch_bytes * static_cast<size_t>(threads));
+    const int tables = int8 ? 2 : 1;
+    char *memory = arena.get(x_bytes + tables * sum_bytes + scratch_bytes * static_cast<size_t>(threads));
     if (!memory) return VQP_EMEMORY;
     a.xp = memory;
     a.xsum = sums ? reinterpret_cast<float *>(memory + x_bytes) : nullptr;
-    char *scratch = memory + x_bytes + sum_bytes;
+    a.x_scale = int8 ? reinterpret_cast<float *>(memory + x_bytes + sum_bytes) : nullptr;
+    char *scratch = memory + x_bytes + tables * sum_bytes;
 
     const int64_t row_bytes = x_dtype == VQP_F32 ? 4 : 2, tiles = (a.panels() + tile - 1) / tile;
     for (int64_t row = 0; row < m; row += kRows) {
@@ -195,6 +191,38 @@ int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8
     return VQP_OK;
 }
 
+}  // namespace
+
+extern "C" {
+
+int vqp_cpu_abi_version(void) { return VQP_ABI_VERSION; }
+
+int vqp_cpu_max_level(void) { return max_level(); }
+
+int vqp_cpu_level(void) { return level(); }
+
+int vqp_cpu_set_level(int wanted) {
+    if (wanted < VQP_SCALAR || wanted > max_level()) return 1;
+    current_level = wanted;
+    return 0;
+}
+
+int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
+                     const void *scales, int scale_dtype, const void *zeros, int zero_dtype, const int32_t *perm,
+                     int64_t perm_len, const float *bias, int kind, int bits, int64_t group_size, int64_t groups,
+                     int64_t n, int64_t k, int threads) {
+    return weight_only(false, x, x_dtype, y, m, data, data_bytes, scales, scale_dtype, zeros, zero_dtype, perm, perm_len,
+                       bias, kind, bits, group_size, groups, n, k, threads);
+}
+
+int vqp_w4a8_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
+                    const void *scales, int scale_dtype, const void *zeros, int zero_dtype, const int32_t *perm,
+                    int64_t perm_len, const float *bias, int kind, int bits, int64_t group_size, int64_t groups,
+                    int64_t n, int64_t k, int threads) {
+    return weight_only(true, x, x_dtype, y, m, data, data_bytes, scales, scale_dtype, zeros, zero_dtype, perm, perm_len,
+                       bias, kind, bits, group_size, groups, n, k, threads);
+}
+
 int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, const int8_t *data, int64_t data_bytes,
                     const float *w_scale, const int32_t *w_sum, const float *bias, const float *in_scale,
                     const int32_t *in_zero, int symmetric, int64_t n, int64_t k, int threads) {
@@ -212,7 +240,7 @@ int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, const int8_t
     const W8a8Kernels &kernels = w8a8_kernels();
     const int64_t rows = std::min<int64_t>(m, kRows);
     const int64_t tile = tile_panels(a.panels(), kernels.group_panels, m > 32 ? 8 : 4, threads);
-    const size_t x_bytes = aligned(static_cast<size_t>(rows * a.x_stride()) * static_cast<size_t>(kernels.element_size));
+    const size_t x_bytes = aligned(static_cast<size_t>(rows * a.kp) * static_cast<size_t>(kernels.element_size));
     const size_t table_bytes = aligned(static_cast<size_t>(rows) * sizeof(float));
     const size_t scratch_bytes = aligned(kernels.gemm_scratch(rows, tile));
     char *memory = arena.get(x_bytes + 2 * table_bytes + scratch_bytes * static_cast<size_t>(threads));

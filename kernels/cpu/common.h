@@ -42,8 +42,9 @@ struct Wna16 {
     const Segment *segments;
     int64_t segment_count;
     const int64_t *chunk_segments;  // first segment of each chunk, and the end
-    void *xp;                       // prepared x: [chunk][m][features of the chunk], float or bf16
+    void *xp;                       // prepared x: [chunk][m][kChunk], float or bf16; past kp unset
     float *xsum;                    // [m][segment_count], sums of x; null where no zero point needs it
+    float *x_scale;                 // [m][segment_count], where x was quantized to INT8
 
     int64_t panels() const { return (n + kLanes - 1) / kLanes; }
     int64_t panel_bytes() const { return kp * bits * 2; }
@@ -63,23 +64,21 @@ struct W8a8 {
     const float *in_scale;
     const int32_t *in_zero;
     bool symmetric;
-    void *xq;        // prepared x: [m][x_stride()] u8 (offset 128) or int16, as the level wants
+    void *xq;        // prepared x: [chunk][m][features of the chunk], u8 (offset 128) or int16
     float *x_scale;  // [m]
     int32_t *x_zero;  // [m], including the offset of xq
 
     int64_t panels() const { return (n + kLanes - 1) / kLanes; }
-    // Elements between rows of xq: padded, as rows a power of two apart would share cache sets.
-    int64_t x_stride() const { return kp + 64; }
 };
 
-// Weight-only kernels for one kind of prepared activation.
+// Kernels for one kind of prepared activation: float, bf16, or INT8 with a scale per segment.
 struct Wna16Kernels {
-    int element_size;     // bytes of one prepared activation: 4 float, 2 bf16
+    int element_size;     // bytes of one prepared activation: 4 float, 2 bf16, 1 INT8
     bool explicit_zeros;  // symmetric weights need xsum too
     int64_t group_panels;  // panels that a tile is a multiple of
     int64_t few;           // the most rows for few_rows
     void (*prepare)(const Wna16 &, int64_t row_begin, int64_t row_end);
-    void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);
+    void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);  // null where few is 0
     size_t (*gemm_scratch)(int64_t rows, int64_t panels);  // bytes for one gemm call
     void (*gemm)(const Wna16 &, int64_t panel_begin, int64_t panel_end, void *scratch);
 };
@@ -93,6 +92,7 @@ struct W8a8Kernels {
 };
 
 extern const Wna16Kernels wna16_scalar, wna16_avx2, wna16_avx512, wna16_avx512_bf16;
+extern const Wna16Kernels w4a8_scalar, w4a8_avx2, w4a8_avx512, w4a8_avx512_vnni;
 extern const W8a8Kernels w8a8_scalar, w8a8_avx2, w8a8_avx512, w8a8_avx512_vnni;
 
 }  // namespace vqp

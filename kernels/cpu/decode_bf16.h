@@ -38,6 +38,16 @@ struct Block {
     }
 };
 
+// The same, each vector loaded where it is used: for products that need the registers for their sums.
+struct LazyBlock {
+    struct Vectors {
+        const uint8_t *p;
+        VQP_INLINE_MEMBER __m512i operator[](int i) const { return _mm512_loadu_si512(p + 64 * i); }
+        VQP_INLINE_MEMBER __m512i operator*() const { return (*this)[0]; }
+        VQP_INLINE_MEMBER Vectors operator+(int i) const { return {p + 64 * i}; }
+    } v;
+};
+
 // Bits of `mask` from a, the others from b.
 VQP_INLINE __m512i select(__m512i mask, __m512i a, __m512i b) { return _mm512_ternarylogic_epi32(mask, a, b, 0xCA); }
 
@@ -51,14 +61,14 @@ VQP_INLINE __m512i table(F value) {
 
 // The index of the 3-bit code made of a 2-bit plane and the 1-bit plane: bits 0 and 1 from the first;
 // the third at bit 2 (J < 8) or bit 3, as both come with the same shift (see layout.py).
-template <int J>
-VQP_INLINE __m512i index3(const __m512i *plane2, const __m512i *plane1) {
+template <int J, class V>
+VQP_INLINE __m512i index3(V plane2, V plane1) {
     const __m512i low = shift_right<J % 8 * 2>(plane2[J / 8]);
     return select(_mm512_set1_epi16(3), low, shift_right<J % 8 * 2 - 2>(*plane1));
 }
 
-template <int J>
-VQP_INLINE __m512i field4(const __m512i *plane4) {
+template <int J, class V>
+VQP_INLINE __m512i field4(V plane4) {
     return shift_right<J % 4 * 4>(plane4[J / 4]);
 }
 
@@ -84,8 +94,8 @@ struct Decoder<2> {
     explicit Decoder(float middle)
         : even(table([&](int i) { return static_cast<float>(i & 3) - middle; })),
           odd(table([&](int i) { return static_cast<float>(i >> 2 & 3) - middle; })) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         return _mm512_permutexvar_epi16(shift_right<J % 8 / 2 * 4>(block.v[J / 8]), J % 2 ? odd : even);
     }
 };
@@ -95,8 +105,8 @@ struct Decoder<3> {
     static constexpr int kBits = 3, kTerms = 1;
     __m512i t;
     explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i & 7) - middle; })) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         if constexpr (J < 15) {
             return _mm512_permutexvar_epi16(shift_right<J % 5 * 3>(block.v[J / 5]), t);
         } else {
@@ -111,8 +121,8 @@ struct Decoder<4> {
     static constexpr int kBits = 4, kTerms = 1;
     __m512i t;
     explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i & 15) - middle; })) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         return _mm512_permutexvar_epi16(field4<J>(block.v), t);
     }
 };
@@ -122,8 +132,8 @@ struct Decoder<5> {
     static constexpr int kBits = 5, kTerms = 1;
     __m512i t;
     explicit Decoder(float middle) : t(table([&](int i) { return static_cast<float>(i) - middle; })) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         const __m512i high = shift_right<J % 8 * 2 + J / 8 - 4>(block.v[4]);
         return _mm512_permutexvar_epi16(select(_mm512_set1_epi16(15), field4<J>(block.v), high), t);
     }
@@ -136,8 +146,8 @@ struct Decoder<6> {
     explicit Decoder(float middle)
         : low(table([&](int i) { return static_cast<float>(i) - middle; })),
           high(table([&](int i) { return static_cast<float>(i + 32) - middle; })) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         const __m512i top = shift_right<J % 8 * 2 - 4>(block.v[4 + J / 8]);
         return _mm512_permutex2var_epi16(low, select(_mm512_set1_epi16(15), field4<J>(block.v), top), high);
     }
@@ -155,13 +165,13 @@ struct Decoder<7> {
           high_a(table([&](int i) { return static_cast<float>((i & 7) * 16) - mid; })),
           high_b(table([&](int i) { return static_cast<float>(((i & 3) | (i >> 1 & 4)) * 16) - mid; })),
           middle(mid) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         if constexpr (TERM == 0) return _mm512_permutexvar_epi16(field4<J>(block.v), low);
         return _mm512_permutexvar_epi16(index3<J>(block.v + 4, block.v + 6), J < 8 ? high_a : high_b);
     }
-    template <int J>
-    VQP_INLINE_MEMBER __m512i whole(const Block<kBits> &block) const {
+    template <int J, class B>
+    VQP_INLINE_MEMBER __m512i whole(const B &block) const {
         const __m512i top = shift_right<J % 8 * 2 - 4>(block.v[4 + J / 8]);
         const __m512i bit = shift_right<J % 8 * 2 + J / 8 - 6>(block.v[6]);
         const __m512i six = select(_mm512_set1_epi16(15), field4<J>(block.v), top);
@@ -179,13 +189,13 @@ struct Decoder<8> {
         : low(table([&](int i) { return static_cast<float>(i & 15); })),
           high(table([&](int i) { return static_cast<float>((i & 15) * 16) - mid; })),
           middle(mid) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         const __m512i v = block.v[J / 2];
         return _mm512_permutexvar_epi16(shift_right<J % 2 * 8 + TERM * 4>(v), TERM ? high : low);
     }
-    template <int J>
-    VQP_INLINE_MEMBER __m512i whole(const Block<kBits> &block) const {
+    template <int J, class B>
+    VQP_INLINE_MEMBER __m512i whole(const B &block) const {
         const __m512i byte = _mm512_and_si512(shift_right<J % 2 * 8>(block.v[J / 2]), _mm512_set1_epi16(255));
         return integers_to_bf16(_mm512_sub_epi16(byte, _mm512_set1_epi16(static_cast<short>(middle))));
     }
@@ -201,8 +211,8 @@ struct DecoderFp8 {
         : tiny(table([](int i) {
               return static_cast<float>(i & kFraction) * as_float(static_cast<uint32_t>(kRebias + 1 - MANTISSA) << 23);
           })) {}
-    template <int J, int TERM>
-    VQP_INLINE_MEMBER __m512i term(const Block<kBits> &block) const {
+    template <int J, int TERM, class B>
+    VQP_INLINE_MEMBER __m512i term(const B &block) const {
         const __m512i b = shift_right<J % 2 * 8>(block.v[J / 2]);
         const __m512i shifted = _mm512_slli_epi16(_mm512_and_si512(b, _mm512_set1_epi16(0x7F)), 7 - MANTISSA);
         const __m512i normal = _mm512_add_epi16(shifted, _mm512_set1_epi16(kRebias << 7));
@@ -222,8 +232,8 @@ struct Decoder<10> : DecoderFp8<2> {
 };
 
 // Pair J as one vector of bf16.
-template <int J, class D>
-VQP_INLINE __m512i whole_pair(const D &decoder, const Block<D::kBits> &block) {
+template <int J, class D, class B>
+VQP_INLINE __m512i whole_pair(const D &decoder, const B &block) {
     if constexpr (D::kTerms == 1) {
         return decoder.template term<J, 0>(block);
     } else {

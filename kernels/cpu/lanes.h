@@ -96,8 +96,26 @@ VQP_INLINE void load16(const void *p, int dtype, int64_t i, float *out) {
     }
 }
 
+#if defined(__AVX512BW__)
+// Sixteen floats to bf16, as to_bf16.
+VQP_INLINE __m256i to_bf16x16(__m512 v) {
+    const __m512i u = _mm512_castps_si512(v), odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+    const __m512i quiet = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(quiet, 16));
+}
+#endif
+
 // p[i..i+count-1] = value[0..count-1], converted; count <= 16.
 VQP_INLINE void store16(void *p, int dtype, int64_t i, const float *value, int64_t count) {
+#if defined(__AVX512BW__)
+    if (dtype == VQP_BF16 && count == kLanes) {
+        const __m256i narrow = to_bf16x16(_mm512_loadu_ps(value));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(static_cast<uint16_t *>(p) + i), narrow);
+        return;
+    }
+#endif
     alignas(64) uint16_t half[kLanes];
     if (dtype == VQP_F32) {
         std::memcpy(static_cast<float *>(p) + i, value, static_cast<size_t>(count) * 4);

@@ -7,7 +7,7 @@
 //   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels
 #pragma once
 
-#include "lanes.h"
+#include "quantize.h"
 
 namespace {
 
@@ -16,24 +16,10 @@ constexpr int64_t kInt8Chunk = 1024;  // input features between reads of the tot
 template <class Element>
 struct Int8Args {
     const int8_t *const *weights;  // one pointer per panel: [quad of features][16 lanes][4]
-    const Element *x;              // [row][feature]
+    const Element *x;              // [row][feature of the chunk]
     int64_t x_stride, quads;
     int32_t *total;  // [row][panel][16]
 };
-
-// Round half to even; |v| <= 2^22.
-VQP_INLINE float round_even(float v) { return (v + 12582912.0f) - 12582912.0f; }
-
-// NaN becomes `low`.
-VQP_INLINE float clamp(float v, float low, float high) {
-    const float raised = v > low ? v : low;
-    return raised < high ? raised : high;
-}
-
-// clamp(round_half_even(x / scale) + zero, -128, 127), as reference.quantize_activation; |zero| <= 128.
-VQP_INLINE int32_t quantize(float x, float scale, float zero) {
-    return static_cast<int32_t>(clamp(round_even(clamp(x / scale, -512.0f, 512.0f)) + zero, -128.0f, 127.0f));
-}
 
 // Sixteen activations of a row, zero beyond k.
 VQP_INLINE void load_row16(const W8a8 &a, int64_t row, int64_t i, float *out) {
@@ -80,14 +66,15 @@ template <class K>
 void prepare_int8(const W8a8 &a, int64_t begin, int64_t end) {
     using Element = typename K::Element;
     for (int64_t row = begin; row < end; ++row) {
-        Element *out = static_cast<Element *>(a.xq) + row * a.x_stride();
+        Element *const xq = static_cast<Element *>(a.xq);
         float scale, zero, x[kLanes];
         row_scale(a, row, &scale, &zero);
         for (int64_t i = 0; i < a.kp; i += kLanes) {
             load_row16(a, row, i, x);
             int32_t q[kLanes];
             for (int l = 0; l < kLanes; ++l) q[l] = quantize(x[l], scale, zero) + K::kOffset;
-            K::put(q, out + i);
+            const int64_t start = i / kInt8Chunk * kInt8Chunk, features = least(kInt8Chunk, a.kp - start);
+            K::put(q, xq + start * a.m + row * features + (i - start));
         }
         a.x_scale[row] = scale;
         a.x_zero[row] = static_cast<int32_t>(zero) + K::kOffset;
@@ -139,11 +126,11 @@ void int8_tile(const W8a8 &a, int64_t begin, int64_t end, int64_t chunk_features
                 // Past the last panel the last one is read again, and its result dropped.
                 weights[p] = a.data + (least(panel0 + p, end - 1) * a.kp + start) * kLanes;
             }
-            const int64_t quads = least(chunk_features, a.kp - start) / 4;
+            const int64_t features = least(chunk_features, a.kp - start), quads = features / 4;
             const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
             for (int64_t b = 0; b < blocks; ++b) {
                 const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
-                const Int8Args<Element> args{weights, xq + row * a.x_stride() + start, a.x_stride(), quads, total + row * width};
+                const Int8Args<Element> args{weights, xq + start * a.m + row * features, features, quads, total + row * width};
                 int8_dispatch<K, PANELS, K::kRowBlock>(rows, args);
             }
         }
@@ -161,7 +148,7 @@ void gemm_int8(const W8a8 &a, int64_t begin, int64_t end, void *scratch) {
     if (a.m == 1) {
         int8_tile<K, 1>(a, begin, end, a.kp, total);  // one sequential stream of weights
     } else {
-        int8_tile<K, K::kPanels>(a, begin, end, a.m <= K::kRowBlock ? a.kp : kInt8Chunk, total);
+        int8_tile<K, K::kPanels>(a, begin, end, kInt8Chunk, total);
     }
 }
 

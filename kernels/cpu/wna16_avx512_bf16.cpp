@@ -67,7 +67,8 @@ struct Bf16 {
         constexpr int64_t width = kPanels * kLanes;
         for (int64_t s = 0; s < args.segment_count; ++s) {
             const Segment segment = args.segments[s];
-            const Bits *x = args.x + (segment.start - args.chunk_start);
+            const int64_t skipped = segment.start - args.chunk_start;
+            const Bits *x = args.x + skipped, *ahead = args.ahead + ROWS * skipped;
             __m512 sum[ROWS][kPanels];
             for (int r = 0; r < ROWS; ++r) {
                 for (int p = 0; p < kPanels; ++p) sum[r][p] = _mm512_setzero_ps();
@@ -76,8 +77,9 @@ struct Bf16 {
                 __m512i w[kPanels];
                 for (int p = 0; p < kPanels; ++p) w[p] = _mm512_load_si512(weights + p * kPanelStride);
                 weights += kPanels * kPanelStride;
+                _mm_prefetch(reinterpret_cast<const char *>(ahead + i * ROWS), _MM_HINT_T1);
                 for (int r = 0; r < ROWS; ++r) {
-                    const __m512i xv = pair_at(x + r * args.x_stride + i);
+                    const __m512i xv = pair_at(x + r * kChunk + i);
                     for (int p = 0; p < kPanels; ++p) sum[r][p] = dot(sum[r][p], w[p], xv);
                 }
             }
@@ -113,8 +115,17 @@ VQP_INLINE __m512 load_table(const void *p, int dtype, int64_t at) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-// Independent sums per row: together at least eight, which hides the latency of vdpbf16ps.
+// Panels that share the rows of x: one row is a stream of weights and needs nothing shared.
+constexpr int shared_panels(int rows) { return rows >= 4 ? 2 : 1; }
+
+// Independent sums per row and panel: together at least eight, which hides the latency of vdpbf16ps.
 constexpr int chains(int rows) { return rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1; }
+
+template <int ROWS>
+struct Sums {
+    static constexpr int kPanels = shared_panels(ROWS), kChains = chains(ROWS);
+    __m512 of[kPanels][ROWS][kChains];
+};
 
 // Sum of the chains from FIRST on, COUNT of them, by halves.
 template <int FIRST, int N, int COUNT = N>
@@ -128,100 +139,137 @@ VQP_INLINE __m512 add_chains(const __m512 (&sum)[N]) {
 
 // ISSUE-th pair of the block, pair J, times ROWS rows of x. The two terms of wide codes are worth
 // adding separately only where each is used once or twice.
-template <int J, int ISSUE, int ROWS, class D>
-VQP_INLINE void add_pair(const D &decoder, const Block<D::kBits> &block, const Bits *x, int64_t stride,
-                         __m512 (&sum)[ROWS][chains(ROWS)]) {
-    constexpr int n = chains(ROWS), chain = ISSUE % n, other = (ISSUE + n / 2) % n;
+template <int J, int ISSUE, int ROWS, class D, class B>
+VQP_INLINE void add_pair(const D &decoder, const B *block, const Bits *x, Sums<ROWS> &sum) {
+    constexpr int panels = shared_panels(ROWS), n = chains(ROWS), chain = ISSUE % n, other = (ISSUE + n / 2) % n;
     constexpr bool terms = D::kTerms == 2 && ROWS <= 2;
-    const __m512i first = terms ? decoder.template term<J, 0>(block) : whole_pair<J>(decoder, block);
-    __m512i second;
-    if constexpr (terms) second = decoder.template term<J, 1>(block);
+    __m512i first[panels], second[panels];
+    for (int p = 0; p < panels; ++p) {
+        first[p] = terms ? decoder.template term<J, 0>(block[p]) : whole_pair<J>(decoder, block[p]);
+        if constexpr (terms) second[p] = decoder.template term<J, 1>(block[p]);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r) {
-        const __m512i xv = pair_at(x + r * stride + 2 * J);
-        sum[r][chain] = dot(sum[r][chain], first, xv);
-        if constexpr (terms) sum[r][other] = dot(sum[r][other], second, xv);
+        const __m512i xv = pair_at(x + r * kChunk + 2 * J);
+        for (int p = 0; p < panels; ++p) {
+            sum.of[p][r][chain] = dot(sum.of[p][r][chain], first[p], xv);
+            if constexpr (terms) sum.of[p][r][other] = dot(sum.of[p][r][other], second[p], xv);
+        }
     }
 }
 
-// Pairs BEGIN to END of whole blocks. Pairs i and i + 8 follow each other in a whole block because
-// they take their 1-bit plane from the same shifted vector.
+// Sums of products of one segment: [panel][row].
+template <int ROWS>
+using Partial = __m512[shared_panels(ROWS)][ROWS];
+
+// Pairs BEGIN to END of whole blocks; `panel_bytes` lie between the panels. In a whole block of one
+// panel, pairs i and i + 8 follow each other because they take their 1-bit plane from the same
+// shifted vector; of several panels, the pairs of a vector do, which need fewer registers.
 template <int BEGIN, int END, int ROWS, class D>
-VQP_INLINE void dot_blocks(const D &decoder, const uint8_t *data, const Bits *x, int64_t stride, int64_t blocks,
-                           __m512 (&partial)[ROWS]) {
-    __m512 sum[ROWS][chains(ROWS)];
+VQP_INLINE void dot_blocks(const D &decoder, const uint8_t *data, int64_t panel_bytes, const Bits *x, int64_t blocks,
+                           Partial<ROWS> &partial) {
+    constexpr int panels = shared_panels(ROWS);
+    constexpr bool paired = END - BEGIN == 16 && panels == 1;
+    Sums<ROWS> sum;
+    for (int p = 0; p < panels; ++p) {
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-#pragma GCC unroll 8
-        for (int c = 0; c < chains(ROWS); ++c) sum[r][c] = _mm512_setzero_ps();
+        for (int r = 0; r < ROWS; ++r) {
+            for (int c = 0; c < chains(ROWS); ++c) sum.of[p][r][c] = _mm512_setzero_ps();
+        }
     }
     for (int64_t b = 0; b < blocks; ++b, data += 64 * D::kBits, x += kBlock) {
-        const Block<D::kBits> block(data);
         // A single row of blocks of 128, 256 or 512 bytes is a stream that the hardware follows best by itself.
         if constexpr (ROWS > 1 || (D::kBits & (D::kBits - 1)) != 0) {
-            for (int i = 0; i < D::kBits; ++i) {
-                _mm_prefetch(reinterpret_cast<const char *>(data) + kAhead + 64 * i, _MM_HINT_T0);
+            for (int p = 0; p < panels; ++p) {
+                for (int i = 0; i < D::kBits; ++i) {
+                    _mm_prefetch(reinterpret_cast<const char *>(data) + p * panel_bytes + kAhead + 64 * i, _MM_HINT_T0);
+                }
             }
         }
-#define VQP_PAIR(ISSUE)                                                            \
-    if constexpr (constexpr int j = END - BEGIN == 16 ? ISSUE / 2 + ISSUE % 2 * 8 : BEGIN + ISSUE; \
-                  ISSUE < END - BEGIN)                                             \
-        add_pair<j, ISSUE, ROWS>(decoder, block, x, stride, sum);
-        VQP_PAIR(0) VQP_PAIR(1) VQP_PAIR(2) VQP_PAIR(3) VQP_PAIR(4) VQP_PAIR(5) VQP_PAIR(6) VQP_PAIR(7)
-        VQP_PAIR(8) VQP_PAIR(9) VQP_PAIR(10) VQP_PAIR(11) VQP_PAIR(12) VQP_PAIR(13) VQP_PAIR(14) VQP_PAIR(15)
+        const auto add_block = [&](const auto *block) __attribute__((always_inline)) {
+#define VQP_PAIR(ISSUE)                                                                \
+    if constexpr (constexpr int j = paired ? ISSUE / 2 + ISSUE % 2 * 8 : BEGIN + ISSUE; \
+                  ISSUE < END - BEGIN)                                                 \
+        add_pair<j, ISSUE, ROWS>(decoder, block, x, sum);
+            VQP_PAIR(0) VQP_PAIR(1) VQP_PAIR(2) VQP_PAIR(3) VQP_PAIR(4) VQP_PAIR(5) VQP_PAIR(6) VQP_PAIR(7)
+            VQP_PAIR(8) VQP_PAIR(9) VQP_PAIR(10) VQP_PAIR(11) VQP_PAIR(12) VQP_PAIR(13) VQP_PAIR(14) VQP_PAIR(15)
 #undef VQP_PAIR
+        };
+        if constexpr (panels == 1) {
+            const Block<D::kBits> block(data);
+            add_block(&block);
+        } else {
+            const LazyBlock block[panels] = {{{data}}, {{data + panel_bytes}}};
+            add_block(block);
+        }
     }
+    for (int p = 0; p < panels; ++p) {
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) partial[r] = _mm512_add_ps(partial[r], add_chains<0>(sum[r]));
+        for (int r = 0; r < ROWS; ++r) partial[p][r] = _mm512_add_ps(partial[p][r], add_chains<0>(sum.of[p][r]));
+    }
 }
 
 // Half a block of one row, pairs FIRST to FIRST + 7.
 template <int FIRST, class D>
 __attribute__((noinline)) __m512 dot_half(const D &decoder, const uint8_t *data, const Bits *x) {
-    __m512 partial[1] = {_mm512_setzero_ps()};
-    dot_blocks<FIRST, FIRST + 8, 1>(decoder, data, x, 0, 1, partial);
-    return partial[0];
+    Partial<1> partial = {{_mm512_setzero_ps()}};
+    dot_blocks<FIRST, FIRST + 8, 1>(decoder, data, 0, x, 1, partial);
+    return partial[0][0];
 }
 
 // Half of block `b`, where groups are an odd multiple of 16: rare, and kept small.
 template <int FIRST, int ROWS, class D>
-VQP_INLINE void add_half(const D &decoder, const uint8_t *data, const Bits *x, int64_t b, int64_t stride,
-                         __m512 (&partial)[ROWS]) {
+VQP_INLINE void add_half(const D &decoder, const uint8_t *data, int64_t panel_bytes, const Bits *x, int64_t b,
+                         Partial<ROWS> &partial) {
+    for (int p = 0; p < shared_panels(ROWS); ++p) {
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-        const __m512 half = dot_half<FIRST>(decoder, data + b * 64 * D::kBits, x + r * stride + b * kBlock);
-        partial[r] = _mm512_add_ps(partial[r], half);
+        for (int r = 0; r < ROWS; ++r) {
+            const uint8_t *block = data + p * panel_bytes + b * 64 * D::kBits;
+            partial[p][r] = _mm512_add_ps(partial[p][r], dot_half<FIRST>(decoder, block, x + r * kChunk + b * kBlock));
+        }
     }
 }
 
-// Rows [row, row + count) of x times one segment of one panel, scaled and added to total. Only
-// `count` of the ROWS rows are real: the others repeat the last one and are dropped.
+// Rows [row, row + count) of x times segment `s` of the panels from `panel` on, `step` (0 or 1) apart,
+// scaled and added to total[panel][kFewRows][16]. Only `count` of the ROWS rows are real: the others
+// are dropped.
 //
 // Not inlined: each number of rows needs the whole register file.
 template <int ROWS, class D>
-__attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decoder, const uint8_t *data, int64_t s, int64_t row,
-                            int64_t count, __m512 scale, __m512 zero, float *total) {
+__attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decoder, int64_t panel, int64_t step, int64_t s,
+                                           int64_t row, int64_t count, float *total) {
     const D decoder = shared_decoder;  // a local copy, so that its tables stay in registers
     const Segment segment = a.segments[s];
-    const int64_t chunk = segment.start / kChunk * kChunk, features = least(kChunk, a.kp - chunk);
-    const Bits *x = static_cast<const Bits *>(a.xp) + chunk * a.m + row * features - chunk;
+    const int64_t chunk = segment.start / kChunk * kChunk;
+    const Bits *x = static_cast<const Bits *>(a.xp) + chunk * a.m + row * kChunk - chunk;
+    const uint8_t *data = a.data + panel * a.panel_bytes();
+    const int64_t panel_bytes = step * a.panel_bytes();
     constexpr int64_t block_bytes = 64 * D::kBits;
+    constexpr int panels = shared_panels(ROWS);
     const int64_t end = segment.start + segment.len, first = (segment.start + 16) / kBlock;
-    __m512 partial[ROWS];
+    Partial<ROWS> partial;
+    for (int p = 0; p < panels; ++p) {
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) partial[r] = _mm512_setzero_ps();
-    dot_blocks<0, 16, ROWS>(decoder, data + first * block_bytes, x + first * kBlock, features, end / kBlock - first,
+        for (int r = 0; r < ROWS; ++r) partial[p][r] = _mm512_setzero_ps();
+    }
+    dot_blocks<0, 16, ROWS>(decoder, data + first * block_bytes, panel_bytes, x + first * kBlock, end / kBlock - first,
                             partial);
     if (segment.start % kBlock) {
-        add_half<8, ROWS>(decoder, data, x, segment.start / kBlock, features, partial);
+        add_half<8, ROWS>(decoder, data, panel_bytes, x, segment.start / kBlock, partial);
     }
-    if (end % kBlock) add_half<0, ROWS>(decoder, data, x, end / kBlock, features, partial);
+    if (end % kBlock) add_half<0, ROWS>(decoder, data, panel_bytes, x, end / kBlock, partial);
+    for (int p = 0; p < panels; ++p) {
+        const int64_t table = ((panel + p * step) * a.groups + segment.group) * kLanes;
+        const __m512 scale = load_table(a.scales, a.scale_dtype, table);
+        const __m512 zero = a.xsum ? load_table(a.zeros, a.zero_dtype, table) : _mm512_setzero_ps();
+        float *to = total + p * kFewRows * kLanes + row * kLanes;
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-        if (r < count) {
-            __m512 p = partial[r];
-            if (a.xsum) p = _mm512_fnmadd_ps(zero, _mm512_set1_ps(a.xsum[(row + r) * a.segment_count + s]), p);
-            _mm512_store_ps(total + (row + r) * kLanes, _mm512_fmadd_ps(scale, p, _mm512_load_ps(total + (row + r) * kLanes)));
+        for (int r = 0; r < ROWS; ++r) {
+            if (r < count) {
+                __m512 v = partial[p][r];
+                if (a.xsum) v = _mm512_fnmadd_ps(zero, _mm512_set1_ps(a.xsum[(row + r) * a.segment_count + s]), v);
+                _mm512_store_ps(to + r * kLanes, _mm512_fmadd_ps(scale, v, _mm512_load_ps(to + r * kLanes)));
+            }
         }
     }
 }
@@ -229,28 +277,28 @@ __attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decod
 // At most kFewRows rows: the weights stream through once and are used from registers.
 template <class D>
 void few_rows(const Wna16 &a, const D &decoder, int64_t panel_begin, int64_t panel_end) {
-    alignas(64) float total[kFewRows * kLanes];
-    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-        const uint8_t *data = a.data + panel * a.panel_bytes();
-        for (int64_t r = 0; r < a.m; ++r) _mm512_store_ps(total + r * kLanes, _mm512_setzero_ps());
+    constexpr int most = shared_panels(8);
+    alignas(64) float total[most * kFewRows * kLanes];
+    const int64_t panels = a.m <= 2 ? 1 : most;
+    for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
+        // Past the last panel the last one is read again, and its result dropped.
+        const int64_t present = least(panels, panel_end - panel), step = present - 1;
+        std::memset(total, 0, sizeof total);
         for (int64_t s = 0; s < a.segment_count; ++s) {
-            const int64_t table = (panel * a.groups + a.segments[s].group) * kLanes;
-            const __m512 scale = load_table(a.scales, a.scale_dtype, table);
-            const __m512 zero = a.xsum ? load_table(a.zeros, a.zero_dtype, table) : _mm512_setzero_ps();
             if (a.m == 1) {
-                add_segment<1>(a, decoder, data, s, 0, 1, scale, zero, total);
+                add_segment<1>(a, decoder, panel, 0, s, 0, 1, total);
             } else if (a.m == 2) {
-                add_segment<2>(a, decoder, data, s, 0, 2, scale, zero, total);
+                add_segment<2>(a, decoder, panel, 0, s, 0, 2, total);
             } else {
                 int64_t row = 0;
-                for (; a.m - row > 4; row += 8) {
-                    add_segment<8>(a, decoder, data, s, row, least(8, a.m - row), scale, zero, total);
-                }
-                if (row < a.m) add_segment<4>(a, decoder, data, s, row, a.m - row, scale, zero, total);
+                for (; a.m - row > 4; row += 8) add_segment<8>(a, decoder, panel, step, s, row, least(8, a.m - row), total);
+                if (row < a.m) add_segment<4>(a, decoder, panel, step, s, row, a.m - row, total);
             }
         }
-        for (int64_t r = 0; r < a.m; ++r) {
-            finish16(a.y, a.x_dtype, r, panel, a.n, a.bias, total + r * kLanes);
+        for (int64_t p = 0; p < present; ++p) {
+            for (int64_t r = 0; r < a.m; ++r) {
+                finish16(a.y, a.x_dtype, r, panel + p, a.n, a.bias, total + (p * kFewRows + r) * kLanes);
+            }
         }
     }
 }

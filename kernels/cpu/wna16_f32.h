@@ -122,7 +122,7 @@ struct F32 {
                 for (int v = 0; v < kVectors; ++v) w[v] = load<vf>(weights + v * kWidth);
                 weights += kVectors * kWidth;
                 for (int r = 0; r < ROWS; ++r) {
-                    const vf xv = splat(x[r * args.x_stride + i]);
+                    const vf xv = splat(x[r * kChunk + i]);
                     for (int v = 0; v < kVectors; ++v) sum[r][v] += xv * w[v];
                 }
             }

@@ -1,4 +1,4 @@
-// The tiled weight-only product, m >= 1: shared by the float and the bf16 kernels.
+// The tiled weight-only product, m >= 1: shared by the float, the bf16 and the INT8 kernels.
 //
 //   for each chunk of 128 input features
 //     for each group of K::kPanels panels in the tile
@@ -18,16 +18,22 @@ namespace {
 template <class Element>
 struct MicroArgs {
     const Element *weights;  // [feature or pair of features][panels of the group][lanes]
-    const Element *x;        // [row][feature of the chunk]
-    int64_t x_stride;
+    const Element *x;        // [row][kChunk]
+    const Element *ahead;  // the same rows of the next chunk: to be asked for meanwhile
     const Segment *segments;
     int64_t segment_count;
     int64_t chunk_start;
     const float *scales, *zeros;  // [segment][panels * 16]; zeros null where there are none
     const float *xsum;            // [row][segment], first segment of the chunk
+    const float *x_scale;         // the same, of INT8 activations
     int64_t xsum_stride;
     float *total;  // [row][panels * 16]
 };
+
+// Asks for [p, p + bytes) in L2.
+VQP_INLINE void prefetch(const void *p, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(p) + i, 0, 2);
+}
 
 template <class K>
 size_t gemm_scratch(int64_t rows, int64_t panels) {
@@ -81,19 +87,28 @@ void gemm(const Wna16 &a, int64_t panel_begin, int64_t panel_end, void *scratch)
             if (a.xsum && !a.zeros) {
                 for (int64_t i = 0; i < count * width; ++i) zeros[i] = middle(a);
             }
+            // The next chunk's weights on their way to L2 while this one is multiplied; its x follows in the products.
+            const int64_t next = start + kChunk, next_features = least(kChunk, a.kp - next);
+            if (next_features > 0) {
+                for (int64_t p = 0; p < present; ++p) {
+                    prefetch(a.data + (panel0 + p) * a.panel_bytes() + next * a.bits * 2, next_features * a.bits * 2);
+                }
+            }
             const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
             for (int64_t b = 0; b < blocks; ++b) {
                 // Blocks of nearly equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
                 const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
+                const Element *x = xp + start * a.m + row * kChunk;
                 const MicroArgs<Element> args{weights,
-                                              xp + start * a.m + row * features,
-                                              features,
+                                              x,
+                                              g == 0 && next_features > 0 ? x + a.m * kChunk : x,
                                               a.segments + first,
                                               count,
                                               start,
                                               scales,
                                               a.xsum ? zeros : nullptr,
                                               a.xsum ? a.xsum + row * a.segment_count + first : nullptr,
+                                              a.x_scale ? a.x_scale + row * a.segment_count + first : nullptr,
                                               a.segment_count,
                                               totals + (g * a.m + row) * width};
                 micro_dispatch<K, K::kRowBlock>(rows, args);
@@ -118,7 +133,7 @@ VQP_INLINE void prepare_rows(const Wna16 &a, int64_t begin, int64_t end, Convert
     for (int64_t row = begin; row < end; ++row) {
         for (int64_t start = 0; start < a.kp; start += kChunk) {
             const int64_t features = least(kChunk, a.kp - start);
-            Element *out = xp + start * a.m + row * features;
+            Element *out = xp + start * a.m + row * kChunk;
             if (a.perm) {
                 for (int64_t i = 0; i < features; ++i) {
                     const int32_t column = a.perm[start + i];
@@ -140,8 +155,8 @@ VQP_INLINE void sum_rows(const Wna16 &a, int64_t begin, int64_t end, Wide wide) 
     for (int64_t row = begin; row < end; ++row) {
         for (int64_t s = 0; s < a.segment_count; ++s) {
             const Segment &segment = a.segments[s];
-            const int64_t start = segment.start / kChunk * kChunk, features = least(kChunk, a.kp - start);
-            const Element *x = xp + start * a.m + row * features + (segment.start - start);
+            const int64_t start = segment.start / kChunk * kChunk;
+            const Element *x = xp + start * a.m + row * kChunk + (segment.start - start);
             float part[kLanes] = {};
             for (int64_t i = 0; i < segment.len; i += kLanes) {
                 for (int l = 0; l < kLanes; ++l) part[l] += wide(x[i + l]);

@@ -14,7 +14,7 @@ extern "C" {
 
 #define VQP_API __attribute__((visibility("default")))
 
-enum { VQP_ABI_VERSION = 3, VQP_LAYOUT_VERSION = 1 };
+enum { VQP_ABI_VERSION = 4, VQP_LAYOUT_VERSION = 1 };
 enum { VQP_OK = 0, VQP_ELAYOUT = 1, VQP_EDTYPE = 2, VQP_EMEMORY = 3, VQP_EPERM = 4 };
 enum { VQP_F32 = 0, VQP_BF16 = 1, VQP_F16 = 2, VQP_U8 = 3 };
 enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_LEVELS };
@@ -34,6 +34,14 @@ VQP_API int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, con
                              const void *scales, int scale_dtype, const void *zeros, int zero_dtype,
                              const int32_t *perm, int64_t perm_len, const float *bias, int kind, int bits,
                              int64_t group_size, int64_t groups, int64_t n, int64_t k, int threads);
+
+/* The same with x quantized to INT8: one symmetric scale for each row and run of at most 128 input
+ * features of one group. kind 0, bits 2 to 7.
+ */
+VQP_API int vqp_w4a8_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
+                            const void *scales, int scale_dtype, const void *zeros, int zero_dtype,
+                            const int32_t *perm, int64_t perm_len, const float *bias, int kind, int bits,
+                            int64_t group_size, int64_t groups, int64_t n, int64_t k, int threads);
 
 /* y (m, n) = dequantized (q(x) . W^T) + bias, W int8 with one scale per channel. in_scale null:
  * one scale per row of x, symmetric or not; else static, with in_zero (null = 0).

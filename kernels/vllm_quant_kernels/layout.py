@@ -31,12 +31,15 @@ its first Kp entries are source columns (-1 = padding), the rest the first colum
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 LAYOUT_VERSION = 1
 KIND_CODES = {"int": 0, "fp8_e4m3": 1, "fp8_e5m2": 2}
 LANES = 16
 BLOCK = 32
+CHUNK = 128
 PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
@@ -134,6 +137,24 @@ def column_order(groups: int, group_size: int, k: int, g_idx: torch.Tensor | Non
     first = torch.cumsum(counts, 0) - counts
     columns[starts[index[order]] + torch.arange(k) - first[index[order]]] = order
     return torch.cat((columns, starts)).int()
+
+
+def segments(k: int, group_size: int, groups: int, perm: torch.Tensor | None) -> list[tuple[int, int, int]]:
+    """(start, stop, group) of the runs of packed columns that share a scale, cut at multiples of CHUNK.
+
+    What ``vqp::w4a8_linear`` quantizes activations by.
+    """
+    columns = padded_columns(k, perm, groups)
+    if perm is None:
+        starts = [g * group_size for g in range(groups)] + [columns]
+    else:
+        starts = perm[columns:].tolist()
+    found = []
+    for group in range(groups):
+        cuts = range(starts[group] // CHUNK * CHUNK + CHUNK, starts[group + 1], CHUNK)
+        edges = [starts[group], *cuts, starts[group + 1]]
+        found += [(a, b, group) for a, b in pairwise(edges) if a < b]
+    return found
 
 
 def padded_columns(k: int, perm: torch.Tensor | None, groups: int) -> int:

@@ -13,7 +13,7 @@ import sysconfig
 from pathlib import Path
 
 NAME = "libvqp_cpu.so"
-ABI_VERSION = 3
+ABI_VERSION = 4
 LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
@@ -37,6 +37,7 @@ def _declare(lib: ctypes.CDLL) -> None:
     types = {"p": ctypes.c_void_p, "i": ctypes.c_int, "l": ctypes.c_int64}
     for name, signature in {
         "vqp_wna16_linear": "piplplpipiplpiilllli",
+        "vqp_w4a8_linear": "piplplpipiplpiilllli",
         "vqp_w8a8_linear": "piplplpppppilli",
         "vqp_pack": "plliplpi",
         "vqp_pack_words": "plliillllplpi",

@@ -47,13 +47,14 @@ def pack_planes(codes: torch.Tensor, bits: int, columns: torch.Tensor | None, kp
     return out
 
 
-def wna16_linear(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
-    """See :func:`vllm_quant_kernels.ops.linear`."""
+def weight_only(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None, int8: bool) -> torch.Tensor:
+    """See :func:`vllm_quant_kernels.ops.linear` and, with ``int8``, :func:`vllm_quant_kernels.ops.linear_a8`."""
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype)
     if bias is not None:
         bias = bias.float().contiguous()
-    code = library.load().vqp_wna16_linear(
+    lib = library.load()
+    code = (lib.vqp_w4a8_linear if int8 else lib.vqp_wna16_linear)(
         _pointer(x),
         DTYPES[x.dtype],
         _pointer(out),

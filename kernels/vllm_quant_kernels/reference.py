@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.layout import column_order, padded_columns, segments
 
 
 def wna16_linear(
@@ -51,6 +52,43 @@ def quantize_activation(
         zero = torch.round(-128 - low / scale).clamp(-128, 127)
     q = (torch.round(wide / scale) + zero).clamp(-128, 127)
     return q.to(torch.int8), scale.contiguous(), zero.to(torch.int32)
+
+
+def quantize_segments(x: torch.Tensor, w: CanonicalWeight) -> tuple[torch.Tensor, torch.Tensor]:
+    """INT8 activations as ``vqp::w4a8_linear`` makes them, in float32 arithmetic, rounding half to even.
+
+    Input features are taken in the packed order (sorted by group); a segment is a run of at most 128 of one
+    group, cut at multiples of 128. In each segment of each token scale = max|x| / 127 (1 where that is 0) and
+    q = round(x / scale).
+
+    Args:
+        x: (M, K) floating.
+
+    Returns:
+        q int8 (M, K) and its scale fp32 (M, K): x ~ q * scale.
+    """
+    k, groups = w.in_features, w.scales.shape[1]
+    perm = column_order(groups, w.group_size, k, w.g_idx)
+    source = torch.arange(k) if perm is None else perm[: padded_columns(k, perm, groups)].long()
+    q, scales = torch.zeros(x.shape, dtype=torch.int8), torch.ones(x.shape)
+    for start, stop, _ in segments(k, w.group_size, groups, perm):
+        columns = source[start:stop]
+        columns = columns[columns >= 0]
+        if columns.numel():
+            part = x[:, columns].float()
+            scale = part.abs().amax(dim=1, keepdim=True) / 127
+            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+            q[:, columns] = torch.round(part / scale).clamp(-127, 127).to(torch.int8)
+            scales[:, columns] = scale.expand_as(part)
+    return q, scales
+
+
+def w4a8_linear(
+    x: torch.Tensor, w: CanonicalWeight, bias: torch.Tensor | None = None, wide: torch.dtype = torch.float64
+) -> torch.Tensor:
+    """Activations quantized by :func:`quantize_segments` times the dequantized weight, in ``wide``: (..., N)."""
+    q, scale = quantize_segments(x.reshape(-1, x.shape[-1]), w)
+    return wna16_linear((q.to(wide) * scale.to(wide)).view(x.shape), w, bias, wide)
 
 
 def w8a8_linear(

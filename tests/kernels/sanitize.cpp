@@ -96,6 +96,14 @@ void weight_only() {
 
     const int64_t sizes[] = {1, 2, 4, 7, 16, 19, 40}, m = sizes[between(0, 6)];
     const Activations x(m * k, bf16);
+    const bool int8 = !kind && bits <= 7;
+    std::vector<double> tops(static_cast<size_t>(m * groups));  // max |x| of a row in a group
+    for (int64_t row = 0; row < m; ++row) {
+        for (int64_t i = 0; i < k; ++i) {
+            double &top = tops[row * groups + i / group];
+            top = std::max(top, std::fabs(static_cast<double>(x.wide[row * k + i])));
+        }
+    }
     for (int level = 0; level <= vqp_cpu_max_level(); ++level) {
         vqp_cpu_set_level(level);
         Output y(m * n, bf16);
@@ -104,6 +112,12 @@ void weight_only() {
             scales.data(), VQP_F32, has_zeros ? zeros.data() : nullptr, VQP_U8, permuted ? perm.data() : nullptr,
             static_cast<int64_t>(perm.size()), bias.data(), VQP_LAYOUT_VERSION << 8 | kind, bits, group, groups, n, k, 2);
         if (error) ++failures;
+        Output z(m * n, bf16);
+        const int int8_error = vqp_w4a8_linear(
+            x.data(), bf16 ? VQP_BF16 : VQP_F32, z.data(), m, data.data(), static_cast<int64_t>(data.size()),
+            scales.data(), VQP_F32, has_zeros ? zeros.data() : nullptr, VQP_U8, permuted ? perm.data() : nullptr,
+            static_cast<int64_t>(perm.size()), bias.data(), VQP_LAYOUT_VERSION << 8 | kind, bits, group, groups, n, k, 2);
+        if (int8_error != (int8 ? VQP_OK : VQP_ELAYOUT)) ++failures;
         for (int64_t row = 0; row < m; ++row) {
             for (int64_t c = 0; c < n; ++c) {
                 double exact = bias[c], size = std::fabs(bias[c]);
@@ -117,6 +131,15 @@ void weight_only() {
                     size += (std::fabs(value) + zero) * std::fabs(factor);
                 }
                 check("wna16", y.at(row * n + c), exact, 1e-6 * size + (bf16 ? 0.004 * std::fabs(exact) : 0));
+                if (!int8) continue;
+                // Half a step of the activation scale for every input feature: at most that of its group.
+                double steps = 0;
+                for (int64_t i = 0; i < k; ++i) {
+                    const int64_t table = (c / 16 * groups + i / group) * 16 + c % 16;
+                    const double zero = has_zeros ? zeros[table] : 1 << (bits - 1);
+                    steps += std::fabs(codes[c * k + i] - zero) * scales[table] * tops[row * groups + i / group] / 254;
+                }
+                check("w4a8", z.at(row * n + c), exact, 1.01 * steps + 1e-6 * size + (bf16 ? 0.004 * (std::fabs(exact) + steps) : 0));
             }
         }
     }

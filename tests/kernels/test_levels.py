@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.kernels.test_ops import ACTIVATIONS, INT8_SCHEMES, assert_close, int8_case
+from tests.kernels.test_ops import ACTIVATIONS, INT8_SCHEMES, assert_close, assert_close_a8, int8_case
 from tests.kernels.weights import random_weight
 from vllm_quant_kernels import library, reference
 from vllm_quant_kernels.layout import pack_planes, unpack_planes
-from vllm_quant_kernels.ops import linear, linear_int8
+from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
 from vllm_quant_kernels.pack import pack, pack_int8
 
 ROWS = [1, 2, 3, 6, 13, 17, 45]
@@ -63,6 +63,16 @@ def test_one_hot(level: str, dtype: torch.dtype) -> None:
             assert torch.equal(y, w.dequantize().T.to(dtype))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
+def test_int8_activations_in_groups(level: str, bits: int) -> None:
+    for group, zeros, order in [(48, "floating", "none"), (64, "integer", "shuffled"), (None, "none", "none")]:
+        w = random_weight(75, 416, bits, group, zeros, order=order)
+        packed = pack(w)
+        for m in (1, 6, 17):
+            x = torch.randn(m, 416)
+            assert_close_a8(linear_a8(x, packed), x, w)
+
+
 @pytest.mark.parametrize("scheme", INT8_SCHEMES)
 def test_w8a8(level: str, scheme: str) -> None:
     codes = torch.randint(-128, 128, (75, 600), dtype=torch.int8)
@@ -83,10 +93,11 @@ def test_same_bits_with_any_number_of_threads(level: str) -> None:
             for m in (1, 5, 40, 600):
                 x = torch.randn(m, 512).to(dtype)
                 torch.set_num_threads(1)
-                one, one_int8 = linear(x, packed), linear_int8(x, int8)
+                one, one_a8, one_int8 = linear(x, packed), linear_a8(x, packed), linear_int8(x, int8)
                 for count in (1, 2, 3):
                     torch.set_num_threads(count)
                     assert torch.equal(linear(x, packed), one)
+                    assert torch.equal(linear_a8(x, packed), one_a8)
                     assert torch.equal(linear_int8(x, int8), one_int8)
     finally:
         torch.set_num_threads(threads)
@@ -104,6 +115,7 @@ def test_padding_is_never_used(level: str) -> None:
         for m in (1, 7, 20):
             x = torch.randn(m, 70).to(dtype)
             assert torch.equal(linear(x, poisoned), linear(x, packed))
+            assert torch.equal(linear_a8(x, poisoned), linear_a8(x, packed))
 
 
 def test_special_values_of_fp16_and_bf16(level: str) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.kernels.weights import random_weight, weights
 from vllm_quant_kernels import reference
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
-from vllm_quant_kernels.ops import linear, linear_int8
+from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
 from vllm_quant_kernels.pack import pack, pack_int8
 
 EPS32 = 2.0**-24
@@ -98,6 +98,43 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         linear(torch.randn(2, 64), packed, torch.zeros(23))
 
 
+def assert_close_a8(y: torch.Tensor, x: torch.Tensor, w: CanonicalWeight, bias: torch.Tensor | None = None) -> None:
+    """The bound of this module against the quantized activations; and half a step of each against x itself."""
+    q, scale = reference.quantize_segments(x, w)
+    rounded = q.double() * scale.double()
+    assert bool(((rounded - x.double()).abs() <= scale.double() * (0.5 + 1e-4)).all())
+    assert_close(y, rounded, w, bias)
+    exact = reference.wna16_linear(x, w, bias)
+    steps = 0.5001 * scale.double() @ w.dequantize(torch.float64).abs().T
+    norm = rounded.norm(dim=-1, keepdim=True) * magnitudes(w).norm(dim=1)
+    bound = steps + C * EPS32 * norm + EPS_OUT[y.dtype] * (exact.abs() + steps) + TINY[y.dtype]
+    assert bool(((y.double() - exact).abs() <= bound).all())
+
+
+@settings(max_examples=30, deadline=None)
+@given(weights(max_bits=7), st.integers(1, 20), st.sampled_from(ACTIVATIONS), st.booleans(), st.integers(0, 2**31))
+def test_int8_activations_in_groups(w: CanonicalWeight, m: int, dtype: torch.dtype, biased: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(m, w.in_features, generator=generator).to(dtype)
+    x[0] = 0
+    bias = torch.randn(w.out_features, generator=generator).to(dtype) if biased else None
+    assert_close_a8(linear_a8(x, pack(w), bias), x, w, bias)
+
+
+def test_int8_activations_pass_nan_and_infinity_on() -> None:
+    x = torch.randn(3, 64)
+    x[1, 5], x[2, 40] = float("nan"), float("inf")
+    y = linear_a8(x, pack(random_weight(24, 64, 4, 32)))
+    assert y[0].isfinite().all()
+    assert y[1:].isnan().all()
+
+
+def test_int8_activations_refuse_eight_bits_and_fp8() -> None:
+    for w in (random_weight(16, 64, 8, 32), random_weight(16, 64, 8, kind="fp8_e4m3")):
+        with pytest.raises(ValueError, match="2 to 7 bits"):
+            linear_a8(torch.randn(1, 64), pack(w))
+
+
 INT8_SCHEMES = ["symmetric", "asymmetric", "static", "static_zero"]
 
 
@@ -145,10 +182,10 @@ def test_quantized_activation_is_within_half_a_step(scheme: str) -> None:
         assert bool((error <= scale * 1.0001).all())
 
 
-@pytest.mark.parametrize("op", ["wna16_linear", "w8a8_linear"])
+@pytest.mark.parametrize("op", ["wna16_linear", "w4a8_linear", "w8a8_linear"])
 def test_opcheck(op: str) -> None:
     x = torch.randn(3, 64)
-    if op == "wna16_linear":
+    if op != "w8a8_linear":
         p = pack(random_weight(24, 64, 4, 32, "integer", order="shuffled"))
         args = (x, p.data, p.scales, p.zeros, p.perm, torch.randn(24), p.kind, p.bits, p.group_size, p.n, p.k)
     else:

@@ -54,10 +54,10 @@ def random_weight(
 
 
 @st.composite
-def weights(draw: st.DrawFn, max_n: int = 70, max_k: int = 300) -> CanonicalWeight:
-    """Any weight the canonical form allows, of sizes that are no multiple of a tile."""
-    kind = draw(st.sampled_from(["int", "int", "int", "fp8_e4m3", "fp8_e5m2"]))
-    bits = draw(st.integers(2, 8)) if kind == "int" else 8
+def weights(draw: st.DrawFn, max_n: int = 70, max_k: int = 300, max_bits: int = 8) -> CanonicalWeight:
+    """Any weight the canonical form allows, of sizes that are no multiple of a tile; FP8 counts as 8 bits."""
+    kind = draw(st.sampled_from(["int", "int", "int", "fp8_e4m3", "fp8_e5m2"])) if max_bits == 8 else "int"
+    bits = draw(st.integers(2, max_bits)) if kind == "int" else 8
     return random_weight(
         n=draw(st.integers(1, max_n)),
         k=draw(st.integers(1, max_k)),

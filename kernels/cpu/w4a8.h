@@ -1,0 +1,219 @@
+// Integer weights of 2 to 7 bits times activations quantized to INT8, one scale per row and segment.
+//
+//   x[row][k] ~ q * x_scale[row][segment]       |q| <= 127
+//   y = sum over segments of  w_scale * x_scale * (sum of code * q - zero * sum of q)
+//
+// The tiles are those of wna16_gemm.h. Codes are unpacked to quads: one byte for each of four input
+// features in a 32-bit lane. The features of a quad are those that one shift and one mask bring
+// there; activations are stored in the same order. Sums of a segment, at most 128 features, are
+// exact in int32 and in FP32.
+//
+// VQP_WIDTH (32-bit lanes per vector: 4, 8 or 16) is set by the ISA unit that includes this file,
+// which then defines dot4 and the kernels.
+#pragma once
+
+#include <utility>
+
+#include "quantize.h"
+#include "wna16_gemm.h"
+
+namespace {
+
+constexpr int kWidth = VQP_WIDTH;
+constexpr int kParts = kLanes / kWidth;  // vectors per panel
+typedef float vf __attribute__((vector_size(kWidth * 4)));
+typedef int32_t vi __attribute__((vector_size(kWidth * 4)));
+typedef uint32_t vu __attribute__((vector_size(kWidth * 4)));
+
+template <class V>
+VQP_INLINE V load(const void *p) {
+    V v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class V>
+VQP_INLINE void store(void *p, V v) {
+    std::memcpy(p, &v, sizeof v);
+}
+
+// sum + the four products of unsigned bytes of w (at most 127) and signed bytes of x, per lane.
+VQP_INLINE vi dot4(vi sum, vu w, vi x);
+
+// The pairs of input features (2 * pair, 2 * pair + 1) that quad Q of a block holds: bytes 0 and 2 the
+// first, bytes 1 and 3 the second. Quads 0 to 3 lie in the first half of the block.
+constexpr int first_pair(int bits, int q) { return bits == 3 ? 2 * q : bits == 2 ? q / 4 * 8 + q % 4 : q / 2 * 4 + q % 2; }
+constexpr int second_pair(int bits, int q) { return first_pair(bits, q) + (bits == 3 ? 1 : bits == 2 ? 4 : 2); }
+
+// Pair J of the plane of width WIDTH, one field per 16-bit word.
+template <int WIDTH, int J>
+VQP_INLINE vu words(const uint8_t *plane, int part) {
+    const auto vector = [&](int i) __attribute__((always_inline)) { return load<vu>(plane + i * 64 + part * kWidth * 4); };
+    constexpr uint32_t mask = ((1u << WIDTH) - 1) * 0x10001u;
+    if constexpr (WIDTH == 1) return vector(0) >> (J % 8 * 2 + J / 8) & mask;
+    if constexpr (WIDTH == 3 && J == 15) {
+        return (vector(0) >> 15 & 0x10001u) | (vector(1) >> 14 & 0x20002u) | (vector(2) >> 13 & 0x40004u);
+    }
+    constexpr int per_word = 16 / WIDTH;
+    return vector(J / per_word) >> (J % per_word * WIDTH) & mask;
+}
+
+// Quad Q of the plane of width WIDTH, in the order of codes of BITS bits.
+template <int BITS, int WIDTH, int Q>
+VQP_INLINE vu quad_of(const uint8_t *plane, int part) {
+    constexpr int first = first_pair(BITS, Q), second = second_pair(BITS, Q);
+    if constexpr (BITS == WIDTH && WIDTH != 3) {  // the two fields lie eight bits apart
+        constexpr int per_word = 16 / WIDTH;
+        const vu v = load<vu>(plane + first / per_word * 64 + part * kWidth * 4);
+        return v >> (first % per_word * WIDTH) & ((1u << WIDTH) - 1) * 0x01010101u;
+    } else if constexpr (WIDTH == 4) {
+        return quad_of<4, 4, Q>(plane, part);
+    } else {
+        return words<WIDTH, first>(plane, part) | words<WIDTH, second>(plane, part) << 8;
+    }
+}
+
+template <int BITS, int Q>
+VQP_INLINE vu quad(const uint8_t *block, int part) {
+    if constexpr (BITS <= 4) return quad_of<BITS, BITS, Q>(block, part);
+    vu codes = quad_of<BITS, 4, Q>(block, part);
+    if constexpr (BITS == 5) return codes | quad_of<BITS, 1, Q>(block + 256, part) << 4;
+    codes |= quad_of<BITS, 2, Q>(block + 256, part) << 4;
+    if constexpr (BITS == 7) codes |= quad_of<BITS, 1, Q>(block + 384, part) << 6;
+    return codes;
+}
+
+template <class F, int... Q>
+VQP_INLINE void unrolled(std::integer_sequence<int, Q...>, F &&f) {
+    (f(std::integral_constant<int, Q>{}), ...);
+}
+
+struct A8 {
+    using Element = int8_t;
+    static constexpr int64_t kPanels = kWidth == 16 ? 4 : 1;
+    static constexpr int64_t kPanelStride = 4 * kLanes;
+    static constexpr int kRowBlock = kWidth == 16 ? 6 : kWidth == 8 ? 4 : 2;
+    static constexpr int kVectors = kPanels * kParts;
+
+    template <int BITS>
+    static void unpack_bits(const uint8_t *block, int64_t blocks, int8_t *out) {
+        for (int64_t b = 0; b < blocks; ++b, block += 64 * BITS, out += 8 * kPanels * kPanelStride) {
+            unrolled(std::make_integer_sequence<int, 8>{}, [&](auto q) __attribute__((always_inline)) {
+                for (int part = 0; part < kParts; ++part) {
+                    store(out + q * kPanels * kPanelStride + part * kWidth * 4, quad<BITS, q>(block, part));
+                }
+            });
+        }
+    }
+
+    static void unpack(const Wna16 &a, int64_t panel, int64_t start, int64_t features, int8_t *out) {
+        const uint8_t *block = a.data + panel * a.panel_bytes() + start * a.bits * 2;
+        const int64_t blocks = features / kBlock;
+        switch (a.bits) {
+            case 2: return unpack_bits<2>(block, blocks, out);
+            case 3: return unpack_bits<3>(block, blocks, out);
+            case 4: return unpack_bits<4>(block, blocks, out);
+            case 5: return unpack_bits<5>(block, blocks, out);
+            case 6: return unpack_bits<6>(block, blocks, out);
+            case 7: return unpack_bits<7>(block, blocks, out);
+        }
+    }
+
+    template <int ROWS>
+    static void micro(const MicroArgs<int8_t> &args) {
+        const int8_t *weights = args.weights;
+        for (int64_t s = 0; s < args.segment_count; ++s) {
+            const Segment segment = args.segments[s];
+            const int8_t *x = args.x + (segment.start - args.chunk_start);
+            vi sum[ROWS][kVectors] = {};
+            for (int64_t i = 0; i < segment.len; i += 4) {
+                vu w[kVectors];
+                for (int v = 0; v < kVectors; ++v) w[v] = load<vu>(weights + v * kWidth * 4);
+                weights += kVectors * kWidth * 4;
+                for (int r = 0; r < ROWS; ++r) {
+                    int32_t four;
+                    std::memcpy(&four, x + r * kChunk + i, 4);
+                    const vi xv = vi{} + four;
+                    for (int v = 0; v < kVectors; ++v) sum[r][v] = dot4(sum[r][v], w[v], xv);
+                }
+            }
+            const int64_t table = s * kPanels * kLanes;
+#pragma GCC unroll 8
+            for (int v = 0; v < kVectors; ++v) {
+                const vf scale = load<vf>(args.scales + table + v * kWidth), zero = load<vf>(args.zeros + table + v * kWidth);
+#pragma GCC unroll 8
+                for (int r = 0; r < ROWS; ++r) {
+                    const vf exact = __builtin_convertvector(sum[r][v], vf) - zero * args.xsum[r * args.xsum_stride + s];
+                    float *total = args.total + r * kPanels * kLanes + v * kWidth;
+                    store(total, load<vf>(total) + scale * args.x_scale[r * args.xsum_stride + s] * exact);
+                }
+            }
+        }
+    }
+};
+
+// One segment of a row: x to q, with its scale and the sum of q. NaN and infinity make the scale NaN.
+VQP_INLINE void quantize_segment(const float *x, int64_t len, int8_t *q, float *scale, float *sum) {
+    float top[kLanes] = {}, poison[kLanes] = {};
+    for (int64_t i = 0; i < len; i += kLanes) {
+        for (int l = 0; l < kLanes; ++l) {
+            const float size = as_float(as_bits(x[i + l]) & 0x7FFFFFFF);
+            top[l] = size > top[l] ? size : top[l];
+            poison[l] += size * 0.0f;
+        }
+    }
+    float most = 0, nothing = 0;
+    for (int l = 0; l < kLanes; ++l) {
+        most = top[l] > most ? top[l] : most;
+        nothing += poison[l];
+    }
+    const float step = most / 127.0f;
+    const float divisor = step > 0 ? step : 1.0f;
+    int32_t total = 0;
+    for (int64_t i = 0; i < len; ++i) {
+        const int32_t code = static_cast<int32_t>(round_even(clamp(x[i] / divisor, -127.0f, 127.0f)));
+        q[i] = static_cast<int8_t>(code);
+        total += code;
+    }
+    *scale = divisor + nothing;
+    *sum = static_cast<float>(total);
+}
+
+static void prepare_a8(const Wna16 &a, int64_t begin, int64_t end) {
+    int8_t *xq = static_cast<int8_t *>(a.xp);
+    uint8_t order[kBlock];  // of the features of a block
+    for (int i = 0; i < kBlock; ++i) {
+        order[i] = static_cast<uint8_t>(2 * (i % 2 ? second_pair(a.bits, i / 4) : first_pair(a.bits, i / 4)) + i % 4 / 2);
+    }
+    for (int64_t row = begin; row < end; ++row) {
+        for (int64_t chunk = 0; chunk < a.chunks(); ++chunk) {
+            const int64_t start = chunk * kChunk, features = least(kChunk, a.kp - start);
+            float x[kChunk];
+            int8_t q[kChunk];
+            if (a.perm) {
+                for (int64_t i = 0; i < features; ++i) {
+                    const int32_t column = a.perm[start + i];
+                    x[i] = column < 0 ? 0.0f : load_element(a.x, a.x_dtype, row * a.k + column);
+                }
+            } else {
+                const int64_t real = least(features, a.k - start), at = row * a.k + start;
+                int64_t i = 0;
+                for (; i + kLanes <= real; i += kLanes) load16(a.x, a.x_dtype, at + i, x + i);
+                for (; i < real; ++i) x[i] = load_element(a.x, a.x_dtype, at + i);
+                for (; i < features; ++i) x[i] = 0.0f;
+            }
+            for (int64_t s = a.chunk_segments[chunk]; s < a.chunk_segments[chunk + 1]; ++s) {
+                const int64_t from = a.segments[s].start - start, table = row * a.segment_count + s;
+                quantize_segment(x + from, a.segments[s].len, q + from, a.x_scale + table, a.xsum + table);
+            }
+            int8_t *out = xq + start * a.m + row * kChunk;
+            for (int64_t b = 0; b < features; b += kBlock) {
+                for (int i = 0; i < kBlock; ++i) out[b + i] = q[b + order[i]];
+            }
+        }
+    }
+}
+
+}  // namespace
+
+#define VQP_W4A8_KERNELS \
+    { sizeof(int8_t), true, A8::kPanels, 0, prepare_a8, nullptr, gemm_scratch<A8>, gemm<A8> }
