@@ -26,7 +26,9 @@ LIVE = {
     "llama-3.2-3b": (4, 1), "llama-2-7b-awq": (2, 1), "qwen2.5-7b": (8, 1), "gemma-2-9b": (2, 1), "gpt-oss-20b": (2, 1),
     "deepseek-v2-lite": (1, 3), "qwen3-30b-a3b": (2, 2), "llama-4-scout-text": (2, 1), "falcon-h1-0.5b": (2, 1),
     "granite-4.0-h-tiny": (2, 2), "qwen3-next-80b-a3b": (2, 1), "lfm2-1.2b": (1, 3), "mamba2-2.7b": (2, 1),
-    "starcoder2-7b": (4, 1),
+    "starcoder2-7b": (4, 1), "whisper-large-v3-turbo": (2, 1), "jamba-v0.1": (2, 1), "zamba2-7b": (2, 1),
+    "gemma-3n-e2b-text": (2, 1), "gemma-4-e2b-text": (2, 1), "gemma-4-26b-a4b-text": (1, 3), "lfm2-8b-a1b": (2, 1),
+    "bamba-9b": (1, 1),
 }  # fmt: skip
 
 
@@ -91,6 +93,18 @@ def test_exact_plan_says_that_vllm_agrees(model_folder):
     assert plan.exact is not None
     assert plan.exact["agrees"] is True
     assert plan.exact["weight_bytes"] < plan.weight_bytes_per_rank  # the cos/sin table is no parameter
+
+
+@pytest.mark.engine
+def test_vllm_agrees_with_uneven_stages(model_folder):
+    """Stages of several kinds of GPU, which vLLM cuts by VLLM_PP_LAYER_PARTITION."""
+    request = PlanRequest(
+        model_folder("llama-3.2-1b"), gpu=("rtx4090,rtx3060",), pipeline_parallel_size=2, max_model_len=4096, exact=True
+    )
+    plan = make_plan(request)
+    assert plan.stage_layers[0] > plan.stage_layers[1]
+    assert plan.exact is not None
+    assert plan.exact["agrees"] is True
 
 
 def test_a_missing_vllm_is_one_clear_line(monkeypatch, model_folder):

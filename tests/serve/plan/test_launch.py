@@ -16,15 +16,43 @@ SMALL = {
     "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 256, "vocab_size": 512,
     "max_position_embeddings": 1024,
 }  # fmt: skip
-# Real configurations cut down to engine-test size, one for each kind of cache.
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 128}
+_THREE = {"layer_types": (["sliding_attention"] * 2 + ["full_attention"]) * 2, "sliding_window": 128}
+# Real configurations cut down to engine-test size: the common families, and one for each kind of cache.
 ENGINES = {
+    "llama-3.2-1b": {"num_hidden_layers": 2, "head_dim": 64},
+    "mistral-7b-v0.1": {"num_hidden_layers": 2, "sliding_window": 128},
+    "qwen2-0.5b": {"num_hidden_layers": 2},
+    "qwen3-0.6b": {"num_hidden_layers": 2, "head_dim": 64},
+    "mixtral-8x7b": {"num_hidden_layers": 2, "num_local_experts": 4},
+    "qwen3-30b-a3b": {"num_hidden_layers": 2, "head_dim": 64, **_EXPERTS},
     "gemma-2-9b": {"num_hidden_layers": 6, "head_dim": 64, "sliding_window": 128, "query_pre_attn_scalar": 64},
-    "falcon-h1-0.5b": {"num_hidden_layers": 4, "head_dim": 64, "mamba_d_ssm": 512, "mamba_n_heads": 8},
+    "gemma-3-1b": {"num_hidden_layers": 6, "head_dim": 64, "sliding_window": 128, "query_pre_attn_scalar": 64},
+    "gemma-3n-e2b-text": {"num_hidden_layers": 6, "intermediate_size": [256] * 6, "head_dim": 64, **_THREE,
+                          "activation_sparsity_pattern": [0.0] * 6, "num_kv_shared_layers": 2,
+                          "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 512},
+    "gemma-4-e2b-text": {"num_hidden_layers": 6, "head_dim": 64, "global_head_dim": 64, "num_kv_shared_layers": 3,
+                         **_THREE, "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": 512},
+    "llama-4-scout-text": {"num_hidden_layers": 4, "head_dim": 64, "num_local_experts": 4, "intermediate_size_mlp": 256,
+                           "attention_chunk_size": 128, "no_rope_layers": [1, 1, 1, 0]},
     "deepseek-v2-lite": {"num_hidden_layers": 3, "num_key_value_heads": 4, "moe_intermediate_size": 128,
                          "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "falcon-h1-0.5b": {"num_hidden_layers": 4, "head_dim": 64, "mamba_d_ssm": 512, "mamba_n_heads": 8},
     "granite-4.0-h-tiny": {"num_hidden_layers": 6, "intermediate_size": 128, "mamba_n_heads": 8, "num_local_experts": 4,
                            "num_experts_per_tok": 2, "shared_intermediate_size": 128,
                            "layer_types": ["mamba", "mamba", "attention"] * 2},
+    "nemotron-h-8b": {"num_hidden_layers": 4, "hybrid_override_pattern": "M*M-", "mamba_num_heads": 8, "head_dim": 64},
+    "zamba2-1.2b": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2, "hybrid_layer_ids": [1, 3],
+                    "n_mamba_heads": 8, "num_key_value_heads": 4},
+    "jamba-v0.1": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4,
+                   "mamba_dt_rank": 16},
+    "mamba2-2.7b": {"num_hidden_layers": 2, "num_heads": 8, "head_dim": 64},
+    "falcon-mamba-7b": {"num_hidden_layers": 2, "time_step_rank": 16, "intermediate_size": 512},
+    "lfm2-1.2b": {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2, "block_ff_dim": 256,
+                  "conv_dim": 256},
+    "qwen3-next-80b-a3b": {"num_hidden_layers": 4, "head_dim": 64, **_EXPERTS, "shared_expert_intermediate_size": 128,
+                           "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64,
+                           "linear_value_head_dim": 64},
 }  # fmt: skip
 
 

@@ -216,8 +216,10 @@ def mamba2(reader: Reader, config: Config) -> ModelArch:
     """Mamba-2 without attention."""
     hidden = reader.integer("hidden_size")
     heads, dim = reader.integer("num_heads", default=128), reader.integer("head_dim", default=64)
+    expanded = reader.integer("expand", default=2, limit="layers") * hidden
+    inner = reader.integer("intermediate_size", default=expanded)
     mixer = Mamba2(
-        hidden, heads * dim, heads, dim, reader.integer("n_groups", default=8),
+        hidden, inner, heads, dim, reader.integer("n_groups", default=8),
         reader.integer("state_size", default=128),
         reader.integer("conv_kernel", default=4, limit="layers"), reader.flag("use_bias"),
         reader.flag("use_conv_bias", default=True),
@@ -229,7 +231,7 @@ def mamba2(reader: Reader, config: Config) -> ModelArch:
     ]  # fmt: skip
     return assemble(
         reader, config, layers, mixer.rules(), root="backbone", embed="embeddings", norm="norm_f",
-        tied=reader.flag("tie_word_embeddings"), inner=heads * dim, pipeline=False,
+        tied=reader.flag("tie_word_embeddings"), inner=inner, pipeline=False,
     )  # fmt: skip
 
 
