@@ -170,8 +170,8 @@ def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
     if request.kv_cache_memory is not None:
         fit = replace(fit, pinned=request.kv_cache_memory)
     notes = [*context.notes, *fit.notes, *best.notes]
+    hosts = 1 if devices.is_cpu else -(-place.devices // devices.gpu.per_host)
     if "ray" in flags.values():
-        hosts = -(-place.devices // devices.gpu.per_host)
         notes.append(f"spans {hosts} hosts: start Ray on each of them first (or use vLLM's --nnodes and --node-rank)")
     return Plan(
         model=request.model, architecture=context.arch.architecture or context.arch.model_type,
@@ -184,7 +184,8 @@ def to_plan(context: Context, best: Looked, looked: list[Looked]) -> Plan:
         kv_blocks=fit.blocks, max_concurrency=round(fit.layout.concurrency(fit.blocks, fit.length), 2),
         kv_cache_memory=fit.pinned, flags=flags,
         overhead_parts={name: part.value for name, part in fit.overhead_parts.items()},
-        env={**visible_devices(devices), **best.env}, stage_layers=place.layers,
+        env={**visible_devices(devices), **best.env}, stage_layers=place.layers, nnodes=hosts,
+        devices_per_node=min(place.devices, devices.gpu.per_host) if hosts > 1 else place.devices,
         expert_parallel=place.expert_parallel, prediction=_prediction(context, best),
         candidates=tuple(one.candidate() for one in looked), notes=tuple(dict.fromkeys(notes)),
     )  # fmt: skip

@@ -149,6 +149,8 @@ class Plan:
         overhead_parts: the overhead by what it is for.
         flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
         env: environment variables that the launch needs beside the flags.
+        nnodes: hosts that the placement spans; the ranks fill one after another.
+        devices_per_node: devices that the launch takes of a host, of the fullest where there are several.
         stage_layers: layers of each pipeline stage where they are not spread evenly.
         exact: vLLM's own figures, when asked for: ``weight_bytes`` (parameters of the largest rank),
             ``kv_blocks``, ``kv_tokens`` and whether they agree.
@@ -183,6 +185,8 @@ class Plan:
     overhead_parts: dict[str, int] = field(default_factory=dict)
     flags: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
+    nnodes: int = 1
+    devices_per_node: int = 1
     stage_layers: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     exact: dict[str, Any] | None = None

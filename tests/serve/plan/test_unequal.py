@@ -76,6 +76,7 @@ def test_nodes_multiply_the_gpus_and_bound_tensor_parallelism(model_folder):
     assert plan.tensor_parallel_size <= 4
     assert plan.pipeline_parallel_size >= 3
     assert plan.flags["--distributed-executor-backend"] == "ray"
+    assert (plan.nnodes, plan.devices_per_node) == (-(-plan.tensor_parallel_size * plan.pipeline_parallel_size // 4), 4)
     crossing = [line for line in refused_lines(plan.candidates) if "would cross hosts of 4 GPUs" in line]
     assert len(crossing) == 1
     assert crossing[0].startswith("TP 5 to 16; TP 5 x PP 2")
@@ -86,6 +87,7 @@ def test_replicas_on_several_hosts_are_started_by_ray(model_folder):
         PlanRequest(model_folder("llama-3.1-8b"), gpu=("h100:2",), nodes=2, objective="throughput", max_model_len=4096)
     )
     assert plan.data_parallel_size == 4
+    assert (plan.nnodes, plan.devices_per_node) == (2, 2)
     assert plan.flags["--data-parallel-backend"] == "ray"
 
 
