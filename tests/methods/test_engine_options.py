@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -120,6 +121,15 @@ def test_kv_cache_scales_reach_the_attention_layers(tmp_path: Path) -> None:
 
     assert cell.recipe.kv_scales is not None
     assert inspect(written.folder, scales, quantization="vqp_fp8") == [(*cell.recipe.kv_scales, "fp8")] * LAYERS
+
+
+@pytest.mark.parametrize("name", ["int8-w8a16", "fp8-ct-channel", "gptq-act-order-4bit-g64"])
+def test_loading_gives_vllm_nothing_to_warn_of(name: str, tmp_path: Path) -> None:
+    """vLLM says a line for each tensor whose dtype it did not expect: hundreds with a large model."""
+    cell = BY_NAME[name]
+    with mock.patch("vllm.model_executor.models.utils.logger.warning") as warning:
+        inspect(write(tmp_path, cell, MODEL).folder, lambda model: None, quantization=cell.method)
+    assert not warning.mock_calls
 
 
 def test_loaded_weights_are_small(tmp_path: Path) -> None:

@@ -102,13 +102,14 @@ class VqpLinearMethod(layers.LinearMethodBase):
         plan = plan_shards(layer, input_size, input_size_per_partition, output_size)
         if plan.splits_columns:
             check_columns(self.name, self.scheme, input_size, layer.tp_size)
-        leaves = list(get_format(self.scheme).specs(self.scheme, sum(p.rows for p in plan.parts), input_size))
+        specs = get_format(self.scheme).specs(self.scheme, sum(p.rows for p in plan.parts), input_size)
+        leaves = list(specs)
         by_part = [(part.shard_id, leaf) for part in plan.parts for leaf in leaves]
         fused_on_disk = [(None, leaf) for leaf in leaves]
         device, dtype = torch.empty(0).device, params_dtype
         staging = Staging([by_part, fused_on_disk], lambda: self._convert(layer, plan, staging, device, dtype))
-        for leaf in leaves:
-            layer.register_parameter(leaf, placeholder(self._loader(staging, leaf)))
+        for leaf, spec in specs.items():
+            layer.register_parameter(leaf, placeholder(self._loader(staging, leaf), spec.dtypes))
         layer.vqp_staging = staging
         layer.vqp_leaves = leaves
 

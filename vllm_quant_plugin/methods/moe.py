@@ -58,7 +58,8 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         layer.vqp_experts = {}
         gated = self.moe.is_act_and_mul
         layer.vqp_shards = {"w13": ("w1", "w3") if gated else ("w1",), "w2": ("w2",)}
-        leaves = list(get_format(self.scheme).specs(self.scheme, intermediate, hidden_size))
+        specs = get_format(self.scheme).specs(self.scheme, intermediate, hidden_size)
+        leaves = list(specs)
         device = torch.empty(0).device
         layer.vqp_staging = {
             (expert, matrix): self._staging(layer, expert, matrix, leaves, device, params_dtype)
@@ -67,8 +68,9 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         }
         layer.vqp_leaves = [f"{matrix}_{leaf}" for matrix in ("w13", "w2") for leaf in leaves]
         for matrix in ("w13", "w2"):
-            for leaf in leaves:
-                layer.register_parameter(f"{matrix}_{leaf}", placeholder(self._loader(layer, matrix, leaf)))
+            for leaf, spec in specs.items():
+                parameter = placeholder(self._loader(layer, matrix, leaf), spec.dtypes)
+                layer.register_parameter(f"{matrix}_{leaf}", parameter)
 
     def _staging(
         self, layer: Any, expert: int, matrix: str, leaves: list[str], device: torch.device, dtype: torch.dtype
