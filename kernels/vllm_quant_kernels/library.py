@@ -2,6 +2,7 @@
 
 VQP_CPU_LIBRARY  path of another build of the library.
 VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni or avx512_bf16: use no instruction beyond it.
+VQP_CPU_W4A8     1: weight-only products of integer weights of 2 to 7 bits quantize their activations to INT8.
 """
 
 from __future__ import annotations
@@ -61,15 +62,32 @@ def load() -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL(str(path))
         version = lib.vqp_cpu_abi_version()
-        _declare(lib)
     except (OSError, AttributeError) as error:
         raise LibraryError(f"{path} cannot be loaded: {error}") from error
     if version != ABI_VERSION:
         raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
+    _declare(lib)
+    int8_activations()
     wanted = os.environ.get("VQP_CPU_ISA", "")
     if wanted:
         set_level(lib, wanted)
     return lib
+
+
+@functools.cache
+def int8_activations() -> bool:
+    """Whether VQP_CPU_W4A8 asks for INT8 activations.
+
+    Looked up by the operators and not by who calls them: a graph that vLLM compiled and cached then holds for
+    either value.
+
+    Raises:
+        LibraryError: it is neither 0 nor 1.
+    """
+    value = os.environ.get("VQP_CPU_W4A8", "")
+    if value not in ("", "0", "1"):
+        raise LibraryError(f"VQP_CPU_W4A8={value} is unknown: it is 1, or 0 as without it")
+    return value == "1"
 
 
 def set_level(lib: ctypes.CDLL, name: str) -> None:

@@ -50,6 +50,8 @@ def _wna16_cpu(
 ) -> torch.Tensor:
     _check_input(x, bias, n, k)
     packed = PackedWeight(data, scales, zeros, perm, kind, bits, group_size, n, k)
+    if library.int8_activations() and serves_a8(packed):
+        return _weight_only_a8(x, packed, bias)
     if library.available():
         return native.weight_only(x, packed, bias, int8=False)
     return reference.wna16_linear(x, unpack(packed), bias, torch.float32).to(x.dtype)
@@ -72,6 +74,10 @@ def _w4a8_cpu(
     packed = PackedWeight(data, scales, zeros, perm, kind, bits, group_size, n, k)
     if not serves_a8(packed):
         raise ValueError(f"INT8 activations need integer weights of 2 to 7 bits, got {bits} bits, kind {kind & 0xFF}")
+    return _weight_only_a8(x, packed, bias)
+
+
+def _weight_only_a8(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None) -> torch.Tensor:
     if library.available():
         return native.weight_only(x, packed, bias, int8=True)
     return reference.w4a8_linear(x, unpack(packed), bias, torch.float32).to(x.dtype)
@@ -116,7 +122,8 @@ torch.library.register_fake("vqp::w8a8_linear", _w8a8_fake, lib=_LIB)
 def linear(x: torch.Tensor, packed: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """Weight-only quantized linear: x (..., K) bf16, fp16 or fp32 to (..., N) of the same dtype.
 
-    Activations are not rounded; products are accumulated in FP32 per group, then scaled.
+    Activations are not rounded; products are accumulated in FP32 per group, then scaled. With VQP_CPU_W4A8=1 in
+    the environment this is :func:`linear_a8` where that serves the weight.
     """
     return torch.ops.vqp.wna16_linear(
         x,

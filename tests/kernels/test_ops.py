@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.weights import random_weight, weights
-from vllm_quant_kernels import reference
+from vllm_quant_kernels import library, reference
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
 from vllm_quant_kernels.pack import pack, pack_int8
@@ -127,6 +127,24 @@ def test_int8_activations_pass_nan_and_infinity_on() -> None:
     y = linear_a8(x, pack(random_weight(24, 64, 4, 32)))
     assert y[0].isfinite().all()
     assert y[1:].isnan().all()
+
+
+def test_environment_asks_for_int8_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, packed, wide = torch.randn(3, 64), pack(random_weight(24, 64, 4, 32)), pack(random_weight(24, 64, 8, 32))
+    plain = [linear(x, packed), linear(x, wide)]
+    try:
+        for value, chosen in (("1", linear_a8(x, packed)), ("0", plain[0])):
+            monkeypatch.setenv("VQP_CPU_W4A8", value)
+            library.int8_activations.cache_clear()
+            assert torch.equal(linear(x, packed), chosen)
+            assert torch.equal(linear(x, wide), plain[1])
+        assert not torch.equal(linear_a8(x, packed), plain[0])
+        monkeypatch.setenv("VQP_CPU_W4A8", "yes")
+        library.int8_activations.cache_clear()
+        with pytest.raises(library.LibraryError, match="VQP_CPU_W4A8=yes"):
+            linear(x, packed)
+    finally:
+        library.int8_activations.cache_clear()
 
 
 def test_int8_activations_refuse_eight_bits_and_fp8() -> None:
