@@ -28,8 +28,8 @@ def run_tasks(
     """
     try:
         with quiet_output():
-            import lm_eval
-            from lm_eval.tasks import TaskManager
+            import lm_eval  # type: ignore[import-not-found]
+            from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
     except ImportError as err:
         raise BackendError(
             f"--tasks needs lm-evaluation-harness ({err.name} is missing)", "pip install lm-eval"

@@ -73,7 +73,9 @@ def vocabulary(checkpoint: Checkpoint) -> int:
     return size
 
 
-def load_texts(checkpoint: Checkpoint, paths: Sequence[str | Path], windows: int | None, window_len: int) -> list[Text]:
+def load_texts(
+    checkpoint: Checkpoint, paths: Sequence[str | Path | Text], windows: int | None, window_len: int
+) -> list[Text]:
     """Held-out texts in the model's tokens; a ``Text`` is taken as it is, without scores.
 
     Raises:

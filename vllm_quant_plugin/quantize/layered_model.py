@@ -198,10 +198,11 @@ class LayeredModel:
         Returns:
             float32 (B, L, vocabulary).
         """
-        head = self._model.get_output_embeddings()
+        model: Any = self._model
+        head = model.get_output_embeddings()
         if head.weight.is_meta:
             name = "lm_head.weight"
-            tied = self._model.get_input_embeddings().weight
+            tied = model.get_input_embeddings().weight
             weight = read_tensor(self._checkpoint, name) if name in self._checkpoint.tensors else tied
             head.weight = nn.Parameter(weight.to(self.device, torch.float32), requires_grad=False)
         owner_name, _, leaf = self._list_name.rpartition(".")
@@ -209,7 +210,7 @@ class LayeredModel:
         setattr(owner, leaf, nn.ModuleList(_Constant(layer, hidden) for layer in self._layers))
         try:
             ids = torch.tensor(tokens, device=self.device)
-            return self._model(input_ids=ids, use_cache=False).logits.float()
+            return model(input_ids=ids, use_cache=False).logits.float()
         finally:
             setattr(owner, leaf, self._layers)
 

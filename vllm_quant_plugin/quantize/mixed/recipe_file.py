@@ -53,7 +53,7 @@ def read_recipe_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     Raises:
         UsageError: unreadable or not of the form above.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         value = yaml.safe_load(path.read_text("utf-8"))

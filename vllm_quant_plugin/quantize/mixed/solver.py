@@ -127,6 +127,6 @@ def solve(
     for parents, options_taken in reversed(trail):
         choice.append(int(options_taken[at]))
         at = int(parents[at])
-    loss = float(state_losses[best])
-    bound = loss if exact else min(loss, relaxed_bound(costs, losses, budget))
-    return Solution(tuple(reversed(choice)), int(state_costs[best]), loss, bound, exact)
+    total = float(state_losses[best])
+    bound = total if exact else min(total, relaxed_bound(costs, losses, budget))
+    return Solution(tuple(reversed(choice)), int(state_costs[best]), total, bound, exact)
