@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 from vllm_quant_serve.plan.context import Context
+from vllm_quant_serve.plan.overhead import SOURCES, version_key
 from vllm_quant_serve.plan.render import between, size
 from vllm_quant_serve.plan.storage import Placement
 from vllm_quant_serve.plan.types import Plan
@@ -15,7 +16,12 @@ def explain(context: Context, plan: Plan) -> list[str]:
     """Lines for people, from the device down to the KV token."""
     place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size,
                       plan.expert_parallel, plan.stage_layers)  # fmt: skip
-    return [*_device(context, plan), *_weights(context, place), *_overhead(plan), *_cache(context, plan, place)]
+    return [
+        *_device(context, plan),
+        *_weights(context, place),
+        *_overhead(context, plan),
+        *_cache(context, plan, place),
+    ]
 
 
 def _device(context: Context, plan: Plan) -> list[str]:
@@ -53,9 +59,14 @@ def _kind(name: str, role: str) -> str:
     return "others"
 
 
-def _overhead(plan: Plan) -> list[str]:
-    parts = ", ".join(f"{name} {size(nbytes)}" for name, nbytes in plan.overhead_parts.items())
-    return [f"Overheads, estimated: {between(plan.overhead_bytes)}: {parts}."]
+def _overhead(context: Context, plan: Plan) -> list[str]:
+    if context.devices.is_cpu:
+        where = "a CPU"
+    else:
+        major, minor = context.devices.gpu.capability
+        where = f"compute capability {major}.{minor}" if major else "AMD"
+    head = f"Overheads, estimated for vLLM {version_key(context.version)} on {where}: {between(plan.overhead_bytes)}:"
+    return [head, *(f"  {name} {size(nbytes)}: {SOURCES[name]}" for name, nbytes in plan.overhead_parts.items())]
 
 
 def _cache(context: Context, plan: Plan, place: Placement) -> list[str]:

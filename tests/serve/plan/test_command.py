@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from vllm_quant_serve.plan.schema import plan_schema
+from vllm_quant_serve.plan.schema import compare_schema, plan_schema
 
 BUNDLED = Path(__file__).parents[3] / "vllm_quant_plugin" / "data" / "stdlib-llama"
 ROOT = Path(__file__).parents[3]
@@ -71,6 +71,13 @@ def test_failures_are_one_line_with_a_code(arguments, code, message):
     assert json.loads(done.stdout)["error"]["exit_code"] == code
 
 
+def test_the_comparison_has_a_schema_too():
+    published = json.loads((ROOT / "docs" / "plan-compare.schema.json").read_text())
+    assert published == compare_schema()
+    done = run("plan", str(BUNDLED), "--gpu", "h100", "--compare", "--json")
+    jsonschema.validate(json.loads(done.stdout), published)
+
+
 def test_compare_shows_every_method_with_its_source():
     done = run("plan", str(BUNDLED), "--gpu", "h100", "--compare", "--json")
     methods = json.loads(done.stdout)["methods"]
@@ -113,7 +120,7 @@ def test_accuracy_without_launches_says_so():
 def test_the_published_schema_is_what_plans_satisfy():
     published = json.loads((ROOT / "docs" / "plan.schema.json").read_text())
     assert published == plan_schema()
-    plan = json.loads(run("plan", str(BUNDLED), "--gpu", "h100:4", "--price", "2", "--json").stdout)
+    plan = json.loads(run("plan", str(BUNDLED), "--gpu", "h100:4", "--price", "2", "--explain", "--json").stdout)
     jsonschema.validate(plan, published)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**plan, "kv_blocks": "many"}, published)
