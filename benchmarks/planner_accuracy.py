@@ -4,7 +4,7 @@ For every config file and placement, vLLM (on the meta device, in one subprocess
 its KV cache at pinned KV bytes; the planner computes the same from config.json alone. Writes the table of
 docs/planner.md (``--markdown``) and the recorded answers that the tests compare with (``--record``).
 
-    python benchmarks/planner_accuracy.py [--only NAME ...] [--record FILE] [--markdown FILE]
+    python benchmarks/planner_accuracy.py [--only NAME ...] [--record FILE] [--recorded FILE] [--markdown FILE]
 """
 
 from __future__ import annotations
@@ -101,8 +101,10 @@ def planned(config: dict[str, Any], tp: int, pp: int, answer: ExactAnswer) -> di
     }  # fmt: skip
 
 
-def compare(names: list[str], placements: tuple[tuple[int, int], ...]) -> tuple[list[Comparison], list[dict[str, Any]]]:
-    """Ask vLLM about every name at every placement and compare."""
+def compare(
+    names: list[str], placements: tuple[tuple[int, int], ...], known: dict[tuple[str, int, int], ExactAnswer]
+) -> tuple[list[Comparison], list[dict[str, Any]]]:
+    """Ask vLLM about every name at every placement whose answer is not known, and compare."""
     jobs, keys = [], []
     with tempfile.TemporaryDirectory() as root:
         for name in names:
@@ -111,15 +113,17 @@ def compare(names: list[str], placements: tuple[tuple[int, int], ...]) -> tuple[
             config = load(name)
             (folder / "config.json").write_text(json.dumps(config))
             for tp, pp in placements:
-                jobs.append(ExactJob(str(folder), KV_BYTES, tp, pp, max_model_len=length_of(config),
-                                     max_num_batched_tokens=2048))  # fmt: skip
-                keys.append((name, config, tp, pp))
-        answers = list(ask_vllm(jobs, timeout=3600))
+                keys.append((name, tp, pp))
+                if not known:
+                    jobs.append(ExactJob(str(folder), KV_BYTES, tp, pp, max_model_len=length_of(config),
+                                         max_num_batched_tokens=2048))  # fmt: skip
+        answers = known or dict(zip(keys, ask_vllm(jobs, timeout=3600), strict=True))
     found, record = [], []
-    for (name, config, tp, pp), answer in zip(keys, answers, strict=True):
-        if answer.error.startswith(CPU_ONLY):
+    for name, tp, pp in keys:
+        answer = answers.get((name, tp, pp))
+        if answer is None or answer.error.startswith(CPU_ONLY):
             continue
-        ours = planned(config, tp, pp, answer)
+        ours = planned(load(name), tp, pp, answer)
         found.append(Comparison(name, tp, pp, answer.error, **{"vllm_blocks": answer.blocks,
                                                               "vllm_tokens": answer.tokens, **ours}))  # fmt: skip
         kept = {
@@ -127,6 +131,15 @@ def compare(names: list[str], placements: tuple[tuple[int, int], ...]) -> tuple[
         }
         record.append({"name": name, "tp": tp, "pp": pp, **kept})
     return found, record
+
+
+def recorded(path: Path) -> dict[tuple[str, int, int], ExactAnswer]:
+    """vLLM's answers of an earlier run."""
+    found = {}
+    for row in json.loads(path.read_text())["answers"]:
+        fields = {key: value for key, value in row.items() if key not in ("name", "tp", "pp")}
+        found[row["name"], row["tp"], row["pp"]] = ExactAnswer(**{**fields, "weights": tuple(row["weights"])})
+    return found
 
 
 def table(found: list[Comparison]) -> str:
@@ -158,18 +171,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of config files without .json")
     parser.add_argument("--record", type=Path, help="write vLLM's answers as JSON")
+    parser.add_argument("--recorded", type=Path, help="compare with the answers of an earlier run, without vLLM")
     parser.add_argument("--markdown", type=Path, help="write the table")
     arguments = parser.parse_args()
     names = arguments.only or sorted(path.stem for path in CONFIGS.glob("*.json"))
-    found, record = compare(names, PLACEMENTS)
+    found, record = compare(names, PLACEMENTS, recorded(arguments.recorded) if arguments.recorded else {})
     for one in found:
         if not one.equal:
             print(f"DIFFERENT {one}")
     legal = [one for one in found if not one.vllm_error and not one.refusal]
+    both = sum(bool(one.vllm_error) and bool(one.refusal) for one in found)
+    ours = sum(bool(one.refusal) and not one.vllm_error for one in found)
     errors = sorted(one.weight_error for one in legal)
     different = sum(not one.equal for one in found)
     print(f"{len(names)} configurations, {len(found)} placements, {len(legal)} legal; {different} differ")
-
+    exact = sum(one.weights == one.vllm_weights for one in legal)
+    same = sum((one.blocks, one.tokens) == (one.vllm_blocks, one.vllm_tokens) for one in legal)
+    theirs = sum(bool(one.vllm_error) and not one.refusal for one in found)
+    print(f"weights equal to the byte {exact}, KV blocks and tokens equal {same}")
+    print(f"refused by both {both}, by the planner only {ours}, by vLLM only {theirs}")
     if errors:
         print(f"weights: mean absolute error {100 * sum(errors) / len(errors):.5f}%, worst {100 * errors[-1]:.5f}%")
     if arguments.record:
