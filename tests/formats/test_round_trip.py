@@ -18,6 +18,8 @@ from vllm_quant_plugin.formats.bits import (
     unpack_dense,
     unpack_padded,
 )
+from vllm_quant_plugin.formats.dense import rows_at_a_time
+from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
 from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, Scheme
 
 GROUPS = (PER_CHANNEL, 16, 32, 64, 128)
@@ -147,6 +149,31 @@ def test_pack_quantized_padded_words(bits: int, sym: bool, n: int, k: int, seed:
         tensors["weight_zero_point"] = pack_padded(weight.zeros.t().contiguous(), bits).t().contiguous()
     layout.validate("module", tensors, scheme, n, k)
     assert_same(layout.unpack(tensors, scheme, n, k), weight)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme("dense", bits=8, group_size=PER_CHANNEL),
+        Scheme("dense", bits=4, group_size=128, symmetric=False),
+        Scheme("dense", bits=8, group_size=PER_TENSOR),
+        Scheme("dense", "fp8_e4m3", 8, PER_CHANNEL),
+        Scheme("dense", "fp8_e4m3", 8, 128, block=(128, 128)),
+    ],
+    ids=lambda scheme: scheme.describe(),
+)
+def test_dense_by_pieces_is_dense_at_once(scheme: Scheme) -> None:
+    """Longer than one piece, and no multiple of it."""
+    n, k = 3 * rows_at_a_time(256, 1) + 5, 256
+    weight = torch.randn(n, k, generator=torch.Generator().manual_seed(0)).bfloat16()
+    got = get_format(scheme).unpack({"weight": weight}, scheme, n, k)
+    if scheme.kind == "int":
+        wanted = quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
+    else:
+        block_n = scheme.block[0] if scheme.block else 1
+        wanted = quantize_fp8(weight, scheme.group_size, block_n=block_n)
+    assert_same(got, wanted)
+    assert torch.equal(got.scales, wanted.scales)
 
 
 AWQ4 = Scheme("awq", bits=4, group_size=64, symmetric=False)

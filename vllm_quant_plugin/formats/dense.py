@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import torch
 
-from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows
 from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.scheme import PER_TENSOR, Scheme
+
+PIECE = 1 << 17  # weights: their FP32 intermediates stay in the cache, and the allocator uses the same pages again
+
+
+def rows_at_a_time(k: int, block_n: int) -> int:
+    """Rows of about ``PIECE`` weights, whole blocks of ``block_n``."""
+    return max(1, PIECE // (k * block_n)) * block_n
 
 
 class DenseFormat(Format):
@@ -20,11 +27,17 @@ class DenseFormat(Format):
         return {"weight": TensorSpec(((n, k),), FLOATS)}
 
     def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
-        weight = tensors["weight"]
-        if scheme.kind == "int":
-            return quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
         block_n = scheme.block[0] if scheme.block else 1
-        return quantize_fp8(weight, scheme.group_size, block_n=block_n, kind=scheme.kind)
+
+        def quantize(rows: torch.Tensor) -> CanonicalWeight:
+            if scheme.kind == "int":
+                return quantize_int(rows, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
+            return quantize_fp8(rows, scheme.group_size, block_n=block_n, kind=scheme.kind)
+
+        weight = tensors["weight"]
+        if scheme.group_size == PER_TENSOR:
+            return quantize(weight)
+        return concat_rows([quantize(part) for part in weight.split(rows_at_a_time(k, block_n))])
 
     def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
         return {"weight": weight.dequantize(torch.float32)}
