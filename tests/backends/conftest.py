@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.quantize.conftest import small_model
+from tests.quantize.conftest import short_text, small_model
 from vllm_quant_plugin.backends.store import BACKENDS, MARK, _digest
 
-__all__ = ["small_model"]
+__all__ = ["short_text", "small_model"]
 FAKE = Path(__file__).parents[1] / "support" / "fake_llmcompressor.py"
 
 

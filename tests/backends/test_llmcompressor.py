@@ -57,8 +57,8 @@ def check_output(source: Path, made: Path, recipe) -> None:
 
 
 @pytest.mark.parametrize(("method", "options"), [RECIPES[0], RECIPES[2], RECIPES[4]])
-def test_protocol(small_model: Path, tmp_path: Path, fake: Path, method: str, options: dict) -> None:
-    recipe = make_recipe(method, **options, **DATA)
+def test_protocol(small_model: Path, short_text: str, tmp_path: Path, fake: Path, method: str, options: dict) -> None:
+    recipe = make_recipe(method, calibration=short_text, **options, **DATA)
     plan = preflight(small_model, tmp_path / "out", recipe)
     seen: list[tuple[int, int]] = []
     report = quantize_model(

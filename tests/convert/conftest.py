@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.quantize.conftest import small_model
+from tests.quantize.conftest import short_text, small_model
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.convert.api import stored_scheme
 from vllm_quant_plugin.formats import get_format
@@ -15,7 +15,7 @@ from vllm_quant_plugin.inspect import module_shape
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.shards import read_tensor
 
-__all__ = ["small_model"]
+__all__ = ["short_text", "small_model"]
 
 
 def dequantized(folder: Path) -> dict[str, torch.Tensor]:
@@ -35,24 +35,36 @@ def dequantized(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.fixture(scope="session")
-def sources(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Quantized checkpoints by name."""
-    from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+RECIPES = {
+    "awq": ("awq", {"level": "4bit-64g"}),
+    "gptq": ("gptq", {"level": "4bit-64g", "act_order": False}),
+    "gptq-actorder": ("gptq", {"level": "3bit-64g"}),
+    "gptq-asym": ("gptq", {"level": "8bit-128g-asym", "act_order": False}),
+    "rtn3": ("rtn", {"level": "3bit-64g"}),
+    "rtn4": ("rtn", {"level": "4bit-32g-asym"}),
+    "int8": ("int8", {}),
+    "fp8": ("fp8", {"level": "tensor"}),
+    "fp8-block": ("fp8", {"level": "block"}),
+}
 
-    folder = tmp_path_factory.mktemp("sources")
-    data = {"samples": 1, "seq_len": 32}
-    recipes = {
-        "awq": make_recipe("awq", level="4bit-64g", **data),
-        "gptq": make_recipe("gptq", level="4bit-64g", act_order=False, **data),
-        "gptq-actorder": make_recipe("gptq", level="3bit-64g", **data),
-        "gptq-asym": make_recipe("gptq", level="8bit-128g-asym", act_order=False, **data),
-        "rtn3": make_recipe("rtn", level="3bit-64g"),
-        "rtn4": make_recipe("rtn", level="4bit-32g-asym"),
-        "int8": make_recipe("int8"),
-        "fp8": make_recipe("fp8", level="tensor"),
-        "fp8-block": make_recipe("fp8", level="block"),
-    }
-    for name, recipe in recipes.items():
-        quantize_model(small_model, folder / name, recipe)
-    return {name: folder / name for name in recipes}
+
+class Sources:
+    """Quantized checkpoints by name, each made when first asked for."""
+
+    def __init__(self, model: Path, text: str, folder: Path) -> None:
+        self._model, self._text, self._folder = model, text, folder
+
+    def __getitem__(self, name: str) -> Path:
+        from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+
+        folder, (method, options) = self._folder / name, RECIPES[name]
+        if not folder.exists():
+            data = {"samples": 1, "seq_len": 32, "calibration": self._text} if method in ("awq", "gptq") else {}
+            quantize_model(self._model, folder, make_recipe(method, **options, **data))
+        return folder
+
+
+@pytest.fixture(scope="session")
+def sources(small_model: Path, short_text: str, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """See ``Sources``."""
+    return Sources(small_model, short_text, tmp_path_factory.mktemp("sources"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.convert.conftest import dequantized
+from tests.convert.conftest import Sources, dequantized
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.convert.api import convert_model
@@ -35,9 +35,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("source", "to", "storage"), KEPT, ids=lambda value: value)
-def test_every_weight_is_the_same_number(
-    sources: dict[str, Path], tmp_path: Path, source: str, to: str, storage: str
-) -> None:
+def test_every_weight_is_the_same_number(sources: Sources, tmp_path: Path, source: str, to: str, storage: str) -> None:
     report = convert_model(sources[source], tmp_path / "out", to)
     before, after = dequantized(sources[source]), dequantized(tmp_path / "out")
     assert report.modules == len(before) == len(after) == 14
@@ -56,7 +54,7 @@ def test_every_weight_is_the_same_number(
         assert torch.equal(*tensors)
 
 
-def test_there_and_back_gives_the_same_bytes(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_there_and_back_gives_the_same_bytes(sources: Sources, tmp_path: Path) -> None:
     convert_model(sources["awq"], tmp_path / "there", "gptq")
     convert_model(tmp_path / "there", tmp_path / "back", "awq")
     assert hash_tensor_files(tmp_path / "back") == hash_tensor_files(sources["awq"])
@@ -77,7 +75,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("source", "to", "said"), REFUSED, ids=lambda value: value)
 def test_what_would_lose_something_is_refused(
-    sources: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str], source: str, to: str, said: str
+    sources: Sources, tmp_path: Path, capfd: pytest.CaptureFixture[str], source: str, to: str, said: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["convert", str(sources[source]), "--to", to, "-o", str(tmp_path / "out")])
@@ -88,7 +86,7 @@ def test_what_would_lose_something_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_scales_that_do_not_fit_are_refused(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_scales_that_do_not_fit_are_refused(sources: Sources, tmp_path: Path) -> None:
     """bfloat16 reaches further down than float16: such a scale would become another number."""
     folder = shutil.copytree(sources["rtn4"], tmp_path / "in")
     shard = folder / "model-00001-of-00002.safetensors"
@@ -101,7 +99,7 @@ def test_scales_that_do_not_fit_are_refused(sources: dict[str, Path], tmp_path: 
     assert [p.name for p in tmp_path.iterdir()] == ["in"]
 
 
-def test_an_output_is_replaced_on_demand_only(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_an_output_is_replaced_on_demand_only(sources: Sources, tmp_path: Path) -> None:
     convert_model(sources["awq"], tmp_path / "out", "gptq")
     with pytest.raises(OutputError, match="exists already"):
         convert_model(sources["awq"], tmp_path / "out", "compressed-tensors")
@@ -110,7 +108,7 @@ def test_an_output_is_replaced_on_demand_only(sources: dict[str, Path], tmp_path
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-def test_command_prints_the_report(sources: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_the_report(sources: Sources, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["convert", str(sources["awq"]), "--to", "gptq", "-o", str(tmp_path / "out"), "--json"])
     assert caught.value.code == 0
@@ -119,7 +117,7 @@ def test_command_prints_the_report(sources: dict[str, Path], tmp_path: Path, cap
 
 
 @pytest.mark.engine
-def test_vllm_says_the_same_of_both(sources: dict[str, Path], tmp_path: Path) -> None:
+def test_vllm_says_the_same_of_both(sources: Sources, tmp_path: Path) -> None:
     """AWQ and what it became, each through the plugin's own method in float32."""
     from tests.support.engines import ask
 

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from vllm_quant_plugin.evaluate.windows import BUNDLED
+from vllm_quant_plugin.quantize.calibration import SHIPPED
 
 LAYERS = 2
 
@@ -36,3 +37,11 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def short_text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The beginning of the shipped text: encoding all of it takes longer than quantizing a small model."""
+    path = tmp_path_factory.mktemp("text") / "short.txt"
+    path.write_text(SHIPPED.read_text("utf-8")[:60_000], "utf-8")
+    return str(path)

@@ -21,8 +21,13 @@ from vllm_quant_plugin.quantize.statistics import Group
 from vllm_quant_plugin.rtn import quantize_int
 from vllm_quant_plugin.scheme import ActivationScheme
 
-DATA = {"samples": 8, "seq_len": 128}
 LAYERS = 2
+
+
+@pytest.fixture(scope="module")
+def data(short_text: str) -> dict:
+    """Calibration options."""
+    return {"samples": 8, "seq_len": 128, "calibration": short_text}
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +42,10 @@ def base(loud: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def static_plain(loud: Path, base: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> float:
+def static_plain(loud: Path, base: torch.Tensor, tmp_path_factory: pytest.TempPathFactory, data: dict) -> float:
     """Mean KL of static INT8 without SmoothQuant."""
     out = tmp_path_factory.mktemp("static") / "out"
-    return _made(loud, out, base, "int8", activations="static", smooth="none", **DATA)
+    return _made(loud, out, base, "int8", activations="static", smooth="none", **data)
 
 
 def _made(source: Path, out: Path, base: torch.Tensor, method: str, **options) -> float:
@@ -57,30 +62,32 @@ def test_the_loud_model_is_the_same_function(small_model: Path, base: torch.Tens
     assert mean_kl(log_probabilities(small_model), base) < 1e-5
 
 
-def test_smoothquant_recovers_what_loud_channels_cost(loud: Path, base: torch.Tensor, tmp_path: Path) -> None:
+def test_smoothquant_recovers_what_loud_channels_cost(
+    loud: Path, base: torch.Tensor, tmp_path: Path, data: dict
+) -> None:
     plain = _made(loud, tmp_path / "plain", base, "int8")
-    smooth = _made(loud, tmp_path / "smooth", base, "int8", smooth="search", **DATA)
+    smooth = _made(loud, tmp_path / "smooth", base, "int8", smooth="search", **data)
     # At least 80 % is recovered.
     assert smooth < 0.2 * plain
 
 
 @pytest.mark.parametrize("strength", [0.5, "search"])
 def test_static_activations_need_it_more(
-    loud: Path, base: torch.Tensor, tmp_path: Path, static_plain: float, strength: float | str
+    loud: Path, base: torch.Tensor, tmp_path: Path, static_plain: float, strength: float | str, data: dict
 ) -> None:
-    smooth = _made(loud, tmp_path / "out", base, "int8", activations="static", smooth=strength, **DATA)
+    smooth = _made(loud, tmp_path / "out", base, "int8", activations="static", smooth=strength, **data)
     assert smooth < 0.2 * static_plain
 
 
-def test_awq_halves_the_loss_of_rounding_at_3_bits(loud: Path, base: torch.Tensor, tmp_path: Path) -> None:
+def test_awq_halves_the_loss_of_rounding_at_3_bits(loud: Path, base: torch.Tensor, tmp_path: Path, data: dict) -> None:
     rounded = _made(loud, tmp_path / "rtn", base, "rtn", level="3bit-asym")
-    awq = _made(loud, tmp_path / "awq", base, "awq", level="3bit", **DATA)
+    awq = _made(loud, tmp_path / "awq", base, "awq", level="3bit", **data)
     assert awq < 0.5 * rounded
 
 
 @pytest.mark.parametrize(("method", "top"), [("int8", 127), ("fp8", 448)])
-def test_static_scales_cover_the_inputs(loud: Path, tmp_path: Path, method: str, top: int) -> None:
-    recipe = make_recipe(method, activations="static", smooth="none" if method == "int8" else None, **DATA)
+def test_static_scales_cover_the_inputs(loud: Path, tmp_path: Path, method: str, top: int, data: dict) -> None:
+    recipe = make_recipe(method, activations="static", smooth="none" if method == "int8" else None, **data)
     quantize_model(loud, tmp_path / "out", recipe)
     made = read_checkpoint(tmp_path / "out")
     scales = {}
@@ -104,8 +111,8 @@ def test_static_scales_cover_the_inputs(loud: Path, tmp_path: Path, method: str,
     assert config.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
 
 
-def test_static_fp8_with_cache_scales(loud: Path, base: torch.Tensor, tmp_path: Path) -> None:
-    assert _made(loud, tmp_path / "out", base, "fp8", activations="static", kv_cache=True, **DATA) < 0.02
+def test_static_fp8_with_cache_scales(loud: Path, base: torch.Tensor, tmp_path: Path, data: dict) -> None:
+    assert _made(loud, tmp_path / "out", base, "fp8", activations="static", kv_cache=True, **data) < 0.02
     made = read_checkpoint(tmp_path / "out")
     assert parse_quantization_config(made.quantization_config).kv_cache == "fp8"
     for layer in range(LAYERS):
@@ -171,12 +178,12 @@ def test_spaced_rows() -> None:
 
 
 @pytest.mark.engine
-def test_vllm_scores_static_int8_as_simulated(loud: Path, tmp_path: Path) -> None:
+def test_vllm_scores_static_int8_as_simulated(loud: Path, tmp_path: Path, data: dict) -> None:
     """Perplexity through vLLM is that of the simulation: scales are read and used as they were meant."""
     from vllm_quant_plugin.evaluate.api import evaluate_model
     from vllm_quant_plugin.evaluate.windows import DEFAULT_TEXTS
 
-    quantize_model(loud, tmp_path / "out", make_recipe("int8", activations="static", **DATA))
+    quantize_model(loud, tmp_path / "out", make_recipe("int8", activations="static", **data))
     found = evaluate_model(
         tmp_path / "out", texts=[DEFAULT_TEXTS[0]], windows=8, window_len=128, dtype="float32", quantization="vqp_int8"
     )

@@ -29,7 +29,6 @@ FAMILIES = {
          "mlp_only_layers": []},
     ),
 }  # fmt: skip
-DATA = {"samples": 4, "seq_len": 32}
 
 
 def _write(folder: Path, family: str, idle: tuple[int, ...] = (4, 5)) -> Path:
@@ -95,10 +94,12 @@ def test_separate_experts_are_the_same_function(family: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["gptq", "awq", "int8"])
-def test_every_expert_is_quantized_and_coverage_is_told(family: str, method: str, tmp_path: Path) -> None:
+def test_every_expert_is_quantized_and_coverage_is_told(
+    family: str, method: str, short_text: str, tmp_path: Path
+) -> None:
     folder = _write(tmp_path / "model", family)
     options = {"activations": "static"} if method == "int8" else {"level": "4bit-32g"}
-    recipe = make_recipe(method, **options, **DATA)
+    recipe = make_recipe(method, **options, samples=4, seq_len=32, calibration=short_text)
     report = quantize_model(folder, tmp_path / "out", recipe)
     made = read_checkpoint(tmp_path / "out")
     model = parse_quantization_config(made.quantization_config)

@@ -6,15 +6,11 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
-from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+from vllm_quant_plugin.quantize.api import Recipe, make_recipe, quantize_model
 from vllm_quant_plugin.quantize.report import hash_tensor_files
 
-RECIPE = make_recipe("awq", level="3bit-64g", samples=4, seq_len=64)
 
-
-def _run_and_die(model: Path, output: Path, layer: int) -> None:
+def _run_and_die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
     """A run in a process of its own that gets SIGKILL from within, when ``layer`` layers are finished."""
     child = os.fork()
     if child == 0:
@@ -28,26 +24,27 @@ def _run_and_die(model: Path, output: Path, layer: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         try:
-            quantize_model(model, output, RECIPE, resume=True, progress=die)
+            quantize_model(model, output, recipe, resume=True, progress=die)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
-def test_three_kills_give_one_result(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_kills_give_one_result(small_model: Path, short_text: str, tmp_path: Path) -> None:
     import torch
 
+    recipe = make_recipe("awq", level="3bit-64g", samples=4, seq_len=64, calibration=short_text)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        whole = quantize_model(small_model, tmp_path / "whole", RECIPE)
+        whole = quantize_model(small_model, tmp_path / "whole", recipe)
         # After the first layer, after the second (before anything is written), and both in one run.
         for number, layers in enumerate([(1,), (2,), (1, 2)]):
             output = tmp_path / f"out-{number}"
             for layer in layers:
-                _run_and_die(small_model, output, layer)
+                _run_and_die(small_model, output, recipe, layer)
                 assert list(tmp_path.glob(f".out-{number}.partial-*"))
-            resumed = quantize_model(small_model, output, RECIPE, resume=True)
+            resumed = quantize_model(small_model, output, recipe, resume=True)
             assert resumed.resumed_layers == layers[-1]
             assert hash_tensor_files(output) == whole.files
     finally:

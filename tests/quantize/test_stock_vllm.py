@@ -31,7 +31,8 @@ print("ANSWERS" + json.dumps(answers))
 
 @pytest.mark.engine
 def test_in_tree_vllm_serves_the_output(small_model: Path, tmp_path: Path) -> None:
-    cases = {"int8": ("int8", {})}
+    static = {"activations": "static", "samples": 8, "seq_len": 64}
+    cases = {"int8": ("int8", {}), "int8-static": ("int8", static)}
     if "avx512f" in Path("/proc/cpuinfo").read_text():
         cases |= _WIDE
     for name, (method, options) in cases.items():
