@@ -15,7 +15,8 @@ from vllm_quant_plugin.scheme import ModelScheme, Scheme
 from vllm_quant_serve.plan.model import ModelArch, Parameter, Role
 
 _COLUMN = {"q_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "fc1", "c_fc", "wq", "q_b_proj", "kv_b_proj",
-           "in_proj", "conv1d", "dense_h_to_4h", "linear_fc1", "in_proj_qkvz", "in_proj_ba", "A_log", "D", "dt_bias",
+           "in_proj", "conv1d", "dense_h_to_4h", "linear_fc1", "in_proj_qkvz", "in_proj_ba", "in_proj_qkv",
+           "in_proj_z", "in_proj_b", "in_proj_a", "A_log", "D", "dt_bias",
            "dt_proj", "qkv"}  # fmt: skip
 _KV = {"k_proj", "v_proj", "wk", "wv"}
 _FUSED = {"qkv_proj", "query_key_value", "Wqkv", "wqkv", "W_pack", "c_attn"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["column", "row", "kv", "replicated", "vocab", "expert_column", "expert_row", "expert"]
-Ends = Literal["guarded", "everywhere", "norm_last"]
+Ends = Literal["guarded", "everywhere", "norm_last", "embedding_everywhere"]
 CacheKind = Literal["full", "sliding", "chunked", "mla", "mamba", "cross"]
 
 VOCAB_PADDING = 64  # vLLM: DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embedding.py
@@ -138,7 +138,8 @@ class ModelArch:
         rotary_elements: elements of the shared cos/sin tables, kept in the model's dtype.
         state_dtype: dtype of temporal states where the config fixes it, "" for the cache's.
         ends: which pipeline stages hold embeddings, final norm and lm_head: ``guarded`` only those that
-            need them, ``everywhere`` all of them, ``norm_last`` all but the norm.
+            need them, ``everywhere`` all of them, ``norm_last`` all but the norm, ``embedding_everywhere`` of all of them
+            the embeddings only.
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
         unweighed: parts (vision, audio) that only the checkpoint's tensors tell the size of.

@@ -97,7 +97,7 @@ def granite_hybrid(reader: Reader, config: Config) -> ModelArch:
 
 
 def qwen3_next(reader: Reader, config: Config) -> ModelArch:
-    """Gated delta net in three of four layers, gated attention in the fourth, experts in all."""
+    """Qwen3-Next and Qwen3.5: gated delta net in three of four layers, gated attention in the fourth, maybe experts."""
     hidden = reader.integer("hidden_size")
     count = reader.integer("num_hidden_layers", limit="layers")
     bias = reader.flag("attention_bias")
@@ -120,16 +120,19 @@ def qwen3_next(reader: Reader, config: Config) -> ModelArch:
         found += parts.norm(f"{prefix}.post_attention_layernorm", hidden)
         found += moe.block(prefix) if moe.sparse[i] else parts.mlp(f"{prefix}.mlp", hidden, inner)
         layers.append(Layer(tuple(found), (full_cache(attention) if full else mixer.cache(),)))
-    rules = [*attention.rules(), *mixer.rules(), TpRule("expert features", moe.inner), *moe.rules]
+    rules = [*attention.rules(), *mixer.rules()]
+    if any(moe.sparse):
+        rules += [TpRule("expert features", moe.inner), *moe.rules]
     if not all(moe.sparse):
         rules.append(TpRule("MLP features", inner))
     max_position = reader.integer("max_position_embeddings", default=32_768, limit="length")
     partial = Reader({"partial_rotary_factor": 0.25, **reader.config}, reader.where)
     return assemble(
-        reader, config, layers, rules, tied=reader.flag("tie_word_embeddings"), inner=moe.inner,
-        heads=(attention.heads, attention.head_dim), experts=(moe.count, moe.active),
+        reader, config, layers, rules, tied=reader.flag("tie_word_embeddings"),
+        inner=moe.inner if any(moe.sparse) else inner,
+        heads=(attention.heads, attention.head_dim), experts=(moe.count, moe.active) if any(moe.sparse) else (0, 0),
         rotary=rotary_elements(partial, attention.head_dim, max_position), state_dtype=reader.text("mamba_ssm_dtype"),
-        ends="norm_last",
+        ends="norm_last" if reader.text("model_type") == "qwen3_next" else "embedding_everywhere",
     )  # fmt: skip
 
 
@@ -238,7 +241,7 @@ def mamba2(reader: Reader, config: Config) -> ModelArch:
 BUILDERS: dict[str, Callable[[Reader, Config], ModelArch]] = {
     "falcon_h1": falcon_h1,
     "granitemoehybrid": granite_hybrid,
-    "qwen3_next": qwen3_next,
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), qwen3_next),
     "nemotron_h": nemotron_h,
     "lfm2": lfm2,
     "lfm2_moe": lfm2,

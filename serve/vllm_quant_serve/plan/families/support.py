@@ -25,5 +25,6 @@ ALIASES = {
     "llama4": "llama4_text", "ministral": "mistral", "mistral3": "mistral",
     "pixtral": "mistral",
     "qwen2_5_vl": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen2_vl": "qwen2", "qwen2_vl_text": "qwen2",
+    "qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen3_vl_moe_text": "qwen3_moe", "qwen3_vl_text": "qwen3", "yi": "llama",
 }  # fmt: skip
