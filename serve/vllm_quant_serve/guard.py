@@ -19,21 +19,20 @@ import sys
 import time
 
 
+def in_session(pid: int, session: int) -> bool:
+    """Whether a process lives, zombies excepted, with that session id (see proc(5), fields 3 and 6 of stat)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command name, field 2, is in parentheses and may hold blanks itself.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:  # it ended meanwhile
+        return False
+    return int(fields[3]) == session and fields[0] not in (b"Z", b"X")
+
+
 def session_members(session: int) -> list[int]:
-    """Processes, zombies excepted, whose session id is ``session`` (see proc(5), fields 3 and 6 of stat)."""
-    members = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/stat", "rb") as file:
-                # The command name, field 2, is in parentheses and may hold blanks itself.
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        if int(fields[3]) == session and fields[0] not in (b"Z", b"X"):
-            members.append(int(name))
-    return members
+    """Processes of a session."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and in_session(int(name), session)]
 
 
 def _is_tracker(pid: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vllm_quant_plugin.errors import EngineDiedError
 from vllm_quant_serve.actuals import Actuals
+from vllm_quant_serve.guard import in_session
 from vllm_quant_serve.history import History
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.oversight import oversee
@@ -127,8 +128,10 @@ class Supervisor:
 
     def pages(self) -> list[ServerPage]:
         """What the live API servers tell of themselves."""
-        live = set(self.server.leftovers()) if self.server is not None else set()
-        return [page for page in self.run_dir.pages() if page.pid in live]
+        if self.server is None:
+            return []
+        # Each page's process alone is looked at: scrapes and the drain ask often, and a host may have many processes.
+        return [page for page in self.run_dir.pages() if in_session(page.pid, self.server.pid)]
 
     def in_flight(self) -> int:
         """Requests that the API servers are answering."""
