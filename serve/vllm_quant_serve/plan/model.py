@@ -138,8 +138,8 @@ class ModelArch:
         rotary_elements: elements of the shared cos/sin tables, kept in the model's dtype.
         state_dtype: dtype of temporal states where the config fixes it, "" for the cache's.
         ends: which pipeline stages hold embeddings, final norm and lm_head: ``guarded`` only those that
-            need them, ``everywhere`` all of them, ``norm_last`` all but the norm, ``embedding_everywhere`` of all of them
-            the embeddings only.
+            need them, ``everywhere`` all of them, ``norm_last`` all of them but the norm,
+            ``embedding_everywhere`` only the embeddings on all of them.
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
         unweighed: parts (vision, audio) that only the checkpoint's tensors tell the size of.
