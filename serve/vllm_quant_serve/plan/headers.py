@@ -23,7 +23,8 @@ _FUSED = {"qkv_proj", "query_key_value", "Wqkv", "wqkv", "W_pack", "c_attn"}
 _ROW = {"o_proj", "down_proj", "w2", "wo", "out_proj", "dense", "fc2", "c_proj", "dense_4h_to_h", "x_proj",
         "linear_fc2"}  # fmt: skip
 _VOCAB = {"embed_tokens", "lm_head", "tok_embeddings", "output", "wte", "word_embeddings"}
-_FLOAT32 = {"A_log", "D", "e_score_correction_bias"}
+_FLOAT32 = {"A_log", "D", "e_score_correction_bias", "correct_output_scale"}
+_CERTAIN = ("column", "row", "vocab", "replicated")
 _QUANTIZED_LEAVES = {"qweight", "weight_packed"}
 _SIDE_LEAVES = {"qzeros", "scales", "g_idx", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
                 "weight_g_idx", "input_scale", "k_scale", "v_scale", "weight_scale_2", "input_zero_point"}  # fmt: skip
@@ -70,6 +71,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     last: list[Parameter] = []
     experts: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
     kv_heads = max((cache.kv_heads for cache in arch.caches), default=0)
+    roles: dict[str, Role] = {p.name: p.role for p in arch.parameters() if p.role in _CERTAIN}
     for module, leaves in checkpoint.modules():
         if any(mark in f"{module}.{leaf}" for mark in _SKIP for leaf in leaves) or module.startswith("mtp"):
             continue
@@ -77,11 +79,14 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
             continue
         match = _LAYER.match(f"{module}.")
         layer = int(match[1]) if match else None
-        if layer is not None and layer >= len(arch.layers):
+        if layer is not None and (layer >= len(arch.layers) or _reads_another(arch, layer, module)):
             continue
         module_scheme = scheme.scheme_for(module) if scheme is not None else None
         for leaf, info in leaves.items():
             for parameter in _parameters(module, leaf, info, leaves, module_scheme, arch, kv_heads):
+                known = roles.get(parameter.name.replace("language_model.", ""))
+                if known is not None and parameter.role in ("vocab", "replicated"):
+                    parameter = replace(parameter, role=known)  # the family knows what the name does not tell
                 found = _EXPERT.search(parameter.name)
                 if found and parameter.count == 1:
                     experts[(_EXPERT.sub(".experts.0.", parameter.name), parameter.role, parameter.shape)] += 1
@@ -94,6 +99,12 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     )
     shared = tuple(p for p in first if p.role == "vocab") if tied else ()
     return replace(arch, layers=layers, first=tuple(first), last=tuple(last), shared=shared)
+
+
+def _reads_another(arch: ModelArch, layer: int, module: str) -> bool:
+    """Whether this is a key or value of a layer that reads another's cache: vLLM does not load it."""
+    leaf = module.rpartition(".")[2]
+    return not arch.layers[layer].caches and leaf in ("k_proj", "v_proj", "k_norm", "v_norm")
 
 
 def _is_last(module: str) -> bool:
