@@ -23,7 +23,7 @@ _FUSED = {"qkv_proj", "query_key_value", "Wqkv", "wqkv", "W_pack", "c_attn"}
 _ROW = {"o_proj", "down_proj", "w2", "wo", "out_proj", "dense", "fc2", "c_proj", "dense_4h_to_h", "x_proj",
         "linear_fc2"}  # fmt: skip
 _VOCAB = {"embed_tokens", "lm_head", "tok_embeddings", "output", "wte", "word_embeddings"}
-_FLOAT32 = {"A_log", "D", "e_score_correction_bias", "correct_output_scale"}
+_FLOAT32 = {"A_log", "e_score_correction_bias", "correct_output_scale"}
 _CERTAIN = ("column", "row", "vocab", "replicated")
 _QUANTIZED_LEAVES = {"qweight", "weight_packed"}
 _SIDE_LEAVES = {"qzeros", "scales", "g_idx", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
@@ -71,6 +71,9 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     last: list[Parameter] = []
     experts: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
     kv_heads = max((cache.kv_heads for cache in arch.caches), default=0)
+    fused: dict[str, list[Parameter]] = defaultdict(list)
+    for one in arch.parameters():
+        fused[one.name].append(one)
     roles: dict[str, Role] = {p.name: p.role for p in arch.parameters() if p.role in _CERTAIN}
     for module, leaves in checkpoint.modules():
         if any(mark in f"{module}.{leaf}" for mark in _SKIP for leaf in leaves) or module.startswith("mtp"):
@@ -93,12 +96,21 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
                     if found[1] != "0":
                         continue
                 target = per_layer[layer] if layer is not None else (last if _is_last(module) else first)
-                target.append(parameter)
+                target += _cut_apart(parameter, fused.get(parameter.name.replace("language_model.", ""), []))
     layers = tuple(
         replace(old, parameters=tuple(_counted(p, experts) for p in per_layer[i])) for i, old in enumerate(arch.layers)
     )
     shared = tuple(p for p in first if p.role == "vocab") if tied else ()
     return replace(arch, layers=layers, first=tuple(first), last=tuple(last), shared=shared)
+
+
+def _cut_apart(parameter: Parameter, known: list[Parameter]) -> list[Parameter]:
+    """One tensor whose rows are cut in several ways (Mamba-2: heads are divided, groups replicated)."""
+    if len(known) < 2 or parameter.nbytes or sum(one.shape[0] for one in known) != parameter.shape[0]:
+        return [parameter]
+    return [
+        replace(parameter, shape=(one.shape[0], *parameter.shape[1:]), role=one.role, heads=one.heads) for one in known
+    ]
 
 
 def _reads_another(arch: ModelArch, layer: int, module: str) -> bool:

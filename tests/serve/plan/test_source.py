@@ -14,7 +14,7 @@ from .conftest import load_config, write_sparse_safetensors
 
 DTYPES = {
     "llama-3.2-1b": "BF16", "llama-2-7b-awq": "F16", "whisper-small": "F16", "gemma-3n-e2b-text": "BF16",
-    "qwen3.5-27b-text": "BF16",
+    "qwen3.5-27b-text": "BF16", "falcon-h1-0.5b": "BF16", "jamba-reasoning-3b": "BF16", "olmoe-1b-7b": "BF16",
 }  # fmt: skip
 
 
@@ -29,8 +29,11 @@ def checkpoint_tensors(name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
             found[f"{stem}.qweight"] = ("I32", (k, n // 8))
             found[f"{stem}.qzeros"] = ("I32", (k // 128, n // 8))
             found[f"{stem}.scales"] = ("F16", (k // 128, n))
-        else:
-            found[parameter.name] = (dtype, parameter.shape)
+            continue
+        rows = found[parameter.name][1][0] if parameter.name in found else 0  # some names stand for two parts
+        for expert in range(parameter.count):
+            name = parameter.name.replace(".experts.0.", f".experts.{expert}.")
+            found[name] = (dtype, (rows + parameter.shape[0], *parameter.shape[1:]))
     return found
 
 
