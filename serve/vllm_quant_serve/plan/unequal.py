@@ -38,7 +38,7 @@ def plan_pools(
         checkpoint, note = read_model(request.model, request.revision)
     contexts = [load_context(request, checkpoint, pool, note) for pool in pools]
     looked = [_named(one, context) for context in contexts for one in look_around(context)]
-    looked.sort(key=lambda one: (one.place.pp > 1, one.place.devices))
+    looked.sort(key=lambda one: (one.place.pp > 1, one.place.devices, -one.speed.tokens_per_second if one.speed else 0))
     if not any(one.sure for one in looked):
         looked += pipelines(contexts)
     best = best_of(contexts[0], looked)

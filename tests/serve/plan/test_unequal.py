@@ -30,7 +30,7 @@ def test_odd_numbers_of_gpus_are_used_as_far_as_the_model_divides(model_folder, 
 
 def test_one_kind_that_is_enough_is_taken_alone(model_folder):
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), gpu=("l4:2,h100:1",), max_model_len=8192))
-    assert plan.device == "H100 SXM 80GB" or plan.device_count == 2
+    assert plan.device == "H100 SXM 80GB"  # as few as one L4, and faster
     assert plan.stage_layers == ()
     assert {c.device for c in plan.candidates} >= {"L4", "H100 SXM 80GB"}
     assert any("not used" in note for note in plan.notes)
