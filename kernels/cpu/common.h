@@ -78,7 +78,7 @@ struct Wna16Kernels {
     int64_t group_panels;  // panels that a tile is a multiple of
     int64_t few;           // the most rows for few_rows
     void (*prepare)(const Wna16 &, int64_t row_begin, int64_t row_end);
-    void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);  // null where few is 0
+    void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);
     size_t (*gemm_scratch)(int64_t rows, int64_t panels);  // bytes for one gemm call
     void (*gemm)(const Wna16 &, int64_t panel_begin, int64_t panel_end, void *scratch);
 };

@@ -137,6 +137,14 @@ VQP_INLINE void store16(void *p, int dtype, int64_t i, const float *value, int64
 
 VQP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Asks for the place of panels [begin, end) in row `row` of y: rows lie pages apart.
+VQP_INLINE void prefetch_row(const void *y, int dtype, int64_t row, int64_t m, int64_t n, int64_t begin, int64_t end) {
+    if (row >= m) return;
+    const int64_t size = dtype == VQP_F32 ? 4 : 2, last = least(end * kLanes, n);
+    const char *p = static_cast<const char *>(y) + (row * n + begin * kLanes) * size;
+    for (int64_t i = 0; i < (last - begin * kLanes) * size; i += 64) __builtin_prefetch(p + i, 1);
+}
+
 // Row `row` of y, panel `panel`: total + bias.
 VQP_INLINE void finish16(void *y, int dtype, int64_t row, int64_t panel, int64_t n, const float *bias, float *total) {
     const int64_t first = panel * kLanes, count = least(kLanes, n - first);

@@ -3,7 +3,7 @@
 //   x[row][k] ~ q * x_scale[row][segment]       |q| <= 127
 //   y = sum over segments of  w_scale * x_scale * (sum of code * q - zero * sum of q)
 //
-// The tiles are those of wna16_gemm.h. Codes are unpacked to quads: one byte for each of four input
+// A few rows are multiplied as the codes stream by; the tiles of more are those of wna16_gemm.h. Codes are unpacked to quads: one byte for each of four input
 // features in a 32-bit lane. The features of a quad are those that one shift and one mask bring
 // there; activations are stored in the same order. Sums of a segment, at most 128 features, are
 // exact in int32 and in FP32.
@@ -151,6 +151,94 @@ struct A8 {
     }
 };
 
+// The most rows that are multiplied straight from the packed codes, and how far ahead those are asked for.
+constexpr int kFewRows = kWidth == 16 ? 8 : 1;
+constexpr int kAhead = 3072;
+
+// Quads FIRST to END of the blocks from `block` on, times ROWS rows of x.
+template <int BITS, int FIRST, int END, int ROWS, int CHAINS>
+VQP_INLINE void dot_quads(const uint8_t *block, const int8_t *x, int64_t blocks, vi (&sum)[kParts][ROWS][CHAINS]) {
+    for (int64_t b = 0; b < blocks; ++b, block += 64 * BITS, x += kBlock) {
+        if constexpr (ROWS > 1) {
+            for (int i = 0; i < BITS; ++i) __builtin_prefetch(block + kAhead + 64 * i);
+        }
+        unrolled(std::make_integer_sequence<int, END - FIRST>{}, [&](auto i) __attribute__((always_inline)) {
+            constexpr int q = FIRST + i;
+            for (int part = 0; part < kParts; ++part) {
+                const vu w = quad<BITS, q>(block, part);
+                for (int r = 0; r < ROWS; ++r) {
+                    int32_t four;
+                    std::memcpy(&four, x + r * kChunk + 4 * q, 4);
+                    sum[part][r][q % CHAINS] = dot4(sum[part][r][q % CHAINS], w, vi{} + four);
+                }
+            }
+        });
+    }
+}
+
+// Panels [begin, end): the codes stream through once and are used from registers. Rows beyond a.m are
+// read, as the caller has room for eight, and dropped.
+template <int BITS, int ROWS>
+void few_rows_bits(const Wna16 &a, int64_t begin, int64_t end) {
+    constexpr int chains = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    for (int64_t panel = begin; panel < end; ++panel) {
+        const uint8_t *data = a.data + panel * a.panel_bytes();
+        alignas(64) float total[ROWS * kLanes] = {}, scale[kLanes], zero[kLanes];
+        for (int l = 0; l < kLanes; ++l) zero[l] = middle(a);
+        for (int64_t s = 0; s < a.segment_count; ++s) {
+            const Segment segment = a.segments[s];
+            const int64_t chunk = segment.start / kChunk * kChunk, stop = segment.start + segment.len;
+            const int8_t *x = static_cast<const int8_t *>(a.xp) + chunk * a.m - chunk;
+            const auto block = [&](int64_t b) { return data + b * 64 * BITS; };
+            const int64_t first = (segment.start + 16) / kBlock, last = stop / kBlock;
+            vi sum[kParts][ROWS][chains] = {};
+            if (segment.start % kBlock) {
+                dot_quads<BITS, 4, 8>(block(first - 1), x + (first - 1) * kBlock, 1, sum);
+            }
+            dot_quads<BITS, 0, 8>(block(first), x + first * kBlock, last - first, sum);
+            if (stop % kBlock) dot_quads<BITS, 0, 4>(block(last), x + last * kBlock, 1, sum);
+            const int64_t table = (panel * a.groups + segment.group) * kLanes;
+            load16(a.scales, a.scale_dtype, table, scale);
+            if (a.zeros) load16(a.zeros, a.zero_dtype, table, zero);
+            for (int part = 0; part < kParts; ++part) {
+                const vf sv = load<vf>(scale + part * kWidth), zv = load<vf>(zero + part * kWidth);
+                for (int r = 0; r < ROWS; ++r) {
+                    if (r < a.m) {
+                        vi exact = sum[part][r][0];
+                        for (int c = 1; c < chains; ++c) exact += sum[part][r][c];
+                        const int64_t at = r * a.segment_count + s;
+                        float *to = total + r * kLanes + part * kWidth;
+                        const vf v = __builtin_convertvector(exact, vf) - zv * a.xsum[at];
+                        store(to, load<vf>(to) + sv * a.x_scale[at] * v);
+                    }
+                }
+            }
+        }
+        for (int64_t r = 0; r < a.m; ++r) finish16(a.y, a.x_dtype, r, panel, a.n, a.bias, total + r * kLanes);
+    }
+}
+
+template <int BITS>
+void few_rows_of(const Wna16 &a, int64_t begin, int64_t end) {
+    if (a.m == 1) return few_rows_bits<BITS, 1>(a, begin, end);
+    if constexpr (kFewRows > 1) {
+        if (a.m == 2) return few_rows_bits<BITS, 2>(a, begin, end);
+        if (a.m <= 4) return few_rows_bits<BITS, 4>(a, begin, end);
+        few_rows_bits<BITS, 8>(a, begin, end);
+    }
+}
+
+static void few_rows_a8(const Wna16 &a, int64_t begin, int64_t end) {
+    switch (a.bits) {
+        case 2: return few_rows_of<2>(a, begin, end);
+        case 3: return few_rows_of<3>(a, begin, end);
+        case 4: return few_rows_of<4>(a, begin, end);
+        case 5: return few_rows_of<5>(a, begin, end);
+        case 6: return few_rows_of<6>(a, begin, end);
+        case 7: return few_rows_of<7>(a, begin, end);
+    }
+}
+
 // One segment of a row: x to q, with its scale and the sum of q. NaN and infinity make the scale NaN.
 VQP_INLINE void quantize_segment(const float *x, int64_t len, int8_t *q, float *scale, float *sum) {
     float top[kLanes] = {}, poison[kLanes] = {};
@@ -216,4 +304,4 @@ static void prepare_a8(const Wna16 &a, int64_t begin, int64_t end) {
 }  // namespace
 
 #define VQP_W4A8_KERNELS \
-    { sizeof(int8_t), true, A8::kPanels, 0, prepare_a8, nullptr, gemm_scratch<A8>, gemm<A8> }
+    { sizeof(int8_t), true, A8::kPanels, kFewRows, prepare_a8, few_rows_a8, gemm_scratch<A8>, gemm<A8> }

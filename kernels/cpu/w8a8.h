@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t kInt8Chunk = 1024;  // input features between reads of the totals: weights stay in L2
+constexpr int64_t kInt8Chunk = 512;  // input features between reads of the totals: weights stay in L1, x in L2
 
 template <class Element>
 struct Int8Args {
@@ -83,8 +83,8 @@ void prepare_int8(const W8a8 &a, int64_t begin, int64_t end) {
 
 template <class K>
 size_t int8_scratch(int64_t rows, int64_t panels) {
-    (void)panels;  // totals of one group of panels at a time
-    return static_cast<size_t>(rows * K::kPanels * kLanes) * sizeof(int32_t);
+    const int64_t groups = (panels + K::kPanels - 1) / K::kPanels;
+    return static_cast<size_t>(rows * groups * K::kPanels * kLanes) * sizeof(int32_t);
 }
 
 // total (16 lanes of one panel) to y. Must round as the reference does: no contraction to FMA.
@@ -112,32 +112,36 @@ VQP_INLINE void int8_dispatch(int64_t rows, const Int8Args<typename K::Element> 
     }
 }
 
-// Rows of all panels in [begin, end), PANELS at a time.
+// Panels [begin, end), PANELS at a time; totals are [group of panels][row][16 * PANELS].
 template <class K, int PANELS>
-void int8_tile(const W8a8 &a, int64_t begin, int64_t end, int64_t chunk_features, int32_t *total) {
+void int8_tile(const W8a8 &a, int64_t begin, int64_t end, int64_t chunk_features, int32_t *totals) {
     using Element = typename K::Element;
     const Element *xq = static_cast<const Element *>(a.xq);
     constexpr int64_t width = PANELS * kLanes;
-    for (int64_t panel0 = begin; panel0 < end; panel0 += PANELS) {
-        std::memset(total, 0, static_cast<size_t>(a.m * width) * sizeof(int32_t));
-        for (int64_t start = 0; start < a.kp; start += chunk_features) {
+    const int64_t groups = (end - begin + PANELS - 1) / PANELS;
+    std::memset(totals, 0, static_cast<size_t>(groups * a.m * width) * sizeof(int32_t));
+    for (int64_t start = 0; start < a.kp; start += chunk_features) {
+        const int64_t features = least(chunk_features, a.kp - start), quads = features / 4;
+        for (int64_t g = 0; g < groups; ++g) {
             const int8_t *weights[PANELS];
             for (int64_t p = 0; p < PANELS; ++p) {
                 // Past the last panel the last one is read again, and its result dropped.
-                weights[p] = a.data + (least(panel0 + p, end - 1) * a.kp + start) * kLanes;
+                weights[p] = a.data + (least(begin + g * PANELS + p, end - 1) * a.kp + start) * kLanes;
             }
-            const int64_t features = least(chunk_features, a.kp - start), quads = features / 4;
             const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
             for (int64_t b = 0; b < blocks; ++b) {
                 const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
-                const Int8Args<Element> args{weights, xq + start * a.m + row * features, features, quads, total + row * width};
+                const Int8Args<Element> args{weights, xq + start * a.m + row * features, features, quads,
+                                             totals + (g * a.m + row) * width};
                 int8_dispatch<K, PANELS, K::kRowBlock>(rows, args);
             }
         }
-        for (int64_t row = 0; row < a.m; ++row) {
-            for (int64_t p = 0; p < PANELS && panel0 + p < end; ++p) {
-                finish_int8(a, row, panel0 + p, total + row * width + p * kLanes);
-            }
+    }
+    for (int64_t row = 0; row < a.m; ++row) {
+        prefetch_row(a.y, a.x_dtype, row + 8, a.m, a.n, begin, end);
+        for (int64_t panel = begin; panel < end; ++panel) {
+            const int64_t g = (panel - begin) / PANELS, p = (panel - begin) % PANELS;
+            finish_int8(a, row, panel, totals + (g * a.m + row) * width + p * kLanes);
         }
     }
 }

@@ -25,7 +25,7 @@ struct MicroArgs {
     int64_t chunk_start;
     const float *scales, *zeros;  // [segment][panels * 16]; zeros null where there are none
     const float *xsum;            // [row][segment], first segment of the chunk
-    const float *x_scale;         // the same, of INT8 activations
+    const float *x_scale;         // [row][segment], of INT8 activations
     int64_t xsum_stride;
     float *total;  // [row][panels * 16]
 };
@@ -115,12 +115,11 @@ void gemm(const Wna16 &a, int64_t panel_begin, int64_t panel_end, void *scratch)
             }
         }
     }
-    for (int64_t g = 0; g < tile_groups; ++g) {
-        for (int64_t row = 0; row < a.m; ++row) {
-            for (int64_t p = 0; p < K::kPanels && panel_begin + g * K::kPanels + p < panel_end; ++p) {
-                finish16(a.y, a.x_dtype, row, panel_begin + g * K::kPanels + p, a.n, a.bias,
-                         totals + (g * a.m + row) * width + p * kLanes);
-            }
+    for (int64_t row = 0; row < a.m; ++row) {
+        prefetch_row(a.y, a.x_dtype, row + 8, a.m, a.n, panel_begin, panel_end);
+        for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+            const int64_t g = (panel - panel_begin) / K::kPanels, p = (panel - panel_begin) % K::kPanels;
+            finish16(a.y, a.x_dtype, row, panel, a.n, a.bias, totals + (g * a.m + row) * width + p * kLanes);
         }
     }
 }
