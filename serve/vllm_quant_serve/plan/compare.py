@@ -10,6 +10,7 @@ from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
 from vllm_quant_serve.plan.choose import check_request, plan_context
 from vllm_quant_serve.plan.context import load_context, with_scheme
+from vllm_quant_serve.plan.hardware import resolve_pools
 from vllm_quant_serve.plan.types import PlanRequest
 
 _KURTIC = "Kurtic et al. 2024, arXiv:2411.02355"
@@ -66,9 +67,11 @@ def compare(request: PlanRequest, checkpoint: Checkpoint | None = None) -> list[
     """The plan of ``request`` under every method.
 
     Raises:
-        UsageError: the checkpoint is quantized already.
+        UsageError: the checkpoint is quantized already, or there are several kinds of device.
     """
     check_request(request)
+    if len(resolve_pools(request)) > 1:
+        raise UsageError("--compare is for devices of one kind", "compare on each kind on its own: one --gpu")
     context = load_context(replace(request, quantization=None), checkpoint)
     if context.scheme is not None:
         raise UsageError(

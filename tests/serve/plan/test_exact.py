@@ -14,7 +14,10 @@ import pytest
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.exact import ExactAnswer, ExactJob, ask_vllm
+from vllm_quant_serve.plan.families import describe
 from vllm_quant_serve.plan.gpus import GIB
+from vllm_quant_serve.plan.storage import Placement
+from vllm_quant_serve.plan.weights import WeightModel
 
 HERE = Path(__file__).parent
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "planner_accuracy.py"
@@ -83,7 +86,15 @@ def test_recorded_answers_are_what_vllm_says_now(accuracy, tmp_path):
         length = accuracy.length_of(config)
         jobs.append(ExactJob(str(folder), accuracy.KV_BYTES, tp, pp, max_model_len=length, max_num_batched_tokens=2048))
         rows.append(next(r for r in RECORD["answers"] if (r["name"], r["tp"], r["pp"]) == (name, tp, pp)))
-    for row, answer in zip(rows, ask_vllm(jobs), strict=True):
+    spread = {"qwen3-30b-a3b": 4, "deepseek-v2-lite": 2}  # whole experts over the ranks
+    for name, tp in spread.items():
+        jobs.append(ExactJob(str(tmp_path / name), accuracy.KV_BYTES, tp, max_model_len=4096, expert_parallel=True))
+    answers = list(ask_vllm(jobs))
+    for (name, tp), answer in zip(spread.items(), answers[len(rows) :], strict=True):
+        assert answer.error == ""
+        place = Placement(tp, expert_parallel=True)
+        assert WeightModel(describe(accuracy.load(name)), None, 2).weights(place).parameters == answer.weights, name
+    for row, answer in zip(rows, answers[: len(rows)], strict=True):
         assert answer_of(row) == ExactAnswer(**{key: getattr(answer, key) for key in FIELDS}), row["name"]
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 
-from vllm_quant_plugin.errors import NoFeasiblePlanError
+from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
+from vllm_quant_serve.plan.compare import compare
 from vllm_quant_serve.plan.context import load_context
 from vllm_quant_serve.plan.fit import fit_stage
 from vllm_quant_serve.plan.gpus import GIB, find_gpu
@@ -68,6 +69,11 @@ def test_a_pipeline_through_two_kinds_gives_layers_by_memory(model_folder):
 def test_where_no_mixture_is_enough_the_reason_says_what_is_missing(model_folder):
     with pytest.raises(NoFeasiblePlanError, match=r"does not fit .*GiB of weights"):
         make_plan(PlanRequest(model_folder("llama-3.1-405b"), gpu=("l4:1,a10:2",), max_model_len=4096))
+
+
+def test_methods_are_compared_on_one_kind(model_folder):
+    with pytest.raises(UsageError, match="devices of one kind"):
+        compare(PlanRequest(model_folder("llama-3.1-8b"), gpu=("l4:1,a10:2",)))
 
 
 def test_nodes_multiply_the_gpus_and_bound_tensor_parallelism(model_folder):
