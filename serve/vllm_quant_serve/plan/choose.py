@@ -98,21 +98,30 @@ def search(context: Context) -> tuple[Looked | None, list[Looked]]:
         if best is not None:
             return best, [*looked, *(one for one in eased if one.feasible)]
     if open_length:
-        for step in (Easing({}, context), *steps):
+        shortened: list[Looked] = []
+        for i, step in enumerate((Easing({}, context), *steps)):
             best = _shorten(step, looked if step.context is context else look_around(step.context))
-            if best is not None:
-                return best, [*looked, best]
+            shortened += [best] if best is not None else []
+            # Fewer sequences cost little: they are tried before a placement that fits by the estimates only.
+            if shortened and (shortened[-1].sure or i >= 1):
+                break
+        if shortened:
+            best = shortened[-1] if shortened[-1].sure else shortened[0]
+            return best, [*looked, best]
     return None, looked
 
 
 def _shorten(step: Easing, looked: list[Looked]) -> Looked | None:
-    """Without a length from the user: the placement that holds the longest context, if that is of use."""
+    """Without a length from the user: the placement that holds the longest context, if that is of use.
+
+    A length that fits at the pessimistic end of the estimates is taken where there is one.
+    """
     context = step.context
     useful = min(MIN_USEFUL_LENGTH, context.length)
     fits = [one for one in looked if one.fit is not None and one.meets and one.fit.longest >= useful]
     for one in sorted(fits, key=lambda one: (-(one.fit.longest if one.fit else 0), one.place.devices)):
         assert one.fit is not None
-        length = round_length(one.fit.longest)
+        length = round_length(one.fit.surely if one.fit.surely >= useful else one.fit.longest)
         shorter = look(replace(context, length=length, shortened=True), one.place)
         if shorter.feasible:
             flags = {**step.flags, "--max-model-len": str(length)}

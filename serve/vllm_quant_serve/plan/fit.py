@@ -29,7 +29,7 @@ class Fit:
         kv_bytes: what remains for the KV cache (never below zero).
         pinned: KV bytes to fix by a flag, None to leave the size to vLLM.
         missing: bytes short of the request, 0 when it fits.
-        longest: the longest single request that fits.
+        longest: the longest single request that fits; ``surely`` at the pessimistic end of the estimates, too.
         tight: it fits by the estimates, but not at the pessimistic end of their interval.
         slack: bytes left at that end; below zero where it is tight.
         requests: how many requests of ``length`` fit.
@@ -51,6 +51,7 @@ class Fit:
     pinned: int | None
     missing: int
     longest: int
+    surely: int
     requests: int
     weights_fit: bool
     tight: bool
@@ -138,7 +139,8 @@ def fit_stage(context: Context, place: Placement, stage: int) -> Fit:
         kv = Interval(pinned, pinned, pinned)
     blocks = layout.blocks(kv.value)
     tokens_of = Interval(*(layout.tokens(layout.blocks(n), context.length) for n in (kv.low, kv.value, kv.high)))
-    longest = layout.longest(min(kv.value, left.value), max(context.length, arch.max_position))
+    limit = max(context.length, arch.max_position)
+    longest, surely = (layout.longest(min(a, b), limit) for a, b in ((kv.value, left.value), (kv.low, left.low)))
     usable = max(blocks - 1, 0)
     per_request = layout.blocks_per_request(context.length)
     requests = usable // per_request if per_request else request.concurrency
@@ -171,10 +173,12 @@ def fit_stage(context: Context, place: Placement, stage: int) -> Fit:
             notes.append(f"vLLM wants a state block for each of --max-num-seqs: lowered to {states}")
         missing = 0
     if context.shortened:
-        notes.append(f"the full context of {arch.max_position:,} tokens does not fit; {context.length:,} does")
+        more = f" ({longest:,} if the estimates hold)" if longest > context.length + 1024 else ""
+        notes.append(f"the full context of {arch.max_position:,} tokens does not fit; {context.length:,} does{more}")
     return Fit(
         feasible, reason, layout, context.length, sequences, utilization, budget, weights, overhead, parts,
-        kv, tokens_of, blocks, pinned, max(missing, 0), longest, requests, weights_fit, tight, slack, tuple(notes),
+        kv, tokens_of, blocks, pinned, max(missing, 0), longest, surely, requests, weights_fit, tight, slack,
+        tuple(notes),
     )  # fmt: skip
 
 
