@@ -42,19 +42,24 @@ class Scrape:
     peaks: dict[str, float]
 
 
+_WANTED = frozenset({*GAUGES.values(), *PEAKS.values(),
+                     *(f"{name}_{part}" for name in MEANS.values() for part in ("sum", "count"))})  # fmt: skip
+_BEGINNINGS = tuple(_WANTED)
+
+
 def read_scrape(text: str) -> Scrape:
-    """Parse a Prometheus text exposition.
+    """The samples of interest in a Prometheus text exposition.
 
     Raises:
-        ValueError: it is none.
+        ValueError: one of them cannot be read.
     """
-    wanted = {*GAUGES.values(), *PEAKS.values()}
-    wanted |= {f"{name}_{part}" for name in MEANS.values() for part in ("sum", "count")}
     sums: dict[str, float] = {}
     peaks: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
+    # Only their lines are parsed: vLLM's exposition has some thousand others, and this runs in the supervisor's loop.
+    lines = "".join(line + "\n" for line in text.splitlines() if line.startswith(_BEGINNINGS))
+    for family in text_string_to_metric_families(lines):
         for sample in family.samples:
-            if sample.name in wanted:
+            if sample.name in _WANTED:
                 sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
                 peaks[sample.name] = max(peaks.get(sample.name, sample.value), sample.value)
     return Scrape(sums, peaks)
