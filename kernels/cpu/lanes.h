@@ -107,6 +107,16 @@ VQP_INLINE __m256i to_bf16x16(__m512 v) {
 }
 #endif
 
+#if defined(__AVX512BW__)
+// p[i..i+15] of an activation dtype as float.
+VQP_INLINE __m512 load_vector(const void *p, int dtype, int64_t i) {
+    if (dtype == VQP_F32) return _mm512_loadu_ps(static_cast<const float *>(p) + i);
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(static_cast<const uint16_t *>(p) + i));
+    if (dtype == VQP_F16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+#endif
+
 // p[i..i+count-1] = value[0..count-1], converted; count <= 16.
 VQP_INLINE void store16(void *p, int dtype, int64_t i, const float *value, int64_t count) {
 #if defined(__AVX512BW__)

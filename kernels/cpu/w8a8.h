@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t kInt8Chunk = 512;  // input features between reads of the totals: weights stay in L1, x in L2
+constexpr int64_t kInt8Chunk = 1024;  // input features between reads of the totals
 
 template <class Element>
 struct Int8Args {
@@ -39,7 +39,18 @@ static void row_scale(const W8a8 &a, int64_t row, float *scale, float *zero) {
         return;
     }
     float low[kLanes] = {}, high[kLanes] = {}, x[kLanes];
-    for (int64_t i = 0; i < a.kp; i += kLanes) {
+    int64_t first = 0;
+#if defined(__AVX512BW__)
+    __m512 least16 = _mm512_setzero_ps(), most16 = least16;
+    for (; first + kLanes <= a.k; first += kLanes) {
+        const __m512 v = load_vector(a.x, a.x_dtype, row * a.k + first);
+        least16 = _mm512_min_ps(v, least16);
+        most16 = _mm512_max_ps(v, most16);
+    }
+    _mm512_storeu_ps(low, least16);
+    _mm512_storeu_ps(high, most16);
+#endif
+    for (int64_t i = first; i < a.k; i += kLanes) {
         load_row16(a, row, i, x);
         for (int l = 0; l < kLanes; ++l) {
             low[l] = x[l] < low[l] ? x[l] : low[l];
@@ -70,9 +81,18 @@ void prepare_int8(const W8a8 &a, int64_t begin, int64_t end) {
         float scale, zero, x[kLanes];
         row_scale(a, row, &scale, &zero);
         for (int64_t i = 0; i < a.kp; i += kLanes) {
-            load_row16(a, row, i, x);
             int32_t q[kLanes];
-            for (int l = 0; l < kLanes; ++l) q[l] = quantize(x[l], scale, zero) + K::kOffset;
+#if defined(__AVX512BW__)
+            if (i + kLanes <= a.k) {
+                const __m512 v = load_vector(a.x, a.x_dtype, row * a.k + i);
+                const __m512i codes = quantize16(v, _mm512_set1_ps(scale), _mm512_set1_ps(zero));
+                _mm512_storeu_si512(q, _mm512_add_epi32(codes, _mm512_set1_epi32(K::kOffset)));
+            } else
+#endif
+            {
+                load_row16(a, row, i, x);
+                for (int l = 0; l < kLanes; ++l) q[l] = quantize(x[l], scale, zero) + K::kOffset;
+            }
             const int64_t start = i / kInt8Chunk * kInt8Chunk, features = least(kInt8Chunk, a.kp - start);
             K::put(q, xq + start * a.m + row * features + (i - start));
         }
@@ -89,7 +109,7 @@ size_t int8_scratch(int64_t rows, int64_t panels) {
 
 // total (16 lanes of one panel) to y. Must round as the reference does: no contraction to FMA.
 VQP_INLINE void finish_int8(const W8a8 &a, int64_t row, int64_t panel, const int32_t *total) {
-    float out[kLanes];
+    alignas(64) float out[kLanes];
     const float *w_scale = a.w_scale + panel * kLanes;
     const int32_t *w_sum = a.w_sum + panel * kLanes;
     for (int l = 0; l < kLanes; ++l) {

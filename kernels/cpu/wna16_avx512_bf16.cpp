@@ -103,16 +103,9 @@ struct Bf16 {
 };
 
 VQP_INLINE __m512 load_table(const void *p, int dtype, int64_t at) {
-    switch (dtype) {
-        case VQP_F32: return _mm512_loadu_ps(static_cast<const float *>(p) + at);
-        case VQP_U8:
-            return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
-                _mm_loadu_si128(reinterpret_cast<const __m128i *>(static_cast<const uint8_t *>(p) + at))));
-        default: break;
-    }
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(static_cast<const uint16_t *>(p) + at));
-    if (dtype == VQP_F16) return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    if (dtype != VQP_U8) return load_vector(p, dtype, at);
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(
+        _mm_loadu_si128(reinterpret_cast<const __m128i *>(static_cast<const uint8_t *>(p) + at))));
 }
 
 // Panels that share the rows of x: one row is a stream of weights and needs nothing shared.
