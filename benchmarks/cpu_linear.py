@@ -1,6 +1,8 @@
 """Linear layers on one CPU, peers side by side in one run.
 
-    python benchmarks/cpu_linear.py [--quick] [--threads 1 2] [--rounds N] [--json FILE]
+    python benchmarks/cpu_linear.py --goals --json results.json    the table of goals, 1 and 2 threads (minutes)
+    python benchmarks/cpu_linear.py [--quick] [--threads 1 2] [--rounds N] [--ggml FOLDER] [--json FILE]
+    python benchmarks/cpu_goals.py results.json --write docs/performance.md
 
 Protocol: every implementation of a case holds so many copies of its weight that together they exceed the
 last-level cache several times, and each call takes the next copy. Implementations take turns, call by call;
@@ -9,13 +11,15 @@ with the median beside it. One thread is timed by its CPU time, which leaves out
 processes hold the core (not what they do to caches and to the memory bus); more threads by the wall clock,
 which means little on a machine that is not idle. Each is checked against the dequantized weight first. "read" is a
 plain loop of vector loads over as many bytes as the W4 weight. Peers come from vLLM's CPU build (in-tree
-cpu_gemm_wna16, oneDNN) and PyTorch; one that cannot run is named with the reason.
+cpu_gemm_wna16, oneDNN), PyTorch and llama.cpp (Q4_0, see ggml_peer.py; it has threads of its own, so it is
+timed after a pause, at its second call); one that cannot run is named with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import statistics
@@ -24,18 +28,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cpu_goals
 import torch
+from ggml_peer import Ggml, find_library
 from rich.console import Console
 from rich.table import Table
 
 from vllm_quant_kernels import library, reference
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.ops import linear, linear_int8
+from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
 from vllm_quant_kernels.pack import PackedWeight, pack, pack_int8
 
 CACHE_BYTES = 128 << 20
 GROUP = 128
 Call = Callable[[int], torch.Tensor]
+CHECK = 0  # the call whose result is looked at
+LLAMA = "llama.cpp Q4_0"
 
 # (name, N, K): the layers as vLLM fuses them.
 LLAMA3_8B = [("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336)]
@@ -66,7 +74,7 @@ def weight(n: int, k: int, bits: int, zeros: bool = False, kind: str = "int") ->
     return CanonicalWeight(codes, scales, bits, GROUP, table, kind)  # type: ignore[arg-type]
 
 
-def ours(w: CanonicalWeight, x: torch.Tensor) -> tuple[Call, int]:
+def ours(w: CanonicalWeight, x: torch.Tensor, product: Callable[..., torch.Tensor] = linear) -> tuple[Call, int]:
     first = pack(w)
 
     def copy() -> PackedWeight:
@@ -74,7 +82,7 @@ def ours(w: CanonicalWeight, x: torch.Tensor) -> tuple[Call, int]:
         return dataclasses.replace(first, data=first.data.clone(), scales=first.scales.clone(), zeros=zeros)
 
     packed = [first] + [copy() for _ in range(max(1, CACHE_BYTES // first.nbytes))]
-    return (lambda i: linear(x, packed[i % len(packed)])), first.nbytes
+    return (lambda i: product(x, packed[i % len(packed)])), first.nbytes
 
 
 def in_tree_w4(w: CanonicalWeight, x: torch.Tensor) -> tuple[Call, int]:
@@ -100,6 +108,26 @@ def torch_bf16(w: CanonicalWeight, x: torch.Tensor) -> tuple[Call, int]:
     dense = w.dequantize(torch.bfloat16)
     sets = copies(lambda: [dense.clone()], dense.nbytes)
     return (lambda i: torch.nn.functional.linear(x, sets[i % len(sets)][0])), dense.nbytes
+
+
+@functools.cache
+def ggml(folder: Path | None) -> Ggml:
+    return Ggml(find_library(folder))
+
+
+def llama_cpp(w: CanonicalWeight, x: torch.Tensor, folder: Path | None) -> tuple[Call, int]:
+    """llama.cpp's Q4_0: groups of 32, activations quantized to INT8."""
+    library = ggml(folder)
+    n = w.codes.shape[0]
+    data = library.quantize(w.dequantize())
+    products = [library.product(data, n, x) for _ in range(max(2, CACHE_BYTES // len(data)))]
+
+    def call(i: int) -> torch.Tensor:
+        product = products[i % len(products)]
+        product()
+        return product.result() if i == CHECK else x
+
+    return call, len(data)
 
 
 def int8_pair(n: int, k: int, x: torch.Tensor) -> dict[str, tuple[Call, int]]:
@@ -131,7 +159,7 @@ def int8_pair(n: int, k: int, x: torch.Tensor) -> dict[str, tuple[Call, int]]:
 
 def check(name: str, call: Call, expected: torch.Tensor, tolerance: float) -> None:
     """Refuse to time an implementation whose mean relative error exceeds ``tolerance``."""
-    got = call(0).double()
+    got = call(CHECK).double()
     error = float((got - expected.double()).norm() / expected.double().norm())
     if not error <= tolerance:
         raise SystemExit(f"{name}: relative error {error:.3g} exceeds {tolerance}")
@@ -148,24 +176,33 @@ def reader(nbytes: int) -> tuple[Call, int]:
     return call, nbytes
 
 
-def candidates(n: int, k: int, m: int, every: bool) -> dict[str, tuple[Call, int]]:
+def candidates(n: int, k: int, m: int, every: bool, folder: Path | None) -> dict[str, tuple[Call, int]]:
     x = torch.randn(m, k).bfloat16()
     found: dict[str, tuple[Call, int]] = {}
     w4 = weight(n, k, 4)
+    expected = reference.wna16_linear(x, w4, wide=torch.float32)
     weights = {"W4": w4}
     if every and m == 1:
         weights = {f"W{bits}": weight(n, k, bits) for bits in (2, 3, 5, 6, 7, 8)}
         weights |= {"W4": w4, "W4 zeros": weight(n, k, 4, True), "FP8": weight(n, k, 8, kind="fp8_e4m3")}
     for name, w in weights.items():
         found[name] = ours(w, x)
-        check(name, found[name][0], reference.wna16_linear(x, w, wide=torch.float32), 0.01)
-    for name, make in (("in-tree W4", in_tree_w4), ("torch BF16", torch_bf16)):
+        check(name, found[name][0], expected if w is w4 else reference.wna16_linear(x, w, wide=torch.float32), 0.01)
+    found["W4A8"] = ours(w4, x, linear_a8)
+    check("W4A8", found["W4A8"][0], expected, 0.02)
+    # llama.cpp quantizes weight and activation anew.
+    peers: list[tuple[str, Callable[[], tuple[Call, int]], float]] = [
+        ("in-tree W4", lambda: in_tree_w4(w4, x), 0.02),
+        ("torch BF16", lambda: torch_bf16(w4, x), 0.02),
+        (LLAMA, lambda: llama_cpp(w4, x, folder), 0.1),
+    ]
+    for name, make, tolerance in peers:
         try:
-            found[name] = make(w4, x)
-        except (ImportError, AttributeError, RuntimeError) as error:
+            found[name] = make()
+        except (ImportError, AttributeError, OSError, RuntimeError) as error:
             Console().print(f"{name} cannot run: {error}")
             continue
-        check(name, found[name][0], reference.wna16_linear(x, w4, wide=torch.float32), 0.02)
+        check(name, found[name][0], expected, tolerance)
     if every:
         found |= int8_pair(n, k, x)
     if m == 1:
@@ -173,16 +210,25 @@ def candidates(n: int, k: int, m: int, every: bool) -> dict[str, tuple[Call, int
     return found
 
 
-def measure(shape: str, n: int, k: int, m: int, threads: int, rounds: int, every: bool) -> list[Result]:
+def measure(
+    shape: str, m: int, threads: int, rounds: int, found: dict[str, tuple[Call, int]], folder: Path | None
+) -> list[Result]:
     torch.set_num_threads(threads)
-    found = candidates(n, k, m, every)
+    if LLAMA in found:
+        ggml(folder).set_threads(threads)
     clock = time.thread_time if threads == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in found}
     for i in range(rounds + 1):
         for name, (call, _) in found.items():
+            alone = name == LLAMA and threads > 1
+            if alone:
+                time.sleep(0.02)  # until the threads of PyTorch's pool have gone to sleep
+                call(i)
             start = clock()
-            call(i)
+            call(i + 1)
             times[name].append(clock() - start)
+            if alone:
+                time.sleep(0.02)
     return [
         Result(shape, threads, m, name, nbytes, min(t[1:]) * 1e6, statistics.median(t[1:]) * 1e6)
         for (name, (_, nbytes)), t in zip(found.items(), times.values(), strict=True)
@@ -208,23 +254,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=40, help="calls of each implementation at M = 1")
     parser.add_argument("--quick", action="store_true", help="one shape only")
+    parser.add_argument("--goals", action="store_true", help="one shape only, and the table of goals as Markdown")
+    parser.add_argument("--ggml", type=Path, help="folder of libggml-cpu.so; by default that of llama-cpp-python")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     console = Console()
     results: list[Result] = []
-    console.print(f"level {library.level()}, load average {os.getloadavg()[0]:.1f}, {os.cpu_count()} CPUs")
-    for threads in options.threads:
-        cases = [("Llama-3-8B up", 14336, 4096, m, True) for m in (1, 8, 512)]
-        if not options.quick:
-            for model, layers in (("Llama-3-8B", LLAMA3_8B), ("Qwen3-0.6B", QWEN3_06B)):
-                cases += [(f"{model} {name}", n, k, m, False) for name, n, k in layers for m in (1, 8)]
-        for shape, n, k, m, every in cases:
+    machine = {"level": library.level(), "cpus": os.cpu_count(), "load_before": os.getloadavg()[0]}
+    console.print(f"level {machine['level']}, load average {machine['load_before']:.1f}, {machine['cpus']} CPUs")
+    cases = [(cpu_goals.SHAPE, 14336, 4096, m, True) for m in (1, 8, 512)]
+    if not options.quick and not options.goals:
+        for model, layers in (("Llama-3-8B", LLAMA3_8B), ("Qwen3-0.6B", QWEN3_06B)):
+            cases += [(f"{model} {name}", n, k, m, False) for name, n, k in layers for m in (1, 8)]
+    for shape, n, k, m, every in cases:
+        torch.set_num_threads(max(options.threads))
+        found = candidates(n, k, m, every, options.ggml)
+        for threads in options.threads:
             rounds = options.rounds if m < 64 else max(3, options.rounds // 8)
-            found = measure(shape, n, k, m, threads, rounds, every)
-            show(console, found)
-            results += found
+            results += measure(shape, m, threads, rounds, found, options.ggml)
+            show(console, [r for r in results if (r.shape, r.m, r.threads) == (shape, m, threads)])
+    report = {"machine": machine, "results": [dataclasses.asdict(r) for r in results]}
+    if options.goals:
+        print(cpu_goals.render(report))
     if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(r) for r in results], indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
