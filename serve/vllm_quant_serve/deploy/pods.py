@@ -84,7 +84,7 @@ def dump(documents: Sequence[dict[str, Any]]) -> str:
     """A YAML stream without anchors; texts of several lines as blocks."""
     import yaml  # type: ignore[import-untyped]
 
-    class Plain(yaml.SafeDumper):  # type: ignore[misc]
+    class Plain(yaml.SafeDumper):
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
