@@ -180,7 +180,7 @@ VQP_INLINE void dot_quads(const uint8_t *block, const int8_t *x, int64_t blocks,
 // read, as the caller has room for eight, and dropped.
 template <int BITS, int ROWS>
 void few_rows_bits(const Wna16 &a, int64_t begin, int64_t end) {
-    constexpr int chains = ROWS == 1 ? 4 : ROWS == 2 ? 2 : 1;
+    constexpr int chains = ROWS == 1 ? 4 : ROWS == 4 ? 2 : 1;
     for (int64_t panel = begin; panel < end; ++panel) {
         const uint8_t *data = a.data + panel * a.panel_bytes();
         alignas(64) float total[ROWS * kLanes] = {}, scale[kLanes], zero[kLanes];
@@ -222,7 +222,6 @@ template <int BITS>
 void few_rows_of(const Wna16 &a, int64_t begin, int64_t end) {
     if (a.m == 1) return few_rows_bits<BITS, 1>(a, begin, end);
     if constexpr (kFewRows > 1) {
-        if (a.m == 2) return few_rows_bits<BITS, 2>(a, begin, end);
         if (a.m <= 4) return few_rows_bits<BITS, 4>(a, begin, end);
         few_rows_bits<BITS, 8>(a, begin, end);
     }

@@ -104,43 +104,39 @@ void weight_only() {
             top = std::max(top, std::fabs(static_cast<double>(x.wide[row * k + i])));
         }
     }
+    std::vector<double> exact(static_cast<size_t>(m * n)), size(exact.size()), steps(exact.size());
+    for (int64_t row = 0; row < m; ++row) {
+        for (int64_t c = 0; c < n; ++c) {
+            const size_t at = static_cast<size_t>(row * n + c);
+            exact[at] = bias[c], size[at] = std::fabs(bias[c]);
+            for (int64_t i = 0; i < k; ++i) {
+                const uint8_t code = codes[c * k + i];
+                const int64_t table = (c / 16 * groups + i / group) * 16 + c % 16;
+                const double zero = kind ? 0 : has_zeros ? zeros[table] : 1 << (bits - 1);
+                const double value = kind == 1 ? fp8(code, 3, 7) : kind == 2 ? fp8(code, 2, 15) : code;
+                const double factor = scales[table] * static_cast<double>(x.wide[row * k + i]);
+                exact[at] += (value - zero) * factor;
+                size[at] += (std::fabs(value) + zero) * std::fabs(factor);
+                // Half a step of an INT8 activation's scale: at most that of its group.
+                steps[at] += std::fabs(value - zero) * scales[table] * tops[row * groups + i / group] / 254;
+            }
+        }
+    }
     for (int level = 0; level <= vqp_cpu_max_level(); ++level) {
         vqp_cpu_set_level(level);
-        Output y(m * n, bf16);
-        const int error = vqp_wna16_linear(
-            x.data(), bf16 ? VQP_BF16 : VQP_F32, y.data(), m, data.data(), static_cast<int64_t>(data.size()),
-            scales.data(), VQP_F32, has_zeros ? zeros.data() : nullptr, VQP_U8, permuted ? perm.data() : nullptr,
-            static_cast<int64_t>(perm.size()), bias.data(), VQP_LAYOUT_VERSION << 8 | kind, bits, group, groups, n, k, 2);
-        if (error) ++failures;
-        Output z(m * n, bf16);
-        const int int8_error = vqp_w4a8_linear(
-            x.data(), bf16 ? VQP_BF16 : VQP_F32, z.data(), m, data.data(), static_cast<int64_t>(data.size()),
-            scales.data(), VQP_F32, has_zeros ? zeros.data() : nullptr, VQP_U8, permuted ? perm.data() : nullptr,
-            static_cast<int64_t>(perm.size()), bias.data(), VQP_LAYOUT_VERSION << 8 | kind, bits, group, groups, n, k, 2);
-        if (int8_error != (int8 ? VQP_OK : VQP_ELAYOUT)) ++failures;
-        for (int64_t row = 0; row < m; ++row) {
-            for (int64_t c = 0; c < n; ++c) {
-                double exact = bias[c], size = std::fabs(bias[c]);
-                for (int64_t i = 0; i < k; ++i) {
-                    const uint8_t code = codes[c * k + i];
-                    const int64_t table = (c / 16 * groups + i / group) * 16 + c % 16;
-                    const double zero = kind ? 0 : has_zeros ? zeros[table] : 1 << (bits - 1);
-                    const double value = kind == 1 ? fp8(code, 3, 7) : kind == 2 ? fp8(code, 2, 15) : code;
-                    const double factor = scales[table] * static_cast<double>(x.wide[row * k + i]);
-                    exact += (value - zero) * factor;
-                    size += (std::fabs(value) + zero) * std::fabs(factor);
-                }
-                check("wna16", y.at(row * n + c), exact, 1e-6 * size + (bf16 ? 0.004 * std::fabs(exact) : 0));
-                if (!int8) continue;
-                // Half a step of the activation scale for every input feature: at most that of its group.
-                double steps = 0;
-                for (int64_t i = 0; i < k; ++i) {
-                    const int64_t table = (c / 16 * groups + i / group) * 16 + c % 16;
-                    const double zero = has_zeros ? zeros[table] : 1 << (bits - 1);
-                    steps += std::fabs(codes[c * k + i] - zero) * scales[table] * tops[row * groups + i / group] / 254;
-                }
-                check("w4a8", z.at(row * n + c), exact, 1.01 * steps + 1e-6 * size + (bf16 ? 0.004 * (std::fabs(exact) + steps) : 0));
-            }
+        Output y(m * n, bf16), z(m * n, bf16);
+        const auto call = [&](auto *linear, Output &out) {
+            return linear(x.data(), bf16 ? VQP_BF16 : VQP_F32, out.data(), m, data.data(), static_cast<int64_t>(data.size()),
+                          scales.data(), VQP_F32, has_zeros ? zeros.data() : nullptr, VQP_U8,
+                          permuted ? perm.data() : nullptr, static_cast<int64_t>(perm.size()), bias.data(),
+                          VQP_LAYOUT_VERSION << 8 | kind, bits, group, groups, n, k, 2);
+        };
+        if (call(vqp_wna16_linear, y) != VQP_OK) ++failures;
+        if (call(vqp_w4a8_linear, z) != (int8 ? VQP_OK : VQP_ELAYOUT)) ++failures;
+        for (size_t i = 0; i < exact.size(); ++i) {
+            const double sums = 1e-6 * size[i], rounding = bf16 ? 0.004 : 0;
+            check("wna16", y.at(i), exact[i], sums + rounding * std::fabs(exact[i]));
+            if (int8) check("w4a8", z.at(i), exact[i], 1.01 * steps[i] + sums + rounding * (std::fabs(exact[i]) + steps[i]));
         }
     }
 }
@@ -163,6 +159,24 @@ void int8() {
     const int32_t in_zero = 5;
     const int64_t sizes[] = {1, 3, 6, 19}, m = sizes[between(0, 3)];
     const Activations x(m * k, bf16);
+    std::vector<double> exact(static_cast<size_t>(m * n)), size(exact.size());
+    for (int64_t row = 0; row < m; ++row) {
+        double low = 0, high = 0;
+        for (int64_t i = 0; i < k; ++i) {
+            low = std::min(low, static_cast<double>(x.wide[row * k + i]));
+            high = std::max(high, static_cast<double>(x.wide[row * k + i]));
+        }
+        // Half a step of the activation scale for every input feature, and what static scales clip.
+        const double step = fixed ? in_scale : symmetric ? std::max(high, -low) / 127 : (high - low) / 255;
+        const double top = fixed ? (127 - in_zero) * step : high, bottom = fixed ? (-128 - in_zero) * step : low;
+        for (int64_t c = 0; c < n; ++c) {
+            for (int64_t i = 0; i < k; ++i) {
+                const double w = codes[c * k + i] * 0.01, value = x.wide[row * k + i];
+                exact[row * n + c] += w * std::min(std::max(value, bottom), top);
+                size[row * n + c] += std::fabs(w) * step;
+            }
+        }
+    }
     for (int level = 0; level <= vqp_cpu_max_level(); ++level) {
         vqp_cpu_set_level(level);
         Output y(m * n, bf16);
@@ -170,24 +184,8 @@ void int8() {
                                           static_cast<int64_t>(data.size()), scales.data(), sums.data(), nullptr,
                                           fixed ? &in_scale : nullptr, fixed ? &in_zero : nullptr, symmetric, n, k, 2);
         if (error) ++failures;
-        for (int64_t row = 0; row < m; ++row) {
-            double low = 0, high = 0;
-            for (int64_t i = 0; i < k; ++i) {
-                low = std::min(low, static_cast<double>(x.wide[row * k + i]));
-                high = std::max(high, static_cast<double>(x.wide[row * k + i]));
-            }
-            // Half a step of the activation scale for every input feature, and what static scales clip.
-            const double step = fixed ? in_scale : symmetric ? std::max(high, -low) / 127 : (high - low) / 255;
-            for (int64_t c = 0; c < n; ++c) {
-                double exact = 0, size = 0;
-                for (int64_t i = 0; i < k; ++i) {
-                    const double w = codes[c * k + i] * 0.01, value = x.wide[row * k + i];
-                    const double top = fixed ? (127 - in_zero) * step : high, bottom = fixed ? (-128 - in_zero) * step : low;
-                    exact += w * std::min(std::max(value, bottom), top);
-                    size += std::fabs(w) * step;
-                }
-                check("w8a8", y.at(row * n + c), exact, 1.01 * size + (bf16 ? 0.004 * std::fabs(exact) : 0) + 1e-6);
-            }
+        for (size_t i = 0; i < exact.size(); ++i) {
+            check("w8a8", y.at(i), exact[i], 1.01 * size[i] + (bf16 ? 0.004 * std::fabs(exact[i]) : 0) + 1e-6);
         }
     }
 }

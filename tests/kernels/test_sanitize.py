@@ -17,7 +17,7 @@ BUILD = ROOT / "build" / "sanitize"
     shutil.which("g++") is None or shutil.which("cmake") is None, reason="needs a C++ compiler and cmake"
 )
 def test_no_memory_error_and_no_undefined_behaviour() -> None:
-    """Built once into build/sanitize (a minute or two); later runs only rebuild what changed."""
+    """Built once into build/sanitize (about two minutes of one core); later runs only rebuild what changed."""
     options = ["-DCMAKE_BUILD_TYPE=None", "-DVQP_SANITIZE=ON", "-DVQP_CUDA=OFF"]
     subprocess.run(["cmake", "-S", ROOT / "kernels", "-B", BUILD, *options], check=True, capture_output=True)
     built = subprocess.run(
