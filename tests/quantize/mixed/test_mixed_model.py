@@ -47,12 +47,12 @@ def test_engine_inspect_and_plan_agree(
     for module in check_input(checkpoint):
         scheme = found[module.name].scheme
         assert (scheme.bits if scheme else 16) == _bits(module.name), module.name
-    main_args = ["plan", str(tmp_path / "out"), "--gpu", "h100:1", "--json"]
+    capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(main_args)
+        main(["plan", str(tmp_path / "out"), "--gpu", "h100:1", "--json"])
     assert stop.value.code == 0
     planned = json.loads(capfd.readouterr().out)
-    assert planned
+    assert planned["weight_bytes_per_rank"] == pytest.approx(report.bytes_after, rel=0.05)
     # The engine's distribution is that of the weights multiplied out: 8-bit parts are nearly exact, 3-bit ones are not.
     figures = evaluate_model(
         tmp_path / "out", reference=small_model, windows=2, window_len=64, noise=False, dtype="float32"
