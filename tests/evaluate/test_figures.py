@@ -26,7 +26,8 @@ def test_round_to_nearest_costs_what_the_readme_says(tmp_path: Path) -> None:
     (text,) = report.texts
     assert report.kl_method == "full"
     assert (text.windows, text.tokens) == (96, 96 * 255)
-    # 29.2405 in vLLM and in transformers 5.19 alike; the README's 29.22 came from another version.
+    # A window of 256 tokens here predicts 255: 29.2405 in vLLM and in transformers alike. The README's windows read
+    # 256 and predict 256, the last of them being the next window's first: that gives 29.2195, its 29.22.
     assert text.reference_perplexity == pytest.approx(29.2405, abs=0.005)
     # Scales are stored in bfloat16, the README's are float32: a part in 256 of the step.
     assert text.perplexity == pytest.approx(30.70, rel=0.01)
