@@ -27,7 +27,6 @@ class ExactJob:
         model: a folder with config.json.
         kv_bytes: KV-cache bytes per rank.
         names: also tell the bytes of each parameter.
-        expert_parallel: whole experts are spread over the ranks.
         partition: layers of each pipeline stage, where they are not spread evenly.
     """
 
@@ -42,7 +41,6 @@ class ExactJob:
     dtype: str | None = None
     max_num_batched_tokens: int | None = None
     names: bool = False
-    expert_parallel: bool | None = None
     partition: tuple[int, ...] | None = None
 
 

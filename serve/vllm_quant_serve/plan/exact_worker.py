@@ -65,7 +65,7 @@ def _engine_config(job: dict[str, Any]) -> Any:
     extra = {key: job[key] for key in keys if job.get(key) is not None}
     arguments = EngineArgs(
         model=job["model"], load_format="dummy", skip_tokenizer_init=True, enforce_eager=True, trust_remote_code=False,
-        enable_expert_parallel=bool(job.get("expert_parallel")), **extra,
+        **extra,
     )  # fmt: skip
     return arguments.create_engine_config()
 

@@ -25,16 +25,18 @@ def verified(request: PlanRequest, plan: Plan) -> Plan:
     Raises:
         BackendError: vLLM is missing here, or refuses the model on this platform.
     """
+    if plan.expert_parallel:
+        raise BackendError("vLLM cannot be asked about spread experts without devices", "plan without --exact")
     # One replica: vLLM is asked without data parallelism, over which it would cut the experts further.
-    place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, 1, plan.expert_parallel,
-                      plan.stage_layers)  # fmt: skip
+    place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, 1,
+                      layers=plan.stage_layers)  # fmt: skip
     context = load_context(request)
     job = ExactJob(
         str(resolve_model(request.model, revision=request.revision, weights=False)), plan.kv_bytes.value, place.tp,
         place.pp, max_model_len=plan.max_model_len, block_size=plan.block_size,
         kv_cache_dtype=None if plan.kv_cache_dtype == "auto" else plan.kv_cache_dtype,
         quantization=request.quantization, max_num_batched_tokens=max(context.max_num_batched_tokens, 2048),
-        expert_parallel=plan.expert_parallel or None, partition=plan.stage_layers or None,
+        partition=plan.stage_layers or None,
     )  # fmt: skip
     (answer,) = ask_vllm([job])
     if answer.error:
