@@ -74,8 +74,12 @@ class Cluster:
         self.script.write_text(text)
         (folder / "hook").mkdir()
         (folder / "hook" / "sitecustomize.py").write_text(HOOK)
+        # The program of the environment that this runs in, whether or not it is installed there.
+        program = folder / "vllm-quant"
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_quant_plugin "$@"\n')
+        program.chmod(0o755)
         self.environment = {
-            **os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            **os.environ, "PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]]),
             "PYTHONPATH": str(folder / "hook"), "HF_HUB_OFFLINE": "1", "VLLM_HOST_IP": "127.0.0.1",
             "RAY_TMPDIR": str(folder), "VLLM_CPU_OMP_THREADS_BIND": "0|0",
             "RAY_memory_monitor_refresh_ms": "0", "VQP_LEDGER": str(folder / "ledger"),
