@@ -5,14 +5,18 @@ Its README gives them for transformers in float32; another engine adds up in ano
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.evaluate.api import evaluate_model
-from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS
+from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS, read_windows
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+from vllm_quant_plugin.quantize.calibration import load_tokenizer
 
 CODE = DEFAULT_TEXTS[0]
 
@@ -35,6 +39,17 @@ def test_round_to_nearest_costs_what_the_readme_says(tmp_path: Path) -> None:
     assert text.kl.mean == pytest.approx(0.0534, rel=0.06)
     assert 0 < text.kl.median < text.kl.mean < text.kl.p95 < text.kl.p999 <= text.kl.maximum
     assert 0.8 < text.kl.top1_agreement < 1
+
+
+def test_the_readme_s_perplexity() -> None:
+    """29.22, with its own windows: each predicts the token after it as well, the next window's first."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, dtype=torch.float32)
+    windows = torch.tensor(read_windows(CODE, load_tokenizer(BUNDLED), 256, 97))
+    following = torch.cat([windows[:96, 1:], windows[1:97, :1]], dim=1)
+    with torch.inference_mode():
+        logits = torch.cat([model(batch).logits for batch in windows[:96].split(8)])
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).double(), following.flatten())
+    assert math.exp(loss) == pytest.approx(29.22, abs=0.005)
 
 
 @pytest.mark.engine
