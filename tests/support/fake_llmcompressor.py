@@ -5,10 +5,13 @@ FAKE_MODE: ok, or what goes wrong: dies, nan, config, missing, no-input-scale.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,37 +24,35 @@ from vllm_quant_plugin.quantize.modules import linear_modules
 from vllm_quant_plugin.quantize.shards import read_tensor
 
 
-def main(arguments: list[str]) -> None:
-    isolated, _worker, job_path, descriptor = arguments
-    assert isolated == "-I"
-    mode = os.environ.get("FAKE_MODE", "ok")
-    job = json.loads(Path(job_path).read_text())
-    if mode == "dies":
-        sys.exit("RuntimeError: the fake died as it was told")
+def quantize(job: dict[str, Any], mode: str, emit: Callable[..., None]) -> None:
+    """What the worker does with ``job``, wrong in the way of ``mode``."""
     checkpoint = read_checkpoint(job["model"])
-    config = {"quant_method": "compressed-tensors", "format": job["scheme"]["format"], "ignore": job["ignore"],
-              "config_groups": {"group_0": job["scheme"]}, "kv_cache_scheme": job["kv_cache"]}  # fmt: skip
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": job["scheme"]["format"],
+        "ignore": job["ignore"],
+        "config_groups": {"group_0": copy.deepcopy(job["scheme"])},
+        "kv_cache_scheme": job["kv_cache"],
+    }
     model = parse_quantization_config(config)
     modules = {m.name for m in linear_modules(checkpoint)}
     static = not job["scheme"]["input_activations"]["dynamic"]
     tensors: dict[str, torch.Tensor] = {}
-    with os.fdopen(int(descriptor), "w", buffering=1) as events:
-        for done, name in enumerate(sorted(checkpoint.tensors), 1):
-            tensor, module = read_tensor(checkpoint, name), name.removesuffix(".weight")
-            if module not in modules:
-                tensors[name] = tensor.float()
-                continue
-            scheme = model.scheme_for(module)
-            assert scheme is not None
-            for leaf, value in get_format(scheme).pack(quantize_weight(tensor, scheme), scheme).items():
-                tensors[f"{module}.{leaf}"] = value.bfloat16() if leaf == "weight_scale" else value
-            if static and mode != "no-input-scale":
-                tensors[f"{module}.input_scale"] = torch.tensor(0.25, dtype=torch.bfloat16)
-            if job["kv_cache"] and module.endswith("k_proj"):
-                stem = module.rpartition(".")[0]
-                tensors[f"{stem}.k_scale"], tensors[f"{stem}.v_scale"] = torch.tensor([0.5]), torch.tensor([0.125])
-            event = {"what": module, "done": done, "total": len(checkpoint.tensors), "peak": 200_000_000}
-            print(json.dumps(event), file=events)
+    for done, name in enumerate(sorted(checkpoint.tensors), 1):
+        tensor, module = read_tensor(checkpoint, name), name.removesuffix(".weight")
+        if module not in modules:
+            tensors[name] = tensor.float()
+            continue
+        scheme = model.scheme_for(module)
+        assert scheme is not None
+        for leaf, value in get_format(scheme).pack(quantize_weight(tensor, scheme), scheme).items():
+            tensors[f"{module}.{leaf}"] = value.bfloat16() if leaf == "weight_scale" else value
+        if static and mode != "no-input-scale":
+            tensors[f"{module}.input_scale"] = torch.tensor(0.25, dtype=torch.bfloat16)
+        if job["kv_cache"] and module.endswith("k_proj"):
+            stem = module.rpartition(".")[0]
+            tensors[f"{stem}.k_scale"], tensors[f"{stem}.v_scale"] = torch.tensor([0.5]), torch.tensor([0.125])
+        emit(what=module, done=done, total=len(checkpoint.tensors), peak=200_000_000)
     victim = "model.layers.0.mlp.up_proj"
     if mode == "nan":
         tensors[f"{victim}.weight_scale"][0] = torch.nan
@@ -63,6 +64,16 @@ def main(arguments: list[str]) -> None:
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**checkpoint.config, "quantization_config": config}))
+
+
+def main(arguments: list[str]) -> None:
+    isolated, _worker, job_path, descriptor = arguments
+    assert isolated == "-I"
+    mode = os.environ.get("FAKE_MODE", "ok")
+    if mode == "dies":
+        sys.exit("RuntimeError: the fake died as it was told")
+    with os.fdopen(int(descriptor), "w", buffering=1) as events:
+        quantize(json.loads(Path(job_path).read_text()), mode, lambda **event: print(json.dumps(event), file=events))
 
 
 if __name__ == "__main__":
