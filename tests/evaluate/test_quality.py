@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import OutputError, QualityError, StartupError
-from vllm_quant_plugin.evaluate import quality
+from vllm_quant_plugin.evaluate import api, quality
 from vllm_quant_plugin.evaluate.windows import BUNDLED
 
 
@@ -61,6 +63,16 @@ def test_a_model_that_does_not_fit_the_memory_is_not_started(monkeypatch: pytest
     monkeypatch.setattr(psutil, "virtual_memory", Little)
     with pytest.raises(StartupError, match="are free"):
         quality.assess(BUNDLED, BUNDLED)
+
+
+def test_a_large_original_is_compared_on_a_cpu_only_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(quality, "QUICK_CPU_BYTES", 1_000_000)
+    monkeypatch.setattr(api, "evaluate_model", mock.Mock(side_effect=StopIteration))
+    with pytest.raises(StartupError, match="more than a CPU compares with quickly"):
+        quality.assess(BUNDLED, BUNDLED)
+    with pytest.raises(StopIteration):
+        quality.assess(BUNDLED, BUNDLED, quick=False)
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:

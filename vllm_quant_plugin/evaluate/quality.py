@@ -26,13 +26,15 @@ QUICK_WINDOW_LEN = 256
 QUICK_SECONDS = 120.0
 # vLLM holds little beside the weights of a model that scores one window at a time.
 _ROOM = 1.3
+# On a CPU loading a larger original alone takes minutes, and scoring some more.
+QUICK_CPU_BYTES = 4_000_000_000
 
 
-def _require_memory(original: Checkpoint) -> None:
-    """Refuse before vLLM is started what would end in the kernel's out-of-memory killer.
+def _require_memory(original: Checkpoint, *, quick: bool) -> None:
+    """Refuse before vLLM is started what would end in the kernel's out-of-memory killer, or take long unasked.
 
     Raises:
-        StartupError: naming both sizes.
+        StartupError: naming the sizes.
     """
     import torch
 
@@ -43,6 +45,11 @@ def _require_memory(original: Checkpoint) -> None:
         import psutil
 
         free = psutil.virtual_memory().available
+        if quick and original.nbytes > QUICK_CPU_BYTES:
+            raise StartupError(
+                f"the original has {original.nbytes / 1e9:.1f} GB, more than a CPU compares with quickly",
+                "run `vllm-quant eval OUT --reference MODEL`",
+            )
     if original.nbytes * _ROOM > free:
         raise StartupError(
             f"the original needs {original.nbytes * _ROOM / 1e9:.1f} GB to be compared with and {free / 1e9:.1f} GB"
@@ -59,6 +66,7 @@ def assess(
     lost: Mapping[str, float] | None = None,
     windows: int = QUICK_WINDOWS,
     seconds: float = QUICK_SECONDS,
+    quick: bool = True,
     progress: Progress = no_progress,
 ) -> EvalReport:
     """Compare ``output`` with ``model`` through vLLM on the two texts of the package and write the report into it.
@@ -69,17 +77,18 @@ def assess(
         recipe, lost: for the page, see ``html_report``.
         windows: of each text, at most.
         seconds: the limit for scoring.
+        quick: leave it when the original is so large that a CPU needs minutes to load it.
         progress: called with (text, done, total).
 
     Raises:
-        StartupError, EngineDiedError: vLLM does not run one of the two here.
+        StartupError, EngineDiedError: vLLM does not run one of the two here, or not quickly.
         CheckpointError, UsageError: no tokenizer, or no room for a window.
     """
     from vllm_quant_plugin.evaluate.api import evaluate_model
 
     folder = Path(output)
     original = read_checkpoint(resolve_model(model))
-    _require_memory(original)
+    _require_memory(original, quick=quick)
     limit = original.text_config.get("max_position_embeddings")
     length = min(QUICK_WINDOW_LEN, limit - 1) if isinstance(limit, int) else QUICK_WINDOW_LEN
     report = evaluate_model(

@@ -130,7 +130,14 @@ def _assess(report: QuantizeReport, model: str, max_kl: float | None, *, quiet: 
 
     try:
         with progress_bar("quality", enabled=not quiet) as progress:
-            return assess(report.output, model, recipe=report.recipe.describe(), lost=report.errors, progress=progress)
+            return assess(
+                report.output,
+                model,
+                recipe=report.recipe.describe(),
+                lost=report.errors,
+                quick=max_kl is None,
+                progress=progress,
+            )
     except VqpError as err:
         if max_kl is not None:
             raise QualityError(f"--max-kl cannot be checked: {err.message}", err.hint) from None
