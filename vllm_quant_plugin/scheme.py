@@ -175,6 +175,16 @@ class ModelScheme:
             )
         return found[0]
 
+    def describe(self) -> str:
+        """A short human name: the one scheme's, or all bit-widths that the config names, e.g. ``mixed 3/4/8-bit``."""
+        found = list(dict.fromkeys(s for s in (self.default, *(rule.scheme for rule in self.rules)) if s is not None))
+        if not found:
+            return "none"
+        bits = sorted({s.bits for s in found})
+        if len(found) == 1 or len(bits) == 1:
+            return found[0].describe() + (" and others" if len(found) > 1 else "")
+        return f"mixed {'/'.join(map(str, bits))}-bit"
+
     def with_rules(self, rules: Iterable[Rule]) -> ModelScheme:
         """A copy with ``rules`` tried before the present ones."""
         return replace(self, rules=(*rules, *self.rules))

@@ -1,5 +1,7 @@
 """Which scheme a module gets, and which TP sizes its groups allow."""
 
+from dataclasses import replace
+
 import pytest
 
 from vllm_quant_plugin.errors import CheckpointError
@@ -52,3 +54,13 @@ def test_fused_parts_must_agree() -> None:
 )
 def test_legal_tp(scheme: Scheme, k: int, legal: list[int]) -> None:
     assert scheme.legal_tp(k) == legal
+
+
+def test_a_model_is_named_by_what_its_config_names() -> None:
+    four, eight = Scheme("gptq", bits=4, group_size=128), Scheme("gptq", bits=8, group_size=32)
+    assert ModelScheme("gptq", four).describe() == four.describe()
+    assert ModelScheme("gptq", four, (Rule("lm_head", None, "contains"),)).describe() == four.describe()
+    assert ModelScheme("gptq", None).describe() == "none"
+    assert ModelScheme("gptq", four, (Rule("mlp", eight, "contains"),)).describe() == "mixed 4/8-bit"
+    finer = replace(four, group_size=32)
+    assert ModelScheme("gptq", four, (Rule("mlp", finer, "contains"),)).describe() == f"{four.describe()} and others"

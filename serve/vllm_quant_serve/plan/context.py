@@ -153,9 +153,7 @@ def state_itemsize(arch: ModelArch, devices: Devices, itemsize: int) -> int:
 def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> str:
     if scheme is None:
         return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}[dtype]
-    base = scheme.default or next((rule.scheme for rule in scheme.rules if rule.scheme is not None), None)
-    text = base.describe() if base is not None else "none"
-    return f"{text} ({scheme.method}{', online' if online else ''})"
+    return f"{scheme.describe()} ({scheme.method}{', online' if online else ''})"
 
 
 def served_by_plugin(request: PlanRequest, devices: Devices, scheme: ModelScheme | None, experts: bool) -> Server:
