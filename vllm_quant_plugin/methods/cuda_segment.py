@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -12,24 +12,15 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda, pack_cuda
 from vllm_quant_kernels.library import LibraryError
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.methods.kernel import Segment, Tensors
-
-_NONE = torch.empty(0)
+from vllm_quant_plugin.methods.kernel import PackedSegment, Tensors
 
 
 @dataclass(frozen=True)
-class CudaSegment(Segment):
+class CudaSegment(PackedSegment):
     """``vqp::wna16_linear_cuda``: 16-bit activations, weights of 2 to 8 bits or FP8 E4M3."""
 
     packed: PackedCuda
     batch_invariant: bool
-
-    def tensors(self) -> Tensors:
-        p = self.packed
-        return {"": p.data, "_scales": p.scales, "_zeros": p.zeros, "_perm": p.perm}
-
-    def without_tensors(self) -> Segment:
-        return replace(self, packed=replace(self.packed, data=_NONE, scales=_NONE, zeros=None, perm=None))
 
     def apply(self, tensors: Tensors, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         p = self.packed
@@ -48,15 +39,7 @@ class CudaSegment(Segment):
         )
 
     def dequantize(self, tensors: Tensors) -> torch.Tensor:
-        data, scales = tensors[""], tensors["_scales"]
-        assert data is not None
-        assert scales is not None
-        packed = replace(self.packed, data=data, scales=scales, zeros=tensors["_zeros"], perm=tensors["_perm"])
-        return dequantize_cuda(packed)
-
-    @property
-    def out_features(self) -> int:
-        return self.packed.n
+        return dequantize_cuda(self.with_tensors(tensors))
 
 
 def serves(weight: CanonicalWeight, device: torch.device, dtype: torch.dtype) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -48,17 +49,36 @@ _NONE = torch.empty(0)
 
 
 @dataclass(frozen=True)
-class WeightOnlySegment(Segment):
-    """``vqp::wna16_linear``: 16-bit activations, weights of 2 to 8 bits or FP8."""
+class PackedSegment(Segment):
+    """Weight-only: data, scales, zero points and column permutation in a device's packed layout."""
 
-    packed: PackedWeight
+    packed: Any
 
     def tensors(self) -> Tensors:
         p = self.packed
         return {"": p.data, "_scales": p.scales, "_zeros": p.zeros, "_perm": p.perm}
 
     def without_tensors(self) -> Segment:
-        return WeightOnlySegment(replace(self.packed, data=_NONE, scales=_NONE, zeros=None, perm=None))
+        return replace(self, packed=replace(self.packed, data=_NONE, scales=_NONE, zeros=None, perm=None))
+
+    def with_tensors(self, tensors: Tensors) -> Any:
+        """The packed weight again."""
+        data, scales = tensors[""], tensors["_scales"]
+        assert data is not None
+        assert scales is not None
+        return replace(self.packed, data=data, scales=scales, zeros=tensors["_zeros"], perm=tensors["_perm"])
+
+    @property
+    def out_features(self) -> int:
+        n: int = self.packed.n
+        return n
+
+
+@dataclass(frozen=True)
+class WeightOnlySegment(PackedSegment):
+    """``vqp::wna16_linear``: 16-bit activations, weights of 2 to 8 bits or FP8."""
+
+    packed: PackedWeight
 
     def apply(self, tensors: Tensors, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         p = self.packed
@@ -77,15 +97,7 @@ class WeightOnlySegment(Segment):
         )
 
     def dequantize(self, tensors: Tensors) -> torch.Tensor:
-        data, scales = tensors[""], tensors["_scales"]
-        assert data is not None
-        assert scales is not None
-        packed = replace(self.packed, data=data, scales=scales, zeros=tensors["_zeros"], perm=tensors["_perm"])
-        return unpack(packed).dequantize()
-
-    @property
-    def out_features(self) -> int:
-        return self.packed.n
+        return unpack(self.with_tensors(tensors)).dequantize()
 
 
 @dataclass(frozen=True)
