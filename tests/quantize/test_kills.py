@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+import pytest
+
 from vllm_quant_plugin.quantize.api import Recipe, make_recipe, quantize_model
 from vllm_quant_plugin.quantize.report import hash_tensor_files
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
+    def die(_what: str, done: int, _total: int) -> None:
+        if done == layer:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    quantize_model(model, output, recipe, resume=True, progress=die)
+
 
 def _run_and_die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
-    """A run in a process of its own that gets SIGKILL from within, when ``layer`` layers are finished."""
-    child = os.fork()
-    if child == 0:
-        import torch
+    """A run in a process of its own that gets SIGKILL from within, when ``layer`` layers are finished.
 
-        # The parent's worker threads do not exist here.
-        torch.set_num_threads(1)
-
-        def die(_what: str, done: int, _total: int) -> None:
-            if done == layer:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        try:
-            quantize_model(model, output, recipe, resume=True, progress=die)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    Forked from a server without threads: a fork of the test's own process would inherit locks
+    whose holders do not exist there.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vllm_quant_plugin.quantize.api", "torch"])
+    child = context.Process(target=_die, args=(model, output, recipe, layer))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
 
 
-def test_three_kills_give_one_result(small_model: Path, short_text: str, tmp_path: Path) -> None:
+def test_three_kills_give_one_result(
+    small_model: Path, short_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    monkeypatch.syspath_prepend(ROOT)  # where the child finds this module
     recipe = make_recipe("awq", level="3bit-64g", samples=4, seq_len=64, calibration=short_text)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
