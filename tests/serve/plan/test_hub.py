@@ -112,6 +112,7 @@ def hub(tmp_path):
         env = {
             **os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p), "HF_HUB_OFFLINE": "0",
             "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}", "HF_HOME": str(tmp_path / "cache"),
+            "HF_HUB_CACHE": str(tmp_path / "cache" / "hub"),  # a process that imported vLLM may have set it
             "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1",
         }  # fmt: skip
         command = [sys.executable, "-m", "vllm_quant_plugin", "plan", NAME, "--gpu", "l4", "--max-model-len", "2048"]
