@@ -57,7 +57,9 @@ def _mend(context: Context, best: Looked) -> str:
     fewer = _fewer_bits(context)
     if fewer:
         advice.append(fewer)
-    return "try " + ", ".join(advice) if advice else "give more or larger devices, a shorter --max-model-len or fewer bits"
+    if not advice:
+        return "give more or larger devices, a shorter --max-model-len or fewer bits"
+    return "try " + ", ".join(advice)
 
 
 def _fewer_bits(context: Context) -> str:
