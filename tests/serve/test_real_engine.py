@@ -34,7 +34,8 @@ KV_BYTES = 64 << 20
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_LOGGING_LEVEL": "INFO"}
 KEY = "a-key-that-must-not-be-seen"
 FLAGS = ["--served-model-name", "small", "--max-model-len", "512", "--enforce-eager", "--api-key", KEY,
-          "--kv-cache-memory-bytes", "64M", "--slo-ttft", "30", "--slo-tpot", "5", "--price", "2.5"]  # fmt: skip
+          "--kv-cache-memory-bytes", "64M", "--slo-ttft", "30", "--slo-tpot", "5", "--price", "2.5",
+          "--drain-timeout", "110"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
