@@ -1,14 +1,11 @@
 /* The C interface: plan and enqueue. See include/vqp_cuda.h. */
-#include <cuda_runtime.h>
-
 #include "kernels.h"
 #include "pack_kernel.h"
+#include "runtime.h"
 #include "wna16_kernel.h"
 
 namespace vqp {
 namespace {
-
-constexpr int kMaxDevices = 64;
 
 template <class T>
 VQP_KERNEL(kThreads, 4)
@@ -32,52 +29,24 @@ const void *kernel_of(const vqp_cuda_linear &c, int tokens) {
   }
 }
 
-int runtime_error(cudaError_t error) { return error == cudaSuccess ? VQP_CUDA_OK : VQP_CUDA_ERUNTIME + error; }
-
 /* Read once a device: a race writes the same values twice. */
 int device_of(int *index, Device *out) {
   static Device known[kMaxDevices];
   static volatile bool ready[kMaxDevices];
-  cudaError_t error = cudaGetDevice(index);
+  const cudaError_t error = cudaGetDevice(index);
   if (error != cudaSuccess) return runtime_error(error);
   if (*index >= kMaxDevices) return VQP_CUDA_EDEVICE;
   if (!ready[*index]) {
     Device d = {};
-    int major = 0;
-    error = cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, *index);
-    if (error == cudaSuccess)
-      error = cudaDeviceGetAttribute(&d.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, *index);
-    if (error == cudaSuccess)
-      error = cudaDeviceGetAttribute(&d.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, *index);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, *index);
-    if (error != cudaSuccess) return runtime_error(error);
-    if (major < 8) return VQP_CUDA_EDEVICE;
-    /* Cluster code exists only in what was compiled for sm_90: newer devices run the PTX of sm_80. */
-    cudaFuncAttributes attributes;
-    error = cudaFuncGetAttributes(&attributes, wna16_kernel<4>(true, 8, false));
-    if (error != cudaSuccess) return runtime_error(error);
-    d.clusters = major >= 9 && attributes.ptxVersion >= 90;
+    int capability;
+    const int failed = read_device(*index, wna16_kernel<4>(true, 8, false), &d, &capability);
+    if (failed) return failed;
     known[*index] = d;
     __sync_synchronize();
     ready[*index] = true;
   }
   *out = known[*index];
   return VQP_CUDA_OK;
-}
-
-int launch(const void *kernel, dim3 grid, int shared, int cluster, void **arguments, cudaStream_t stream) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = shared;
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
-  return runtime_error(cudaLaunchKernelExC(&config, kernel, arguments));
 }
 
 }  // namespace

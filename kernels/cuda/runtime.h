@@ -1,0 +1,56 @@
+/* What the C interfaces share of the CUDA runtime: error codes, a device's limits, launches. Host code only. */
+#ifndef VQP_CUDA_RUNTIME_H
+#define VQP_CUDA_RUNTIME_H
+
+#include <cuda_runtime.h>
+
+#include "schedule.h"
+
+namespace vqp {
+
+constexpr int kMaxDevices = 64;
+
+inline int runtime_error(cudaError_t error) {
+  return error == cudaSuccess ? VQP_CUDA_OK : VQP_CUDA_ERUNTIME + error;
+}
+
+/* Limits of device `index`; clusters only where the code of `probe` was compiled for sm_90: PTX of older targets
+ * has none. `capability` is 10 * major + minor, of the code of `probe` if that is lower. */
+inline int read_device(int index, const void *probe, Device *device, int *capability) {
+  int major = 0, minor = 0;
+  cudaFuncAttributes attributes = {};
+  Device d = {};
+  cudaError_t error = cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, index);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&d.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&d.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
+  if (error == cudaSuccess && major < 8) return VQP_CUDA_EDEVICE;
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe);
+  if (error != cudaSuccess) return runtime_error(error);
+  d.clusters = major >= 9 && attributes.ptxVersion >= 90;
+  *device = d;
+  *capability = 10 * major + minor < attributes.ptxVersion ? 10 * major + minor : attributes.ptxVersion;
+  return VQP_CUDA_OK;
+}
+
+inline int launch(const void *kernel, dim3 grid, int shared, int cluster, void **arguments, cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1;
+  return runtime_error(cudaLaunchKernelExC(&config, kernel, arguments));
+}
+
+}  // namespace vqp
+
+#endif
