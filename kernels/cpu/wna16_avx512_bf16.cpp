@@ -223,6 +223,25 @@ VQP_INLINE void add_half(const D &decoder, const uint8_t *data, int64_t panel_by
     }
 }
 
+// Row `row` of x at feature 0, for use within `segment`: x lies in chunks of all rows.
+VQP_INLINE const Bits *row_of(const Wna16 &a, const Segment &segment, int64_t row) {
+    const int64_t chunk = segment.start / kChunk * kChunk;
+    return static_cast<const Bits *>(a.xp) + chunk * a.m + row * kChunk - chunk;
+}
+
+// The whole and half blocks of a segment.
+template <int ROWS, class D>
+VQP_INLINE void add_blocks(const D &decoder, const uint8_t *data, int64_t panel_bytes, const Bits *x,
+                           const Segment &segment, Partial<ROWS> &partial) {
+    const int64_t end = segment.start + segment.len, first = (segment.start + 16) / kBlock;
+    dot_blocks<0, 16, ROWS>(decoder, data + first * 64 * D::kBits, panel_bytes, x + first * kBlock, end / kBlock - first,
+                            partial);
+    if (segment.start % kBlock) {
+        add_half<8, ROWS>(decoder, data, panel_bytes, x, segment.start / kBlock, partial);
+    }
+    if (end % kBlock) add_half<0, ROWS>(decoder, data, panel_bytes, x, end / kBlock, partial);
+}
+
 // Rows [row, row + count) of x times segment `s` of the panels from `panel` on, `step` (0 or 1) apart,
 // scaled and added to total[panel][kFewRows][16]. Only `count` of the ROWS rows are real: the others
 // are dropped.
@@ -233,24 +252,14 @@ __attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decod
                                            int64_t row, int64_t count, float *total) {
     const D decoder = shared_decoder;  // a local copy, so that its tables stay in registers
     const Segment segment = a.segments[s];
-    const int64_t chunk = segment.start / kChunk * kChunk;
-    const Bits *x = static_cast<const Bits *>(a.xp) + chunk * a.m + row * kChunk - chunk;
-    const uint8_t *data = a.data + panel * a.panel_bytes();
-    const int64_t panel_bytes = step * a.panel_bytes();
-    constexpr int64_t block_bytes = 64 * D::kBits;
     constexpr int panels = shared_panels(ROWS);
-    const int64_t end = segment.start + segment.len, first = (segment.start + 16) / kBlock;
     Partial<ROWS> partial;
     for (int p = 0; p < panels; ++p) {
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) partial[p][r] = _mm512_setzero_ps();
     }
-    dot_blocks<0, 16, ROWS>(decoder, data + first * block_bytes, panel_bytes, x + first * kBlock, end / kBlock - first,
-                            partial);
-    if (segment.start % kBlock) {
-        add_half<8, ROWS>(decoder, data, panel_bytes, x, segment.start / kBlock, partial);
-    }
-    if (end % kBlock) add_half<0, ROWS>(decoder, data, panel_bytes, x, end / kBlock, partial);
+    add_blocks<ROWS>(decoder, a.data + panel * a.panel_bytes(), step * a.panel_bytes(), row_of(a, segment, row), segment,
+                     partial);
     for (int p = 0; p < panels; ++p) {
         const int64_t table = ((panel + p * step) * a.groups + segment.group) * kLanes;
         const __m512 scale = load_table(a.scales, a.scale_dtype, table);
@@ -267,26 +276,52 @@ __attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decod
     }
 }
 
+// One or two rows: the sums of a panel stay in registers from its first segment to its last, all in one function,
+// so that the core runs ahead from segment to segment and the weights are one stream.
+template <int ROWS, class D>
+__attribute__((noinline)) void stream_rows(const Wna16 &a, const D &shared_decoder, int64_t panel_begin,
+                                           int64_t panel_end) {
+    const D decoder = shared_decoder;  // a local copy, so that its tables stay in registers
+    for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+        const uint8_t *data = a.data + panel * a.panel_bytes();
+        __m512 total[ROWS];
+        for (int r = 0; r < ROWS; ++r) total[r] = _mm512_setzero_ps();
+        for (int64_t s = 0; s < a.segment_count; ++s) {
+            const Segment segment = a.segments[s];
+            Partial<ROWS> partial = {};
+            add_blocks<ROWS>(decoder, data, 0, row_of(a, segment, 0), segment, partial);
+            const int64_t table = (panel * a.groups + segment.group) * kLanes;
+            const __m512 scale = load_table(a.scales, a.scale_dtype, table);
+            const __m512 zero = a.xsum ? load_table(a.zeros, a.zero_dtype, table) : _mm512_setzero_ps();
+            for (int r = 0; r < ROWS; ++r) {
+                __m512 v = partial[0][r];
+                if (a.xsum) v = _mm512_fnmadd_ps(zero, _mm512_set1_ps(a.xsum[r * a.segment_count + s]), v);
+                total[r] = _mm512_fmadd_ps(scale, v, total[r]);
+            }
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            alignas(64) float out[kLanes];
+            _mm512_store_ps(out, total[r]);
+            finish16(a.y, a.x_dtype, r, panel, a.n, a.bias, out);
+        }
+    }
+}
+
 // At most kFewRows rows: the weights stream through once and are used from registers.
 template <class D>
 void few_rows(const Wna16 &a, const D &decoder, int64_t panel_begin, int64_t panel_end) {
-    constexpr int most = shared_panels(8);
-    alignas(64) float total[most * kFewRows * kLanes];
-    const int64_t panels = a.m <= 2 ? 1 : most;
+    if (a.m == 1) return stream_rows<1>(a, decoder, panel_begin, panel_end);
+    if (a.m == 2) return stream_rows<2>(a, decoder, panel_begin, panel_end);
+    constexpr int64_t panels = shared_panels(8);
+    alignas(64) float total[panels * kFewRows * kLanes];
     for (int64_t panel = panel_begin; panel < panel_end; panel += panels) {
         // Past the last panel the last one is read again, and its result dropped.
         const int64_t present = least(panels, panel_end - panel), step = present - 1;
         std::memset(total, 0, sizeof total);
         for (int64_t s = 0; s < a.segment_count; ++s) {
-            if (a.m == 1) {
-                add_segment<1>(a, decoder, panel, 0, s, 0, 1, total);
-            } else if (a.m == 2) {
-                add_segment<2>(a, decoder, panel, 0, s, 0, 2, total);
-            } else {
-                int64_t row = 0;
-                for (; a.m - row > 4; row += 8) add_segment<8>(a, decoder, panel, step, s, row, least(8, a.m - row), total);
-                if (row < a.m) add_segment<4>(a, decoder, panel, step, s, row, a.m - row, total);
-            }
+            int64_t row = 0;
+            for (; a.m - row > 4; row += 8) add_segment<8>(a, decoder, panel, step, s, row, least(8, a.m - row), total);
+            if (row < a.m) add_segment<4>(a, decoder, panel, step, s, row, a.m - row, total);
         }
         for (int64_t p = 0; p < present; ++p) {
             for (int64_t r = 0; r < a.m; ++r) {
