@@ -17,6 +17,10 @@ VQP_HD constexpr int a_col(int lane, int reg, int half) { return 2 * (lane & 3) 
 VQP_HD constexpr int b_row(int lane, int reg, int half) { return 2 * (lane & 3) + half + 8 * reg; }
 VQP_HD constexpr int b_col(int lane) { return lane >> 2; }
 
+/* mma.m16n8k32 of 8-bit elements: the same bytes in the same registers, four neighbouring k in each. */
+VQP_HD constexpr int a8_col(int lane, int reg, int byte) { return 4 * (lane & 3) + byte + 16 * (reg >> 1); }
+VQP_HD constexpr int b8_row(int lane, int reg, int byte) { return 4 * (lane & 3) + byte + 16 * reg; }
+
 VQP_HD constexpr int c_row(int lane, int reg) { return (lane >> 2) + 8 * (reg >> 1); }
 VQP_HD constexpr int c_col(int lane, int reg) { return 2 * (lane & 3) + (reg & 1); }
 

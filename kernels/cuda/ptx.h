@@ -37,6 +37,11 @@ template <class V>
 VQP_DEVICE V load_global(const V *pointer) {
   return __ldg(pointer);
 }
+/* 16 aligned bytes. */
+VQP_DEVICE void load_global(uint32_t (&v)[4], const void *pointer) {
+  const uint4 four = __ldg(static_cast<const uint4 *>(pointer));
+  v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+}
 template <class V>
 VQP_DEVICE void store_global(V *pointer, V value) {
   *pointer = value;
@@ -113,6 +118,23 @@ VQP_DEVICE void mma<BFloat16>(float (&c)[4], const uint32_t (&a)[4], const uint3
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+/* The same with 8-bit operands, 16 x 32 by 32 x 8. E4M3 needs sm_89: kernels with it are empty before that. */
+VQP_DEVICE void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+  asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+VQP_DEVICE void mma_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+#if __CUDA_ARCH__ >= 890
+  asm("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#endif
+}
+
+/* The value that lane ^ mask of the warp gives. */
+VQP_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, value, mask); }
 
 /* Clusters (sm_90): a barrier over all blocks, and a float of another block's shared memory. */
 VQP_DEVICE void cluster_barrier() {

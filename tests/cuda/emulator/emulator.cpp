@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "fragments.h"
+#include "numeric8.h"
 
 namespace vqp {
 namespace emulator {
@@ -180,6 +181,39 @@ void run_mma(Lane *lanes, bool half) {
   }
 }
 
+template <class Operands, class Value, class Decode>
+void run_mma8(Lane *lanes, Decode decode) {
+  Value a[16][32], b[32][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto *o = static_cast<const Operands *>(lanes[lane].operands);
+    for (int i = 0; i < 4; ++i) {
+      for (int r = 0; r < 4; ++r) a[a_row(lane, r)][a8_col(lane, r, i)] = decode(o->a[r] >> 8 * i & 0xFF);
+      for (int r = 0; r < 2; ++r) b[b8_row(lane, r, i)][b_col(lane)] = decode(o->b[r] >> 8 * i & 0xFF);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    auto *const c = static_cast<const Operands *>(lanes[lane].operands)->c;
+    for (int i = 0; i < 4; ++i) {
+      Value sum = 0;
+      for (int k = 0; k < 32; ++k) sum += a[c_row(lane, i)][k] * b[k][c_col(lane, i)];
+      c[i] += sum;
+    }
+  }
+}
+
+float e4m3_table(uint32_t code) {
+  static std::vector<float> values;
+  for (uint32_t i = static_cast<uint32_t>(values.size()); i < 256; ++i) values.push_back(e4m3_value(i));
+  return values[code];
+}
+
+void run_shuffle(Lane *lanes) {
+  for (int lane = 0; lane < 32; ++lane) {
+    auto *const o = static_cast<ShuffleOperands *>(lanes[lane].operands);
+    o->result = static_cast<const ShuffleOperands *>(lanes[lane ^ o->mask].operands)->value;
+  }
+}
+
 void release(Group &block, State from) {
   for (Lane &lane : block.lanes)
     if (lane.state == from) lane.state = State::kReady;
@@ -274,6 +308,11 @@ void warp_instruction(Warp which, void *operands) {
       case Warp::kMatrices4: run_matrices(lanes, 4); break;
       case Warp::kMmaHalf: run_mma(lanes, true); break;
       case Warp::kMmaBFloat16: run_mma(lanes, false); break;
+      case Warp::kMmaInt8:
+        run_mma8<MmaInt8Operands, int32_t>(lanes, [](uint32_t code) { return static_cast<int8_t>(code); });
+        break;
+      case Warp::kMmaE4m3: run_mma8<MmaOperands, float>(lanes, e4m3_table); break;
+      case Warp::kShuffle: run_shuffle(lanes); break;
     }
   for (int i = 0; i < 32; ++i)
     if (&lanes[i] != self) lanes[i].state = State::kReady;

@@ -36,7 +36,7 @@ const std::string &fault();
 /* Run a grid of blocks of `threads` threads, `cluster` neighbours along x at a time. */
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel);
 
-enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16 };
+enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle };
 void warp_instruction(Warp which, void *operands);
 void global_access(const void *pointer, size_t bytes);
 void shared_access(const void *pointer, size_t bytes, bool write);
@@ -49,6 +49,15 @@ struct MatrixOperands {
 struct MmaOperands {
   float *c;
   const uint32_t *a, *b;
+};
+struct MmaInt8Operands {
+  int32_t *c;
+  const uint32_t *a, *b;
+};
+struct ShuffleOperands {
+  float value;
+  int mask;
+  float result;
 };
 
 }  // namespace emulator
@@ -70,6 +79,10 @@ template <class V>
 V load_global(const V *pointer) {
   emulator::global_access(pointer, sizeof(V));
   return emulator::fault().empty() ? *pointer : V{};
+}
+inline void load_global(uint32_t (&v)[4], const void *pointer) {
+  emulator::global_access(pointer, 16);
+  if (emulator::fault().empty()) memcpy(v, pointer, 16);
 }
 template <class V>
 void store_global(V *pointer, V value) {
@@ -108,6 +121,20 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
   emulator::MmaOperands operands = {c, a, b};
   emulator::warp_instruction(T::kMantissa == Half::kMantissa ? emulator::Warp::kMmaHalf : emulator::Warp::kMmaBFloat16,
                              &operands);
+}
+
+inline void mma_int8(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+  emulator::MmaInt8Operands operands = {c, a, b};
+  emulator::warp_instruction(emulator::Warp::kMmaInt8, &operands);
+}
+inline void mma_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
+  emulator::MmaOperands operands = {c, a, b};
+  emulator::warp_instruction(emulator::Warp::kMmaE4m3, &operands);
+}
+inline float shuffle_xor(float value, int mask) {
+  emulator::ShuffleOperands operands = {value, mask, 0};
+  emulator::warp_instruction(emulator::Warp::kShuffle, &operands);
+  return operands.result;
 }
 
 }  // namespace vqp
