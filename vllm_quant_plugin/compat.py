@@ -46,6 +46,13 @@ RELIED_ON: dict[str, tuple[str, ...]] = {
         "shared_experts_input",
     ),
     "vllm.model_executor.layers.fused_moe.activation:apply_moe_activation": ("activation", "output", "input"),
+    "vllm.model_executor.layers.fused_moe.moe_align_block_size:moe_align_block_size": (
+        "topk_ids",
+        "block_size",
+        "num_experts",
+        "expert_map",
+        "pad_sorted_ids",
+    ),
     "vllm.model_executor.layers.quantization.base_config:QuantizationConfig.get_quant_method": ("layer", "prefix"),
     "vllm.model_executor.layers.quantization.base_config:QuantizationConfig.override_quantization_method": (
         "hf_quant_cfg",

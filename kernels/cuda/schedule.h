@@ -21,6 +21,7 @@ constexpr int kTileN = 128, kTileK = 128;
 constexpr int kRowTiles = kTileN / kRowTile; /* of a block */
 constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
 constexpr int kMaxSplits = 8;
+constexpr int64_t kMaxWorkspace = 256 << 20; /* of the grouped form, whose rows cannot be run in parts */
 constexpr int kOneGroup = 30; /* the group shift of one scale a row */
 
 /* Half-open range of K tiles of a split; sizes differ by one at most. */
@@ -153,19 +154,23 @@ inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens,
    * for one row. */
   vqp_cuda_plan candidate = plan;
   if (c.batch_invariant) {
-    candidate.tokens = 8, candidate.m_tiles = 1;
+    candidate.tokens = 8, candidate.m_tiles = c.rows ? c.top_k : 1;
     set_shared(device, c, candidate);
   }
+  const int64_t sums = static_cast<int64_t>(plan.m_tiles) * plan.tokens * c.n * 4; /* bytes a split */
+  const int most = !c.rows || device.clusters ? kMaxSplits
+                   : c.batch_invariant        ? 1
+                                              : static_cast<int>(sums ? kMaxWorkspace / sums : kMaxSplits);
   double best = -1;
   int splits = 1;
   for (candidate.splits = 1; candidate.splits <= kMaxSplits && candidate.splits <= k_tiles; ++candidate.splits) {
+    if (candidate.splits > 1 && candidate.splits > most) break;
     const double clocks = cost(device, candidate, bits, k_tiles);
     if (best < 0 || clocks < best) best = clocks, splits = candidate.splits;
   }
   plan.splits = splits;
   if (splits == 1) plan.clustered = 0;
-  plan.workspace_bytes =
-      splits == 1 || plan.clustered ? 0 : static_cast<int64_t>(splits) * plan.m_tiles * plan.tokens * c.n * 4;
+  plan.workspace_bytes = splits == 1 || plan.clustered ? 0 : splits * sums;
   *out = plan;
   return VQP_CUDA_OK;
 }

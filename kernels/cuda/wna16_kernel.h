@@ -180,7 +180,7 @@ struct Block {
   }
 };
 
-/* One output: add the bias, round, store. */
+/* One output: add the bias, apply the row's factor, round, store. */
 template <class T>
 VQP_DEVICE void store_output(const vqp_cuda_linear &c, int64_t pair, int64_t channel, int64_t expert, float value) {
   if (c.bias)
@@ -188,7 +188,18 @@ VQP_DEVICE void store_output(const vqp_cuda_linear &c, int64_t pair, int64_t cha
         c.bias_dtype, expert * c.n + channel,
         [&](int64_t i) { return load_global(static_cast<const uint16_t *>(c.bias) + i); },
         [&](int64_t i) { return load_global(static_cast<const float *>(c.bias) + i); });
+  if (c.row_scales) value *= load_global(c.row_scales + pair);
   store_global(static_cast<uint16_t *>(c.y) + pair * c.n + channel, static_cast<uint16_t>(to_pair<T>(value, 0)));
+}
+
+/* The block's outputs where the tile's expert is on another device. */
+template <int kTokens>
+VQP_DEVICE void store_zeros(const vqp_cuda_linear &c, int64_t first_row, int64_t first_channel) {
+  for (int i = thread_index(); i < kTokens * kTileN; i += kThreads) {
+    const int64_t pair = pair_of(c, first_row + i / kTileN, [](const int32_t *at) { return load_global(at); });
+    const int64_t channel = first_channel + i % kTileN;
+    if (pair >= 0 && channel < c.n) store_global(static_cast<uint16_t *>(c.y) + pair * c.n + channel, uint16_t(0));
+  }
 }
 
 template <class T, int kKind, int kTokens, bool kFloatZeros>
@@ -198,6 +209,10 @@ VQP_DEVICE void wna16_block(const Params &p) {
   const int64_t first_row = static_cast<int64_t>(m_tile) * kTokens;
   if (c.rows && first_row >= load_global(c.padded_rows)) return; /* all blocks of a cluster agree */
   const int64_t expert = c.rows ? load_global(c.experts + m_tile) : 0;
+  if (expert < 0) {
+    if (split == 0) store_zeros<kTokens>(c, first_row, static_cast<int64_t>(n_tile) * kTileN);
+    return;
+  }
 
   char *const ring = shared_memory();
   const Range range = split_range(p.k_tiles, p.splits, split);
@@ -270,11 +285,12 @@ VQP_DEVICE void reduce_block(const Params &p, int64_t rows, int tokens) {
   const int64_t used = c.rows ? load_global(c.padded_rows) : c.m;
   for (int64_t row = block_y(); row < used; row += grid_y()) {
     const int64_t pair = pair_of(c, row, [](const int32_t *at) { return load_global(at); });
-    if (pair < 0) continue;
+    const int64_t expert = c.rows ? load_global(c.experts + row / tokens) : 0;
+    if (pair < 0 || expert < 0) continue;
     float value = load_global(p.partial + row * c.n + channel);
     for (int split = 1; split < p.splits; ++split)
       value += load_global(p.partial + (split * rows + row) * c.n + channel);
-    store_output<T>(c, pair, channel, c.rows ? load_global(c.experts + row / tokens) : 0, value);
+    store_output<T>(c, pair, channel, expert, value);
   }
 }
 

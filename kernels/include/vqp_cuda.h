@@ -15,7 +15,7 @@ extern "C" {
 
 #define VQP_CUDA_API __attribute__((visibility("default")))
 
-enum { VQP_CUDA_ABI_VERSION = 1, VQP_CUDA_LAYOUT_VERSION = 1 };
+enum { VQP_CUDA_ABI_VERSION = 2, VQP_CUDA_LAYOUT_VERSION = 1 };
 enum {
   VQP_CUDA_OK = 0,
   VQP_CUDA_ESHAPE = 1,     /* sizes that do not make a layout, or beyond the grid */
@@ -31,7 +31,8 @@ enum { VQP_CUDA_F32 = 0, VQP_CUDA_BF16 = 1, VQP_CUDA_F16 = 2, VQP_CUDA_U8 = 3, V
  *
  * Grouped form (rows not null): tile i of `tokens` rows reads expert experts[i]; row j of the tiles is pair
  * rows[j]: it reads row rows[j] / top_k of x and writes row rows[j] of y; a pair >= m is padding. `m` then
- * counts pairs, `padded_rows` (device, one element) the rows in use, and `sorted_rows` bounds it.
+ * counts pairs, `padded_rows` (device, one element) the rows in use, and `sorted_rows` bounds it. A tile whose
+ * expert is negative (it lives on another device) writes zeros.
  */
 typedef struct {
   const void *x;           /* (rows, k), rows x_stride elements apart, dtype x_dtype */
@@ -44,6 +45,7 @@ typedef struct {
   const int32_t *rows;     /* null, or (sorted_rows) */
   const int32_t *experts;  /* with rows: (sorted_rows / tokens) */
   const int32_t *padded_rows;
+  const float *row_scales; /* null, or (m): factor of each row of y, after the bias (an expert's router weight) */
   int64_t m, n, k, k_padded;
   int64_t x_stride;
   int64_t groups;          /* ceil(k_padded / group_size), or 1: one scale a row */

@@ -18,7 +18,7 @@ import torch
 from vllm_quant_kernels.library import LibraryError
 
 NAME = "libvqp_cuda.so"
-ABI_VERSION = 1
+ABI_VERSION = 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 NO_DTYPE = 4
 RUNTIME_ERROR = 1000
@@ -36,7 +36,7 @@ class Linear(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in ("x", "y", "data", "scales", "zeros", "perm", "bias")]
-        + [(name, ctypes.c_void_p) for name in ("rows", "experts", "padded_rows")]
+        + [(name, ctypes.c_void_p) for name in ("rows", "experts", "padded_rows", "row_scales")]
         + [(name, ctypes.c_int64) for name in ("m", "n", "k", "k_padded", "x_stride", "groups", "sorted_rows")]
         + [(name, ctypes.c_int32) for name in ("group_size", "kind", "x_dtype", "scale_dtype", "zero_dtype")]
         + [(name, ctypes.c_int32) for name in ("bias_dtype", "top_k", "batch_invariant")]

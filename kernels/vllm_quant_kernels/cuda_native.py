@@ -54,6 +54,26 @@ def describe(
     )
 
 
+def describe_experts(
+    x: torch.Tensor,
+    out: torch.Tensor,
+    w: PackedCuda,
+    bias: torch.Tensor | None,
+    rows: torch.Tensor,
+    experts: torch.Tensor,
+    padded_rows: torch.Tensor,
+    row_scales: torch.Tensor | None,
+    top_k: int,
+    batch_invariant: bool,
+) -> Linear:
+    """The grouped call: ``w`` with a leading expert dimension, ``out`` (pairs, N) contiguous."""
+    call = describe(x, out, w, bias, batch_invariant)
+    call.m, call.top_k, call.sorted_rows = out.shape[0], top_k, rows.numel()
+    call.rows, call.experts, call.padded_rows = _pointer(rows), _pointer(experts), _pointer(padded_rows)
+    call.row_scales = _pointer(row_scales)
+    return call
+
+
 def plan(call: Linear, tokens: int = 0) -> Plan:
     """How ``call`` would run on the current device."""
     result = Plan()
@@ -114,9 +134,11 @@ def wna16_experts(
     rows: torch.Tensor,
     experts: torch.Tensor,
     padded_rows: torch.Tensor,
+    row_scales: torch.Tensor | None,
     tokens: int,
     top_k: int,
     pairs: int,
+    batch_invariant: bool,
 ) -> torch.Tensor:
     """See :func:`vllm_quant_kernels.cuda_ops.experts_cuda`."""
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -124,9 +146,8 @@ def wna16_experts(
     if not out.numel():
         return out
     with torch.cuda.device(x.device):
-        call = describe(x, out, w, None if bias is None else bias.contiguous(), False)
-        call.m, call.top_k, call.sorted_rows = pairs, top_k, rows.numel()
-        call.rows, call.experts, call.padded_rows = _pointer(rows), _pointer(experts), _pointer(padded_rows)
+        bias = None if bias is None else bias.contiguous()
+        call = describe_experts(x, out, w, bias, rows, experts, padded_rows, row_scales, top_k, batch_invariant)
         run(call, plan(call, tokens), x.device)
     return out
 

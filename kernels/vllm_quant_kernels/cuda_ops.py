@@ -21,7 +21,7 @@ _WEIGHT = (
 _LIB.define(f"wna16_linear_cuda(Tensor x, {_WEIGHT}, bool batch_invariant) -> Tensor")
 _LIB.define(
     f"wna16_experts_cuda(Tensor x, {_WEIGHT}, Tensor rows, Tensor experts, Tensor padded_rows, "
-    "int tokens, int top_k, int pairs) -> Tensor"
+    "Tensor? row_scales, int tokens, int top_k, int pairs, bool batch_invariant) -> Tensor"
 )
 
 
@@ -56,9 +56,12 @@ def _weight(
     return PackedCuda(data, scales, zeros, perm, kind, group_size, n, k), bias
 
 
-def _product(x: torch.Tensor, packed: PackedCuda, bias: torch.Tensor | None) -> torch.Tensor:
+def _product(
+    x: torch.Tensor, packed: PackedCuda, bias: torch.Tensor | None, factor: torch.Tensor | None = None
+) -> torch.Tensor:
     out = x.float() @ dequantize_cuda(packed).T
-    return (out if bias is None else out + bias.float()).to(x.dtype)
+    out = out if bias is None else out + bias.float()
+    return (out if factor is None else out * factor).to(x.dtype)
 
 
 def _linear_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -75,34 +78,48 @@ def _linear_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
-def _check_tiles(rows: torch.Tensor, experts: torch.Tensor, padded_rows: torch.Tensor, tokens: int) -> None:
+def _check_tiles(
+    rows: torch.Tensor,
+    experts: torch.Tensor,
+    padded_rows: torch.Tensor,
+    row_scales: torch.Tensor | None,
+    tokens: int,
+    pairs: int,
+) -> None:
     if tokens not in (8, 16, 32, 64) or rows.numel() % tokens or experts.numel() < rows.numel() // tokens:
         raise ValueError(f"{rows.numel()} rows and {experts.numel()} experts do not make tiles of {tokens}")
     if any(t.dtype != torch.int32 for t in (rows, experts, padded_rows)):
         raise ValueError("rows, experts and padded_rows must be int32")
+    if row_scales is not None and (row_scales.dtype != torch.float32 or row_scales.shape != (pairs,)):
+        raise ValueError(f"row_scales must be float32 ({pairs},), got {row_scales.dtype} {tuple(row_scales.shape)}")
 
 
 def _experts_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
-    rows, experts, padded_rows, tokens, top_k, pairs = rest[_WEIGHT_ARGUMENTS:]
-    _check_tiles(rows, experts, padded_rows, tokens)
-    return cuda_native.wna16_experts(x, packed, bias, rows, experts, padded_rows, tokens, top_k, pairs)
+    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant = rest[_WEIGHT_ARGUMENTS:]
+    _check_tiles(rows, experts, padded_rows, row_scales, tokens, pairs)
+    return cuda_native.wna16_experts(
+        x, packed, bias, rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant
+    )
 
 
 def _experts_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
-    rows, experts, padded_rows, tokens, top_k, pairs = rest[_WEIGHT_ARGUMENTS:]
-    _check_tiles(rows, experts, padded_rows, tokens)
+    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, _ = rest[_WEIGHT_ARGUMENTS:]
+    _check_tiles(rows, experts, padded_rows, row_scales, tokens, pairs)
     out = x.new_zeros(pairs, packed.n)
     for tile in range(int(padded_rows) // tokens):
         e, pair = int(experts[tile]), rows[tile * tokens : (tile + 1) * tokens].long()
         pair = pair[pair < pairs]
-        out[pair] = _product(x[pair // top_k], packed.expert(e), None if bias is None else bias[e])
+        if e < 0:
+            continue
+        factor = None if row_scales is None else row_scales[pair, None]
+        out[pair] = _product(x[pair // top_k], packed.expert(e), None if bias is None else bias[e], factor)
     return out
 
 
 def _experts_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    return x.new_empty((rest[-1], rest[_WEIGHT_ARGUMENTS - 2]))
+    return x.new_empty((rest[-2], rest[_WEIGHT_ARGUMENTS - 2]))
 
 
 _LIB.impl("wna16_linear_cuda", _linear_cuda, "CUDA")
@@ -137,19 +154,33 @@ def experts_cuda(
     top_k: int,
     pairs: int,
     bias: torch.Tensor | None = None,
+    row_scales: torch.Tensor | None = None,
+    batch_invariant: bool = False,
 ) -> torch.Tensor:
     """The grouped form: row j of the result is x[j // top_k] times its expert's weight, for ``pairs`` rows.
+
+    A row that no tile names is undefined.
 
     Args:
         packed: tensors with a leading expert dimension.
         rows: int32, tiles of ``tokens`` pairs sorted by expert; entries >= ``pairs`` are padding (vLLM's
             ``moe_align_block_size`` with block size ``tokens`` gives rows, experts and padded_rows).
-        experts: int32, the expert of each tile.
+        experts: int32, the expert of each tile; negative: the expert is elsewhere, and the rows become zero.
         padded_rows: int32, one element: rows in use.
-        tokens: 8, 16, 32 or 64; 16 with floating zero points.
+        tokens: 8, 16, 32 or 64; 16 with floating zero points. :func:`tile_tokens` chooses.
+        bias: None, or (experts, N).
+        row_scales: None, or float32 (pairs,): the factor of each row, applied in FP32 after the bias.
     """
     p = packed
     return torch.ops.vqp.wna16_experts_cuda(
         x, p.data, p.scales, p.zeros, p.perm, bias, p.kind, p.group_size, p.n, p.k,
-        rows, experts, padded_rows, tokens, top_k, pairs,
+        rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant,
     )  # fmt: skip
+
+
+def tile_tokens(packed: PackedCuda, pairs: int, experts: int) -> int:
+    """Rows a tile of the grouped form should have: enough for an expert's share of ``pairs``, if all get the same."""
+    if packed.zeros is not None and packed.zeros.dtype == torch.float32:
+        return 16
+    share = -(-pairs // max(1, experts))
+    return next((tokens for tokens in (8, 16, 32) if share <= tokens), 64)

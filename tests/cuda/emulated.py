@@ -14,7 +14,7 @@ import torch
 
 from vllm_quant_kernels.cuda_layout import bits_of
 from vllm_quant_kernels.cuda_library import Linear, Plan, check
-from vllm_quant_kernels.cuda_native import describe
+from vllm_quant_kernels.cuda_native import describe, describe_experts
 from vllm_quant_kernels.cuda_pack import PackedCuda
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,6 +140,34 @@ def linear(
     if splits:
         force_splits(plan, call, splits, device)
     run(call, plan, [x, out, w.data, w.scales, w.zeros, w.perm, bias], seed, late_copies)
+    return out
+
+
+def experts(
+    x: torch.Tensor,
+    w: PackedCuda,
+    rows: torch.Tensor,
+    tile_experts: torch.Tensor,
+    padded_rows: torch.Tensor,
+    tokens: int,
+    top_k: int,
+    pairs: int,
+    bias: torch.Tensor | None = None,
+    row_scales: torch.Tensor | None = None,
+    batch_invariant: bool = False,
+    device: Device = ONE_BLOCK,
+    splits: int = 0,
+    seed: int = 0,
+) -> torch.Tensor:
+    """``vqp::wna16_experts_cuda`` by emulating every thread. The output is poisoned with NaN first."""
+    w = place(w)
+    out = torch.full((pairs, w.n), torch.nan, dtype=x.dtype)
+    call = describe_experts(x, out, w, bias, rows, tile_experts, padded_rows, row_scales, top_k, batch_invariant)
+    plan = make_plan(call, device, tokens)
+    if splits:
+        force_splits(plan, call, splits, device)
+    tensors = [x, out, w.data, w.scales, w.zeros, w.perm, bias, rows, tile_experts, padded_rows, row_scales]
+    run(call, plan, tensors, seed, late_copies=seed % 2 == 0)
     return out
 
 

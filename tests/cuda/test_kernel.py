@@ -15,7 +15,8 @@ from tests.cuda import emulated
 from tests.kernels.weights import random_weight
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda_ops import experts_cuda
-from vllm_quant_kernels.cuda_pack import PackedCuda, pack_cuda
+from vllm_quant_kernels.cuda_pack import pack_cuda
+from vllm_quant_kernels.cuda_stack import stack_cuda
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -140,17 +141,7 @@ def test_activations_past_k_and_beside_the_rows_are_not_read() -> None:
 def test_experts_match_the_reference() -> None:
     experts, tokens, top_k = 3, 8, 2
     weights = [random_weight(72, 160, 4, 32, "integer", seed=e) for e in range(experts)]
-    parts = [pack_cuda(w) for w in weights]
-    first = parts[0]
-
-    def stack(name: str) -> torch.Tensor:
-        stacked = emulated.aligned(torch.stack([getattr(part, name) for part in parts]))
-        assert stacked is not None
-        return stacked
-
-    packed = PackedCuda(
-        stack("data"), stack("scales"), stack("zeros"), None, first.kind, first.group_size, first.n, first.k
-    )
+    packed = stack_cuda([pack_cuda(w) for w in weights])
     x = activations(7, 160, torch.bfloat16, 1)
     chosen = torch.tensor([[0, 2], [1, 2], [2, 0], [2, 1], [0, 1], [2, 0], [2, 0]])
     pairs = chosen.numel()
@@ -168,13 +159,9 @@ def test_experts_match_the_reference() -> None:
     )
     reference = experts_cuda(x, packed, sorted_rows, tile_experts, used, tokens, top_k, pairs)
     for device in (emulated.ONE_BLOCK, emulated.SPLITTING, emulated.CLUSTERED):
-        out = torch.full((pairs, 72), torch.nan, dtype=x.dtype)
-        call = emulated.describe(x, out, packed, None, False)
-        call.m, call.top_k, call.sorted_rows = pairs, top_k, sorted_rows.numel()
-        call.rows, call.experts, call.padded_rows = (t.data_ptr() for t in (sorted_rows, tile_experts, used))
-        plan = emulated.make_plan(call, device, tokens)
-        emulated.force_splits(plan, call, 2 if device.multiprocessors > 1 else 1, device)
-        tensors = [x, out, packed.data, packed.scales, packed.zeros, sorted_rows, tile_experts, used]
-        emulated.run(call, plan, tensors, seed=3, late_copies=False)
+        splits = 2 if device.multiprocessors > 1 else 1
+        out = emulated.experts(
+            x, packed, sorted_rows, tile_experts, used, tokens, top_k, pairs, device=device, splits=splits, seed=3
+        )
         assert ((out.double() - expected).abs() <= 2.0**-8 * expected.abs() + 1e-3).all()
         assert ((out.double() - reference.double()).abs() <= 2.0**-7 * expected.abs() + 1e-3).all()

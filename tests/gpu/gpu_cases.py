@@ -75,6 +75,26 @@ def check(y: torch.Tensor, x: torch.Tensor, w: CanonicalWeight, bias: torch.Tens
     assert float(worst) <= 1, f"error is {float(worst):.2f} of what is allowed"
 
 
+def order_by_expert(
+    chosen: torch.Tensor, experts: int, tokens: int, local: list[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tiles of ``tokens`` pairs, each of one expert, as vLLM's ``moe_align_block_size`` makes them: rows, experts and
+    padded_rows of ``vqp::wna16_experts_cuda``, with rows behind those in use.
+
+    ``chosen``: the expert of each pair, on the CPU. ``local``: the place of each expert in the stack, -1 for none.
+    """
+    pairs = chosen.numel()
+    rows, tiles = [], []
+    for e in range(experts):
+        mine = (chosen == e).nonzero().flatten().tolist()
+        mine += [pairs] * (-len(mine) % tokens)
+        rows += mine
+        tiles += [e if local is None else local[e]] * (len(mine) // tokens)
+    used = torch.tensor([len(rows)], dtype=torch.int32, device="cuda")
+    sorted_rows = torch.tensor(rows + [0] * tokens, dtype=torch.int32, device="cuda")
+    return sorted_rows, torch.tensor([*tiles, 0], dtype=torch.int32, device="cuda"), used
+
+
 def random_case(number: int) -> dict[str, Any]:
     pick = random.Random(number)
     kind = pick.choice(KINDS)

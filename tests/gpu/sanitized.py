@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from gpu_cases import KINDS, activations, check, random_weight
+from gpu_cases import KINDS, activations, check, order_by_expert, random_weight
 
 from vllm_quant_kernels import cuda_native
-from vllm_quant_kernels.cuda_ops import linear_cuda
+from vllm_quant_kernels.cuda_ops import experts_cuda, linear_cuda
 from vllm_quant_kernels.cuda_pack import pack_cuda
+from vllm_quant_kernels.cuda_stack import stack_cuda
 
 
 def main() -> None:
@@ -18,6 +19,13 @@ def main() -> None:
             w = random_weight(136, 456, kind, 32, zeros, order, seed=number)
             x = activations(m, 456, (torch.float16, torch.bfloat16)[m // 2 % 2], seed=m)
             check(linear_cuda(x, pack_cuda(w)), x, w)
+    experts = [random_weight(136, 320, "4", 32, "integer", "shuffled", seed=e) for e in range(4)]
+    stack, chosen = stack_cuda([pack_cuda(w) for w in experts[:3]]), torch.arange(22) * 7 % 4
+    x, factors = activations(11, 320, torch.float16), torch.rand(22, device="cuda")
+    for tokens in (8, 32):
+        routing = order_by_expert(chosen, 4, tokens, [0, 1, 2, -1])
+        y = experts_cuda(x, stack, *routing, tokens, 2, 22, row_scales=factors)
+        assert not y[(chosen == 3).cuda()].any()
     w = random_weight(136, 1024, "4", 128)
     x, packed = activations(9, 1024, torch.float16), pack_cuda(w)
     for clustered in (0, 1):

@@ -9,8 +9,8 @@ from gpu_cases import KINDS, activations, check, random_case, random_weight
 from vllm_quant_kernels import cuda_native
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda_layout import pack_codes
-from vllm_quant_kernels.cuda_ops import experts_cuda, linear_cuda
-from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda_ops import linear_cuda
+from vllm_quant_kernels.cuda_pack import dequantize_cuda, pack_cuda
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -136,34 +136,6 @@ def test_activations_past_k_are_not_read() -> None:
         store = torch.full((5, 2048), torch.nan, dtype=torch.float16, device="cuda")
         store[:, :k] = activations(5, k, torch.float16)
         check(linear_cuda(store[:, :k], pack_cuda(w)), store[:, :k], w)
-
-
-@pytest.mark.parametrize("tokens", [8, 16, 64])
-def test_experts(tokens: int) -> None:
-    experts, top_k, m = 8, 2, 37
-    weights = [random_weight(264, 512, "4", 64, "integer", seed=e) for e in range(experts)]
-    parts = [pack_cuda(w) for w in weights]
-    first = parts[0]
-    data, scales, zeros = (torch.stack([getattr(p, name) for p in parts]) for name in ("data", "scales", "zeros"))
-    packed = PackedCuda(data, scales, zeros, None, first.kind, first.group_size, first.n, first.k)
-    x = activations(m, 512, torch.bfloat16)
-    chosen = torch.stack([torch.randperm(experts)[:top_k] for _ in range(m)]).flatten()
-    rows, tiles = [], []
-    for e in range(experts):
-        mine = (chosen == e).nonzero().flatten().tolist()
-        mine += [m * top_k] * (-len(mine) % tokens)
-        rows += mine
-        tiles += [e] * (len(mine) // tokens)
-    used = torch.tensor([len(rows)], dtype=torch.int32, device="cuda")
-    spare = [m * top_k] * tokens
-    sorted_rows = torch.tensor(rows + spare, dtype=torch.int32, device="cuda")
-    tile_experts = torch.tensor([*tiles, 0], dtype=torch.int32, device="cuda")
-    poison()
-    y = experts_cuda(x, packed, sorted_rows, tile_experts, used, tokens, top_k, m * top_k)
-    for e in range(experts):
-        mine = (chosen == e).nonzero().flatten()
-        if mine.numel():
-            check(y[mine.cuda()], x[(mine // top_k).cuda()], weights[e])
 
 
 def test_fakes_agree_with_the_kernels() -> None:

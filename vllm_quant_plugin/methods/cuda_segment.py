@@ -52,10 +52,20 @@ def serves(weight: CanonicalWeight, device: torch.device, dtype: torch.dtype) ->
         raise BackendError(str(error), hint="unset VQP_CUDA_KERNELS") from error
 
 
+def batch_invariant() -> bool:
+    """Whether vLLM was asked for results that do not depend on the batch."""
+    return os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1"
+
+
 def cuda_segment(weight: CanonicalWeight) -> CudaSegment:
     """Pack ``weight`` where it is. Raises BackendError where the kernels were switched on but not built."""
+    return CudaSegment(packed_for_cuda(weight), batch_invariant())
+
+
+def packed_for_cuda(weight: CanonicalWeight) -> PackedCuda:
+    """As :func:`cuda_segment`, the packed tensors alone."""
     try:
         cuda_library.load()
     except LibraryError as error:
         raise BackendError(str(error), hint="run `make` with nvcc on PATH, or unset VQP_CUDA_KERNELS") from error
-    return CudaSegment(pack_cuda(weight), os.environ.get("VLLM_BATCH_INVARIANT", "0") == "1")
+    return pack_cuda(weight)

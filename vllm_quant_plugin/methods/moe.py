@@ -2,6 +2,8 @@
 
 w13 = stack(gate (w1), up (w3))    (2I, H) per expert, rows split over TP
 w2  = down                         (H, I)  per expert, columns split over TP
+
+On a GPU with the CUDA kernels switched on, the experts of a matrix become one stack (cuda_experts.py).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.methods import cuda_segment
+from vllm_quant_plugin.methods.cuda_experts import ExpertStack, run_experts
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.methods.linear import (
     check_columns,
@@ -56,6 +60,7 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         check_columns(f"{self.name}.w2", self.scheme, intermediate, tp)
         layer.vqp_sizes = (hidden_size, intermediate)
         layer.vqp_experts = {}
+        layer.vqp_stacks = {}
         gated = self.moe.is_act_and_mul
         layer.vqp_shards = {"w13": ("w1", "w3") if gated else ("w1",), "w2": ("w2",)}
         specs = get_format(self.scheme).specs(self.scheme, intermediate, hidden_size)
@@ -113,9 +118,12 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
             weight = layout.unpack(tensors, self.scheme, n, k)
             pieces.append(weight.columns(begin, end) if matrix == "w2" else weight.rows(begin, end))
             merge_static_activation(static, tensors)
-        layer.vqp_experts[(expert, matrix)] = PackedLinear.build(
-            stack_parts(pieces), self.scheme, static, device, dtype
-        )
+        parts = stack_parts(pieces)
+        if all(cuda_segment.serves(part, device, dtype) for part in parts):
+            packed = [cuda_segment.packed_for_cuda(part) for part in parts]
+            layer.vqp_stacks.setdefault(matrix, {})[expert] = packed
+        else:
+            layer.vqp_experts[(expert, matrix)] = PackedLinear.build(parts, self.scheme, static, device, dtype)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         if not hasattr(layer, "vqp_staging"):
@@ -135,6 +143,9 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         del layer.vqp_staging, layer.vqp_leaves
         for (expert, matrix), packed in sorted(layer.vqp_experts.items()):
             packed.register(layer, f"{matrix}_packed_{expert}")
+        for matrix, experts in layer.vqp_stacks.items():
+            layer.vqp_stacks[matrix] = stack = ExpertStack([experts[e] for e in sorted(experts)])
+            stack.register(layer, f"{matrix}_packed")
 
     def get_fused_moe_quant_config(self, layer: Any) -> Any:
         """None: the experts do not go through vLLM's modular kernels."""
@@ -150,6 +161,9 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (M, H); topk_weights and topk_ids (M, top_k), ids global. Returns (M, H)."""
+        if layer.vqp_stacks:
+            stacks = layer.vqp_stacks
+            return run_experts(layer, stacks["w13"], stacks["w2"], x, topk_weights, topk_ids)
         if layer.expert_map is not None:
             topk_ids = layer.expert_map[topk_ids.long()]
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)

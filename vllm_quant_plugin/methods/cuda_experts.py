@@ -1,0 +1,128 @@
+"""Experts on an NVIDIA GPU by the grouped CUDA kernels: one stack of all experts a matrix, one call for all of them.
+
+    topk_ids (M, top_k) -> moe_align_block_size: tiles of pairs (token, slot), each of one expert
+    x (M, H)         --w13, grouped-->  (M * top_k, 2 I)    in the order of the pairs
+                     --activation-->    (M * top_k, I)
+                     --w2, grouped-->   (M * top_k, H)      times the router's weights, in FP32
+                     --sum over top_k-> (M, H)
+
+Every shape follows from M alone, so CUDA graphs can record it. Experts of other ranks (expert parallelism) have
+tiles too; the kernel writes zeros for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vllm_quant_kernels.cuda_ops import experts_cuda, tile_tokens
+from vllm_quant_kernels.cuda_pack import PackedCuda
+from vllm_quant_kernels.cuda_stack import split_rows, stack_cuda
+from vllm_quant_plugin import compat_layers as layers
+from vllm_quant_plugin.methods.cuda_segment import batch_invariant
+
+_SUFFIXES = {"": "data", "_scales": "scales", "_zeros": "zeros", "_perm": "perm"}
+_NONE = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which expert computes which pairs: what ``moe_align_block_size`` returns for tiles of ``tokens``."""
+
+    rows: torch.Tensor
+    experts: torch.Tensor
+    padded_rows: torch.Tensor
+    tokens: int
+
+
+class ExpertStack:
+    """All experts of one matrix (w13 or w2). Its tensors are parameters of the layer after ``register``.
+
+    One stack serves unless gate and up gather their inputs in different orders (act-order); then there are two,
+    and their outputs are joined.
+    """
+
+    def __init__(self, experts: list[list[PackedCuda]]) -> None:
+        """``experts``: of each expert, the pieces of its matrix along the output, one or two."""
+        pieces = max(len(parts) for parts in experts)
+        if pieces > 1:
+            cut = next(parts[0].n for parts in experts if len(parts) == pieces)
+            experts = [parts if len(parts) == pieces else split_rows(parts[0], cut) for parts in experts]
+        self._parts = [stack_cuda([parts[i] for parts in experts]) for i in range(pieces)]
+        self._prefix = ""
+        self._batch_invariant = batch_invariant()
+
+    def register(self, layer: torch.nn.Module, prefix: str) -> None:
+        """Move the tensors to parameters of ``layer`` named ``prefix``, ``prefix_scales``, ..."""
+        self._prefix = prefix
+        for i, part in enumerate(self._parts):
+            for suffix, name in _SUFFIXES.items():
+                tensor = getattr(part, name)
+                parameter = None if tensor is None else torch.nn.Parameter(tensor, requires_grad=False)
+                layer.register_parameter(self._name(i, suffix), parameter)
+            # The dtype of the zero points stays: it decides the tile.
+            zeros = None if part.zeros is None else part.zeros.new_empty(0)
+            self._parts[i] = replace(part, data=_NONE, scales=_NONE, zeros=zeros, perm=None)
+
+    def _name(self, index: int, suffix: str) -> str:
+        return f"{self._prefix}{suffix}" + (f"_{index}" if index else "")
+
+    def tokens(self, pairs: int, experts: int) -> int:
+        """The tile that suits this matrix for ``pairs`` rows over ``experts`` experts."""
+        return tile_tokens(self._parts[0], pairs, experts)
+
+    @property
+    def fixed_tile(self) -> bool:
+        """Whether only one tile serves (floating zero points)."""
+        return any(p.zeros is not None and p.zeros.dtype == torch.float32 for p in self._parts)
+
+    def __call__(
+        self,
+        layer: torch.nn.Module,
+        x: torch.Tensor,
+        routing: Routing,
+        top_k: int,
+        pairs: int,
+        row_scales: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """x (pairs / top_k, K) to (pairs, N) in x's dtype, each row by its expert, times ``row_scales`` (pairs,)."""
+        outputs = []
+        for i, part in enumerate(self._parts):
+            tensors = {name: getattr(layer, self._name(i, suffix)) for suffix, name in _SUFFIXES.items()}
+            outputs.append(
+                experts_cuda(
+                    x,
+                    replace(part, **tensors),
+                    routing.rows,
+                    routing.experts,
+                    routing.padded_rows,
+                    routing.tokens,
+                    top_k,
+                    pairs,
+                    row_scales=row_scales,
+                    batch_invariant=self._batch_invariant,
+                )
+            )
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def run_experts(
+    layer: Any, w13: ExpertStack, w2: ExpertStack, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+) -> torch.Tensor:
+    """x (M, H); topk_weights and topk_ids (M, top_k), ids global and none negative. Returns (M, H)."""
+    m, top_k = topk_ids.shape
+    pairs, experts = m * top_k, layer.global_num_experts
+    if not pairs:
+        return torch.zeros_like(x)
+    tokens = (w2 if w2.fixed_tile else w13).tokens(pairs, experts)
+    rows, tiles, used = layers.moe_align_block_size(topk_ids, tokens, experts, layer.expert_map, pad_sorted_ids=True)
+    routing = Routing(rows, tiles, used, tokens)
+    weights = topk_weights.reshape(-1).float().contiguous()
+    on_input = bool(layer.apply_router_weight_on_input)
+    gate_up = w13(layer, x, routing, top_k, pairs, weights if on_input else None)
+    hidden = gate_up.new_empty(pairs, gate_up.shape[-1] // len(layer.vqp_shards["w13"]))
+    layers.apply_moe_activation(layer.activation, hidden, gate_up)
+    out = w2(layer, hidden, routing, 1, pairs, None if on_input else weights)
+    return out.view(m, top_k, -1).sum(dim=1)
