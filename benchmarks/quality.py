@@ -1,21 +1,24 @@
 """Perplexity and KL divergence of every method, bit-width and group size on the bundled model, through vLLM.
 
-python benchmarks/quality.py [--only PREFIX ...] [--limit-seconds S]   measure what is missing
-python benchmarks/quality.py --write                                   docs/quality.md from what was measured
-python benchmarks/quality.py --check                                   the claims of docs/quality.md; 1 when one fails
+python benchmarks/quality.py [--only PREFIX ...] [--limit-seconds S] [--scratch FOLDER]   measure what is missing
+python benchmarks/quality.py --write     docs/quality.md from what was measured
+python benchmarks/quality.py --check     the claims of docs/quality.md; 1 when one fails or a row is missing
 
 Results are kept in benchmarks/results/quality.json, one row at a time; a run that was stopped goes on where it was.
-Everything is computed in float32 on the first 48 windows of 256 tokens of two held-out texts.
+Everything is computed in float32 on the first 48 windows of 256 tokens of two held-out texts. The originals' log
+probabilities (1 GB) take minutes; with --scratch they are kept for the next run.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pickle
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +59,8 @@ def recipe_row(method: str, *, outliers: bool = False, **options: Any) -> Row:
     """A row that one recipe makes."""
 
     def make(source: Path, folder: Path) -> Made:
-        data = CALIBRATION if method in ("awq", "gptq") or options.get("smooth") is not None else {}
+        measured = method in ("awq", "gptq") or {"smooth", "activations"} & options.keys()
+        data = CALIBRATION if measured or options.get("backend") == "llmcompressor" else {}
         report = quantize_model(source, folder, make_recipe(method, **data, **options))
         return {"bits_per_weight": report.bits_per_weight, "seconds": report.seconds}
 
@@ -83,17 +87,31 @@ def rows() -> dict[str, Row]:
         for group in (128, 64, 32):
             for method in ("rtn", "gptq", "awq"):
                 found[f"{method}-{bits}bit-{group}g"] = recipe_row(method, level=f"{bits}bit-{group}g-asym")
-        if bits == 3:
-            for method in ("rtn", "gptq"):
-                found[f"{method}-mixed-3.5bpw"] = target_row(method, 3.5, level="3bit-64g-asym")
-            for method in ("rtn", "awq", "gptq"):
-                found[f"{method}-3bit-128g (outliers)"] = recipe_row(method, level="3bit-128g-asym", outliers=True)
-            found["int8-W8A8 (outliers)"] = recipe_row("int8", outliers=True)
-            found["int8-W8A8-smooth (outliers)"] = recipe_row("int8", smooth="search", outliers=True)
+    for method in ("rtn", "gptq"):
+        found[f"{method}-mixed-3.5bpw"] = target_row(method, 3.5, level="3bit-64g-asym")
+    for bits in (3, 4):
+        found[f"rtn-{bits}bit-128g-sym"] = recipe_row("rtn", level=f"{bits}bit-128g-sym")
     for level in ("channel", "tensor", "block"):
         found[f"fp8-{level}"] = recipe_row("fp8", level=level)
     for level in ("W8A8", "W8A16"):
         found[f"int8-{level}"] = recipe_row("int8", level=level)
+    return found | _outlier_rows() | _library_rows()
+
+
+def _outlier_rows() -> dict[str, Row]:
+    """On the model with loud channels."""
+    found = {
+        f"{method}-3bit-128g (outliers)": recipe_row(method, level="3bit-128g-asym", outliers=True)
+        for method in ("rtn", "awq", "gptq")
+    }
+    found["int8-W8A8 (outliers)"] = recipe_row("int8", outliers=True)
+    found["int8-W8A8-smooth (outliers)"] = recipe_row("int8", smooth="search", outliers=True)
+    return found
+
+
+def _library_rows() -> dict[str, Row]:
+    """RECIPE/LIBRARY: what the library makes of the same recipe, and the builtin rows that only these need."""
+    found: dict[str, Row] = {}
     for backend in ("gptqmodel", "autoawq"):
         found[f"awq-4bit-128g/{backend}"] = recipe_row("awq", level="4bit-128g", backend=backend)
     for bits in (3, 4, 2, 8):
@@ -103,8 +121,18 @@ def rows() -> dict[str, Row]:
         level = f"{bits}bit-128g-sym"
         found[f"gptq-{bits}bit-128g-sym"] = recipe_row("gptq", level=level)
         found[f"gptq-{bits}bit-128g-sym/gptqmodel"] = recipe_row("gptq", level=level, backend="gptqmodel")
-    for bits in (3, 4):
-        found[f"rtn-{bits}bit-128g-sym"] = recipe_row("rtn", level=f"{bits}bit-128g-sym")
+    eight: dict[str, dict[str, Any]] = {
+        "int8-W8A8": {"method": "int8"},
+        "fp8-channel": {"method": "fp8"},
+        "fp8-static": {"method": "fp8", "activations": "static"},
+        "int8-W8A8-smooth0.8 (outliers)": {"method": "int8", "smooth": 0.8, "outliers": True},
+        "int8-W8A8-static-smooth0.8 (outliers)": {
+            "method": "int8", "smooth": 0.8, "activations": "static", "outliers": True
+        },
+    }  # fmt: skip
+    for name, options in eight.items():
+        found[name] = recipe_row(**options)
+        found[f"{name}/llmcompressor"] = recipe_row(**options, backend="llmcompressor")
     return found
 
 
@@ -147,33 +175,54 @@ class _Sources:
             if outliers:
                 from tests.support.outlier_model import write_outlier_model
 
-                model = write_outlier_model(BUNDLED, self._scratch / "outliers")
-            folder = self._scratch / f"reference-{outliers}"
-            folder.mkdir()
-            known = "outliers" if outliers else "bundled"
-            recording = record_reference(
-                model, folder, windows=WINDOWS, dtype="float32", noise=known not in self._results["reference"]
-            )
-            if recording.noise:
-                self._results["reference"][known] = {
-                    "noise": {t.name: t.noise.mean for t in recording.texts if t.noise}, "between": recording.noise,
-                }  # fmt: skip
-            self._known[outliers] = (model, recording)
+                model = self._scratch / "outliers"
+                if not model.exists():
+                    write_outlier_model(BUNDLED, model)
+            self._known[outliers] = (model, self._recording(model, "outliers" if outliers else "bundled"))
         return self._known[outliers]
 
+    def _recording(self, model: Path, known: str) -> Recording:
+        folder = self._scratch / f"reference-{known}"
+        kept = folder / "recording.pickle"
+        if kept.exists():
+            found: Recording = pickle.loads(kept.read_bytes())
+            return found
+        folder.mkdir(exist_ok=True)
+        made = record_reference(
+            model, folder, windows=WINDOWS, dtype="float32", noise=known not in self._results["reference"]
+        )
+        if made.noise:
+            self._results["reference"][known] = {
+                "noise": {t.name: t.noise.mean for t in made.texts if t.noise}, "between": made.noise,
+            }  # fmt: skip
+        kept.write_bytes(pickle.dumps(made))
+        return made
 
-def run(only: list[str], limit: float | None) -> bool:
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    """``kept``, or one that goes away."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="vqp-quality-") as scratch:
+        yield Path(scratch)
+
+
+def run(only: list[str], limit: float | None, kept: Path | None = None) -> bool:
     """Measure missing rows until the time is over; True when none is left."""
     started, results = time.monotonic(), load_results()
     known = rows()
     wanted = {n: r for p in only or [""] for n, r in known.items() if n.startswith(p)}
     missing = {n: r for n, r in wanted.items() if n not in results["rows"]}
-    with tempfile.TemporaryDirectory(prefix="vqp-quality-") as scratch:
-        sources = _Sources(Path(scratch), results)
+    with _folder(kept) as scratch:
+        sources = _Sources(scratch, results)
         for name, row in missing.items():
             if limit is not None and time.monotonic() - started > limit:
                 return False
             source, recording = sources(row.outliers)
+            begun = time.monotonic()
             with tempfile.TemporaryDirectory(dir=scratch) as made:
                 try:
                     fields = row.make(source, Path(made) / "out")
@@ -184,7 +233,8 @@ def run(only: list[str], limit: float | None) -> bool:
             results["rows"][name] = fields
             save_results(results)
             kl = ", ".join(f"{t['kl']:.5f}" for t in fields["texts"])
-            print(f"{name}: {fields['bits_per_weight']:.2f} bits, KL {kl}", flush=True)
+            took = f"{fields['seconds']:.0f} of {time.monotonic() - begun:.0f} s"
+            print(f"{name}: {fields['bits_per_weight']:.2f} bits, KL {kl}, quantized in {took}", flush=True)
     return True
 
 
@@ -192,17 +242,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin so, in this order")
     parser.add_argument("--limit-seconds", type=float, help="begin no further row after this time; exit code 3 then")
+    parser.add_argument("--scratch", type=Path, help="keep the originals' log probabilities here")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/quality.md")
     parser.add_argument("--check", action="store_true", help="check the claims")
     arguments = parser.parse_args()
     if arguments.write:
-        write_table(load_results(), DOCUMENT)
+        write_table(load_results(), DOCUMENT, rows())
     if arguments.check:
-        failed = [line for ok, line in check_claims(load_results()) if not ok]
+        failed = [line for ok, line in check_claims(load_results(), rows()) if not ok]
         print("\n".join(failed) or "all claims hold")
         return bool(failed)
     if not arguments.write:
-        return 0 if run(arguments.only, arguments.limit_seconds) else 3
+        return 0 if run(arguments.only, arguments.limit_seconds, arguments.scratch) else 3
     return 0
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +67,26 @@ def _library_rows(rows: Rows) -> list[str]:
 
 def _mixed_rows(rows: Rows) -> list[str]:
     lines = ["### `--target-bpw 3.5`", ""]
-    lines += ["| method | bits per weight | KL | best uniform that is no larger | its KL on unseen text | kept |"]
-    lines += ["|---|---|---|---|---|---|"]
+    lines += [
+        "| method | bits per weight | KL | uniform of equal size, interpolated | best uniform that is no larger"
+        " | mixture and it on unseen calibration text | kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name, row in sorted(rows.items()):
         if "mixed" in row:
             found = row["mixed"]
             checked = found["checked_kl"]
+            between = uniform_at(rows, name.partition("-")[0], row["bits_per_weight"])
             lines.append(
-                f"| {name} | {row['bits_per_weight']:.2f} | {mean_kl(row):.5f} | {found['uniform']}"
-                f" | {checked.get('uniform', float('nan')):.5f} (mixture: {checked.get('mixed', float('nan')):.5f})"
-                f" | {found['kept']} |"
+                f"| {name} | {row['bits_per_weight']:.2f} | {mean_kl(row):.5f}"
+                f" | {'' if between is None else f'{between:.5f}'} | {found['uniform']}"
+                f" | {checked.get('mixed', math.nan):.5f}, {checked.get('uniform', math.nan):.5f} | {found['kept']} |"
             )
     return [*lines, ""]
 
 
-def table(results: dict[str, Any]) -> str:
-    """Markdown of everything that was measured."""
+def table(results: dict[str, Any], wanted: Iterable[str] = ()) -> str:
+    """Markdown of everything that was measured; ``wanted`` as in ``check_claims``."""
     rows: Rows = results["rows"]
     own = [name for name in rows if "/" not in name and "outliers" not in name]
     noise = {
@@ -93,19 +98,19 @@ def table(results: dict[str, Any]) -> str:
     lines += _section("FP8 and INT8", "recipe", rows, sorted(n for n in own if n.startswith(("fp8", "int8"))))
     lines += _library_rows(rows)
     lines += _mixed_rows(rows)
-    loud = sorted(name for name in rows if "outliers" in name)
+    loud = sorted(name for name in rows if "outliers" in name and "/" not in name)
     lines += _section("The model with loud channels, against itself unquantized", "recipe", rows, loud)
     lines += ["### Claims", "", "| claim | holds |", "|---|---|"]
-    lines += [f"| {what} | {'yes' if ok else 'no'} |" for ok, what in check_claims(results)]
+    lines += [f"| {what} | {'yes' if ok else 'no'} |" for ok, what in check_claims(results, wanted)]
     return "\n".join(lines)
 
 
-def write_table(results: dict[str, Any], document: Path) -> None:
+def write_table(results: dict[str, Any], document: Path, wanted: Iterable[str] = ()) -> None:
     """Replace what stands between the marks of ``document``."""
     text = document.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n\n{table(results)}\n\n{END}{after}", "utf-8")
+    document.write_text(f"{before}{BEGIN}\n\n{table(results, wanted)}\n\n{END}{after}", "utf-8")
 
 
 def _less(rows: Rows, smaller: str, larger: str, factor: float = 1.0) -> Iterator[Claim]:
@@ -115,10 +120,14 @@ def _less(rows: Rows, smaller: str, larger: str, factor: float = 1.0) -> Iterato
         yield a < factor * b, f"{smaller} ({a:.5f}) is below{most} {larger} ({b:.5f})"
 
 
-def check_claims(results: dict[str, Any]) -> list[Claim]:
-    """(holds, what) for every claim whose rows were measured."""
+def check_claims(results: dict[str, Any], wanted: Iterable[str] = ()) -> list[Claim]:
+    """(holds, what) for every claim whose rows were measured.
+
+    Args:
+        wanted: rows that must be there; one that is not is a claim that fails.
+    """
     rows: Rows = results["rows"]
-    found: list[Claim] = []
+    found: list[Claim] = [(False, f"{name} has not been measured") for name in wanted if name not in rows]
     for bits in (3, 4):
         for group in GROUPS:
             for method in ("gptq", "awq"):
@@ -137,12 +146,39 @@ def check_claims(results: dict[str, Any]) -> list[Claim]:
     found += _outlier_claims(rows)
     for name, row in sorted(rows.items()):
         if "mixed" in row:
-            method = name.partition("-")[0]
-            for group in GROUPS:
-                uniform = rows.get(f"{method}-3bit-{group}g")
-                if uniform and uniform["bits_per_weight"] <= row["bits_per_weight"] + 1e-9:
-                    found += _less(rows, name, f"{method}-3bit-{group}g")
+            found += _mixed_claims(rows, name)
     return found
+
+
+def uniform_at(rows: Rows, method: str, bits_per_weight: float) -> float | None:
+    """KL of uniform bits at exactly this size: between the best that is no larger and the next, linear in log KL."""
+    sized = sorted(
+        (row["bits_per_weight"], mean_kl(row))
+        for bits in BITS for group in GROUPS if (row := rows.get(f"{method}-{bits}bit-{group}g"))
+    )  # fmt: skip
+    below = [pair for pair in sized if pair[0] <= bits_per_weight + 1e-9]
+    above = [pair for pair in sized if pair[0] > bits_per_weight + 1e-9]
+    if not below or not above:
+        return None
+    least = min(below, key=lambda pair: pair[1])
+    share = (bits_per_weight - least[0]) / (above[0][0] - least[0])
+    return float(math.exp((1 - share) * math.log(least[1]) + share * math.log(above[0][1])))
+
+
+def _mixed_claims(rows: Rows, name: str) -> Iterator[Claim]:
+    row, method = rows[name], name.partition("-")[0]
+    for bits, group in itertools.product((2, 3), GROUPS):
+        uniform = rows.get(f"{method}-{bits}bit-{group}g")
+        if uniform and uniform["bits_per_weight"] <= row["bits_per_weight"] + 1e-9:
+            yield from _less(rows, name, f"{method}-{bits}bit-{group}g")
+    between = uniform_at(rows, method, row["bits_per_weight"])
+    if between is not None:
+        kl = mean_kl(row)
+        yield kl < between, f"{name} ({kl:.5f}) is below uniform bits of equal size, interpolated ({between:.5f})"
+    checked = row["mixed"]["checked_kl"]
+    if checked:
+        a, b = checked["mixed"], checked["uniform"]
+        yield a < b, f"{name} on calibration text unseen by both ({a:.5f}) is below its best uniform ({b:.5f})"
 
 
 def _outlier_claims(rows: Rows) -> Iterator[Claim]:

@@ -34,7 +34,9 @@ def main() -> None:
     if options.windows:
         found = evaluate(options.output / "converted", reference=options.model, windows=options.windows)
         for text in found.texts:
-            print(f"{text.name}: perplexity {text.perplexity:.3f}")
+            print(f"{text.text}: perplexity {text.perplexity:.3f}")
+            if text.kl is not None:
+                print(f"{text.text}: mean KL from the original {text.kl.mean:.5f} nats per token")
 
 
 if __name__ == "__main__":

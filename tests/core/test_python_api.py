@@ -52,10 +52,15 @@ def test_a_hub_id_while_offline_and_a_thing_that_is_no_model(call, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.engine
 def test_the_example_runs(small_model: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "examples" / "quantize_convert_evaluate.py"), str(small_model), str(tmp_path)]
-    done = subprocess.run([*command, "--method", "rtn", "--to", "gptq"], capture_output=True, text=True)
+    command += ["--method", "rtn", "--to", "gptq", "--windows", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "converted: 14 modules from compressed-tensors to gptq" in done.stdout
+    for text in ("heldout-code.txt", "heldout-prose.txt"):
+        assert f"{text}: perplexity " in done.stdout
+        assert f"{text}: mean KL from the original " in done.stdout
     record = json.loads((tmp_path / "quantized" / "quantization.json").read_text())
     assert record["model"] == str(small_model)
