@@ -5,7 +5,8 @@
 
 Promised: the largest decoder layer in FP32 three times, the calibration windows' hidden states, and 2 GB. The
 checkpoint holds random weights; it and the outputs are deleted. Each method runs in a process of its own, whose
-highest resident memory, mapped file pages included, the kernel reports at its end (``VmHWM``).
+highest resident memory, mapped file pages included, the kernel reports at its end (``VmHWM``). With ``--keep FOLDER`` the
+checkpoint is written there once and left, so that the methods can be run one by one.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from safetensors.torch import save_file
 from vllm_quant_plugin.evaluate.windows import BUNDLED
 
 ALLOWANCE = 2_000_000_000
+# The last file of a checkpoint that is written.
+INDEX = "model.safetensors.index.json"
 _PROGRAM = "import sys; from vllm_quant_plugin.cli import main; main(sys.argv[1:])"
 
 
@@ -101,7 +104,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
         tensors = {f"{name}.weight": _random(size, generator) for name, size in part}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def apart(work: Callable[[], object]) -> None:
@@ -134,12 +137,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--folder", type=Path, help="where there is room (default: the temporary folder)")
+    parser.add_argument("--keep", type=Path, help="the checkpoint's folder; it is written where it is not, and stays")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     shape, rows = SHAPES[options.shape], []
     with tempfile.TemporaryDirectory(prefix="vqp-memory-", dir=options.folder) as scratch:
-        model = Path(scratch) / "model"
-        apart(lambda: write_checkpoint(model, shape))
+        model = options.keep or Path(scratch) / "model"
+        if not (model / INDEX).exists():
+            apart(lambda: write_checkpoint(model, shape))
         for method in options.method:
             data = method in ("awq", "gptq")
             flags = ["-m", method]

@@ -16,7 +16,8 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.4em; } h2 { font-size: 1.15em; margin-top: 2em; } p, figcaption { color: var(--soft); }
 div.wide { overflow-x: auto; } table { border-collapse: collapse; } figure { margin: 1em 0; }
-th, td { padding: .25em .75em; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
+th, td { padding: .25em .6em; border-bottom: 1px solid var(--line); text-align: right; }
+td { white-space: nowrap; } th { vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; } svg { width: 100%; height: auto; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); } svg .grid { stroke: var(--line); }
 svg .bar, svg .model { fill: var(--a); } svg .model { fill-opacity: .35; stroke: var(--a); }
@@ -73,7 +74,7 @@ def html_report(report: EvalReport, name: str, recipe: str | None = None, lost: 
     parts.append("<h2>Perplexity</h2>")
     parts.append(_table(["text", "windows", "perplexity", "original"], perplexities))
     if divergences:
-        head = ["text", "mean", "median", "p95", "p99.9", "maximum", "same likeliest token"]
+        head = ["text", "mean", "median", "p95", "p99.9", "maximum", "same top token"]
         parts.append("<h2>KL divergence from the original, nats per token</h2>" + _table(head, divergences))
         if report.noise:
             parts.append(

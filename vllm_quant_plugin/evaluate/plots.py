@@ -8,7 +8,7 @@ from html import escape
 from vllm_quant_plugin.evaluate.report import BINS_PER_DECADE, HISTOGRAM_DECADES
 
 WIDTH, HEIGHT = 680, 240
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 16, 40
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 28, 40
 
 
 def _frame(title: str, body: Sequence[str]) -> str:
@@ -39,7 +39,7 @@ def _vertical_axis(top: float, label: str) -> list[str]:
         y = HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * i / 4
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(LEFT - 6, y + 4, f"{value:.3g}", "end"))
-    parts.append(_text(4, TOP - 4, label, "start"))
+    parts.append(_text(4, TOP - 16, label, "start"))
     return parts
 
 
