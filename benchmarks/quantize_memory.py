@@ -5,8 +5,8 @@
 
 Promised: the largest decoder layer in FP32 three times, the calibration windows' hidden states, and 2 GB. The
 checkpoint holds random weights; it and the outputs are deleted. Each method runs in a process of its own, whose
-highest resident memory, mapped file pages included, the kernel reports at its end (``VmHWM``). With ``--keep FOLDER`` the
-checkpoint is written there once and left, so that the methods can be run one by one.
+highest resident memory, mapped file pages included, the kernel reports at its end (``VmHWM``). With ``--keep FOLDER``
+the checkpoint is written there once and left, so that the methods can be run one by one.
 """
 
 from __future__ import annotations
