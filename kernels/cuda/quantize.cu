@@ -12,7 +12,7 @@ quantize_rows(const VQP_PARAMETER QuantizeParams p) {
 }
 
 template <class T>
-VQP_KERNEL(kThreads, 8)
+VQP_KERNEL(kThreads, 6)
 quantize_groups(const VQP_PARAMETER QuantizeParams p) {
   quantize_groups_block<T>(p);
 }

@@ -119,18 +119,21 @@ VQP_DEVICE void widen_extent(const QuantizeParams &p, const Chunk &chunk, int in
   for (int i = 0; i < kChunk; ++i) widen_extent(extent, values[i], asymmetric);
 }
 
+/* Columns from k on: a zero of x need not have code 0, padding has. */
+VQP_DEVICE void clear_padding(Codes &codes, int64_t first, int64_t k) {
+  if (first + kChunk <= k) return;
+  VQP_UNROLL
+  for (int i = 0; i < kChunk; ++i)
+    if (first + i >= k) codes.v[i >> 2] &= ~(0xFFu << 8 * (i & 3));
+}
+
 template <class T, int kKind, bool kGroup>
 VQP_DEVICE void write_codes(const QuantizeParams &p, const Quantizer &q, const Chunk &chunk, int index, uint8_t *row) {
   float values[kChunk];
   widen_chunk<T>(p, chunk, index, values);
   const int64_t first = static_cast<int64_t>(index) * kChunk;
   Codes codes = {{four_codes<kKind, kGroup>(q, values), four_codes<kKind, kGroup>(q, values + 4)}};
-  if (first + kChunk > p.call.k) {
-    /* A zero of x need not have code 0: padding has. */
-    VQP_UNROLL
-    for (int i = 0; i < kChunk; ++i)
-      if (first + i >= p.call.k) codes.v[i >> 2] &= ~(0xFFu << 8 * (i & 3));
-  }
+  clear_padding(codes, first, p.call.k);
   store_global(reinterpret_cast<Codes *>(row + first), codes);
 }
 
@@ -157,12 +160,12 @@ VQP_DEVICE void join_row(Extent &e, int row_threads, float *shared) {
   }
 }
 
+/* Static with in_scale, else from the range. */
 template <int kKind>
-VQP_DEVICE Quantizer quantizer_of(const vqp_cuda_quantize &c, const Extent &e) {
-  if (kKind == kFp8) return c.in_scale ? static_fp8(load_global(c.in_scale)) : dynamic_fp8(e);
-  if (!c.in_scale) return dynamic_int8(e, c.zeros);
-  const int32_t zero = c.in_zero ? load_global(c.in_zero) : 0;
-  return static_int8(load_global(c.in_scale), c.in_zero ? &zero : nullptr);
+VQP_DEVICE Quantizer quantizer_of(const vqp_cuda_quantize &c, const Extent &e, bool asymmetric) {
+  if constexpr (kKind == kFp8) return c.in_scale ? static_fp8(load_global(c.in_scale)) : dynamic_fp8(e);
+  if (!c.in_scale) return dynamic_int8(e, asymmetric);
+  return static_int8(load_global(c.in_scale), c.in_zero, c.in_zero ? load_global(c.in_zero) : 0);
 }
 
 template <class T, int kKind, bool kRegisters>
@@ -197,7 +200,7 @@ VQP_DEVICE void quantize_rows_block(const QuantizeParams &p) {
     }
     join_row(extent, step, reinterpret_cast<float *>(shared_memory()));
   }
-  const Quantizer q = quantizer_of<kKind>(c, extent);
+  const Quantizer q = quantizer_of<kKind>(c, extent, c.zeros);
   if (exists && thread == 0 && c.scales) store_global(c.scales + row, q.scale);
   if (exists && thread == 0 && c.zeros) store_global(c.zeros + row, q.zero);
   if (kRegisters) {

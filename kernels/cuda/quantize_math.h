@@ -52,9 +52,8 @@ VQP_HD Quantizer dynamic_int8(const Extent &e, bool asymmetric) {
   if (scale == 0) return {0, 0, 0, false};
   return {scale, 1.0f / scale, clamp_int8(round_int32(-128.0f - e.low / scale)), false};
 }
-VQP_HD Quantizer static_int8(float scale, const int32_t *zero) {
-  if (!zero) return {scale, scale, 0, true};
-  return {scale, 1.0f / scale, *zero, false};
+VQP_HD Quantizer static_int8(float scale, bool with_zero, int32_t zero) {
+  return {scale, with_zero ? 1.0f / scale : scale, zero, !with_zero};
 }
 VQP_HD Quantizer dynamic_fp8(const Extent &e) {
   const float scale = fmaxf(e.high / kE4m3Max, 1.0f / (kE4m3Max * 512.0f));

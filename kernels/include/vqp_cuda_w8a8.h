@@ -30,6 +30,50 @@ typedef struct {
 /* Quantize activations. `stream` is a cudaStream_t. */
 VQP_CUDA_API int vqp_cuda_quantize_run(const vqp_cuda_quantize *call, void *stream);
 
+/* y (m, n) = (x codes - x zeros) . W codes^T * x scales * W scales + bias, summed in INT32 or FP32.
+ *
+ * Plain scales multiply the sums at the end. Block scales (`grouped`, FP8): x has one a row and 128 columns, W one
+ * for each 128 x 128; they multiply the sums of each 128 columns. With quantize_x, x is BF16 or FP16 and its codes
+ * are made in the same launch: by in_scale and in_zero, or by each row's own range.
+ */
+typedef struct {
+  const void *x;           /* codes (m, kp), rows x_stride apart, 16-byte aligned; with quantize_x (m, k) of y_dtype */
+  void *y;                 /* (m, n) contiguous, BF16 or FP16 */
+  const uint8_t *w;        /* codes (n, kp) row-major, 16-byte aligned; columns from k on are 0 */
+  const float *w_scales;   /* (n); grouped: [ceil(n / 128)][ceil(k / 128)] */
+  const int32_t *w_sums;   /* null, or (n): the sum of each row's codes, for zero points of x */
+  const float *x_scales;   /* (m), or one element (x_scale_stride 0); grouped: [ceil(k / 128)][x_scale_stride] */
+  const int32_t *x_zeros;  /* null, or like x_scales; INT8 only */
+  const float *smooth;     /* null, or (k); with quantize_x */
+  const void *bias;        /* null, or (n) of bias_dtype */
+  int64_t m, n, k;
+  int64_t kp;              /* k rounded up to 16 */
+  int64_t x_stride;        /* elements */
+  int64_t x_scale_stride;  /* 0 or 1; grouped: at least m, a multiple of 4 */
+  int32_t kind;            /* 8: INT8; 9: FP8 E4M3, from compute capability 8.9 */
+  int32_t y_dtype, bias_dtype;
+  int32_t grouped;
+  int32_t promote;         /* FP8: add the tensor cores' sums of each 128 columns in FP32 */
+  int32_t quantize_x;      /* x_scales and x_zeros are then static, or null */
+  int32_t symmetric;       /* with quantize_x and without x_scales */
+  int32_t batch_invariant; /* a row's bits do not depend on m */
+} vqp_cuda_w8a8;
+
+/* How a call runs; see kernels/cuda/w8a8_schedule.h. */
+typedef struct {
+  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, reserved;
+  int64_t workspace_bytes;
+} vqp_cuda_w8a8_plan;
+
+/* The plan of a call on the current device. VQP_CUDA_EDEVICE: no kernel for it there (FP8 before 8.9; with
+ * quantize_x, rows too long for shared memory). */
+VQP_CUDA_API int vqp_cuda_w8a8_make_plan(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan);
+VQP_CUDA_API int vqp_cuda_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan, void *workspace,
+                                   int64_t workspace_bytes, void *stream);
+/* y from the sums of codes (m, n), INT32 or FP32, that another library made: scales, zero points, bias. Of the call
+ * m, n, k, kp, kind, dtypes and everything but x and w are read. Not for block scales. */
+VQP_CUDA_API int vqp_cuda_w8a8_finish(const vqp_cuda_w8a8 *call, const void *sums, void *stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import torch
 
 from tests.cuda import emulated
-from vllm_quant_kernels import cuda_quantize
+from vllm_quant_kernels import activation, cuda_quantize, w8a8_native
 from vllm_quant_kernels.activation import Activations
 from vllm_quant_kernels.cuda_library import check
+from vllm_quant_kernels.w8a8_weight import WeightW8A8
 
 SHARED = 99 << 10
 
@@ -44,3 +46,78 @@ def quantize(
     check(emulated.library().vqp_emulator_quantize(ctypes.byref(call), shared_limit))
     emulated._end()
     return out
+
+
+def make_plan(call: w8a8_native.Product, device: emulated.Device, fp8: bool = True) -> w8a8_native.Plan:
+    plan = w8a8_native.Plan()
+    args = (ctypes.byref(call), ctypes.byref(device), int(fp8), ctypes.byref(plan))
+    check(emulated.library().vqp_emulator_w8a8_plan(*args))
+    return plan
+
+
+def run(
+    call: w8a8_native.Product,
+    plan: w8a8_native.Plan,
+    tensors: list[torch.Tensor | None],
+    seed: int = 0,
+    late_copies: bool = True,
+) -> None:
+    """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
+    workspace = filled(torch.empty(plan.workspace_bytes, dtype=torch.uint8))
+    emulated._begin([*tensors, workspace], seed, late_copies)
+    emulated.library().vqp_emulator_w8a8_run(
+        ctypes.byref(call), ctypes.byref(plan), ctypes.c_void_p(workspace.data_ptr())
+    )
+    emulated._end()
+
+
+def place(w: WeightW8A8) -> WeightW8A8:
+    """The weight with its codes aligned as CUDA's allocator aligns."""
+    codes = filled(w.codes)
+    codes.view(torch.uint8).copy_(w.codes.view(torch.uint8))
+    return replace(w, codes=codes)
+
+
+def force_splits(plan: w8a8_native.Plan, call: w8a8_native.Product, splits: int, device: emulated.Device) -> None:
+    plan.splits, plan.clustered = splits, int(bool(device.clusters) and splits > 1)
+    rows = plan.m_tiles * plan.tokens
+    plan.workspace_bytes = 0 if splits == 1 or plan.clustered else rows * (splits * call.n * 4 + 8)
+
+
+def linear(
+    x: torch.Tensor,
+    w: WeightW8A8,
+    bias: torch.Tensor | None = None,
+    fused: bool = False,
+    symmetric: bool = True,
+    in_scale: torch.Tensor | None = None,
+    in_zero: torch.Tensor | None = None,
+    smooth: torch.Tensor | None = None,
+    promote: bool = False,
+    device: emulated.Device = emulated.ONE_BLOCK,
+    splits: int = 0,
+    batch_invariant: bool = False,
+    seed: int = 0,
+    late_copies: bool = True,
+) -> tuple[torch.Tensor, w8a8_native.Plan]:
+    """x (M, K) through quantization and product, by emulating every thread."""
+    w = place(w)
+    out = torch.full((x.shape[0], w.n), torch.nan, dtype=x.dtype)
+    if fused:
+        call = w8a8_native.describe_fused(x, out, w, bias, symmetric, in_scale, in_zero, smooth)
+        tensors = [x, in_scale, in_zero, smooth]
+    else:
+        a = activation.quantize(x, w.kind, symmetric, in_scale, in_zero, 128 if w.blocks else 0, smooth)
+        scales = filled(a.scales)
+        scales.copy_(a.scales)
+        q = filled(a.q)
+        q.view(torch.uint8).copy_(a.q.view(torch.uint8))
+        a = Activations(q, scales, a.zeros)
+        call = w8a8_native.describe(a, out, w, bias, promote, batch_invariant)
+        tensors = [a.q, a.scales, a.zeros]
+    plan = make_plan(call, device)
+    if splits:
+        force_splits(plan, call, splits, device)
+        check(emulated.library().vqp_emulator_w8a8_shared(ctypes.byref(call), ctypes.byref(plan)))
+    run(call, plan, [*tensors, out, w.codes, w.scales, w.sums, bias], seed, late_copies)
+    return out, plan

@@ -1,6 +1,7 @@
 /* The calls of the 8-bit kernels with CPU pointers, and their single maps for tests. */
 #include "emulator.h"
 #include "quantize_kernel.h"
+#include "w8a8_kernel.h"
 
 namespace vqp {
 namespace {
@@ -12,6 +13,27 @@ void run_quantize(const QuantizeParams &p) {
     in_registers(p) ? quantize_rows_block<T, kInt8, true>(p) : quantize_rows_block<T, kInt8, false>(p);
   else
     in_registers(p) ? quantize_rows_block<T, kFp8, true>(p) : quantize_rows_block<T, kFp8, false>(p);
+}
+
+template <int kKind, int kTokens>
+void run_tokens(const W8Params &p) {
+  constexpr bool kWide = kTokens > kMaxGroupedTokens;
+  if constexpr (kTokens <= kMaxFusedTokens)
+    if (p.call.quantize_x) return w8a8_block<kKind, kTokens, kKind == kFp8, true>(p);
+  if constexpr (kKind == kFp8 && !kWide)
+    if (p.call.grouped || p.call.promote) return w8a8_block<kKind, kTokens, true, false>(p);
+  w8a8_block<kKind, kTokens, false, false>(p);
+}
+
+template <int kKind>
+void run_product(const W8Params &p, int tokens) {
+  switch (tokens) {
+    case 8: return run_tokens<kKind, 8>(p);
+    case 16: return run_tokens<kKind, 16>(p);
+    case 32: return run_tokens<kKind, 32>(p);
+    case 64: return run_tokens<kKind, 64>(p);
+    default: return run_tokens<kKind, 128>(p);
+  }
 }
 
 }  // namespace
@@ -28,6 +50,36 @@ int vqp_emulator_quantize(const vqp_cuda_quantize *call, int shared_limit) {
   emulator::launch({static_cast<int>(quantize_blocks(p)), 1, 1}, kThreads, quantize_shared(p), 1,
                    [&] { call->x_dtype == VQP_CUDA_F16 ? run_quantize<Half>(p) : run_quantize<BFloat16>(p); });
   return VQP_CUDA_OK;
+}
+
+int vqp_emulator_w8a8_plan(const vqp_cuda_w8a8 *call, const Device *device, int fp8, vqp_cuda_w8a8_plan *plan) {
+  return make_w8a8_plan(*call, *device, fp8, plan);
+}
+
+/* The shared memory of a plan whose splits a test has changed. */
+int vqp_emulator_w8a8_shared(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan) {
+  plan->shared_bytes = shared_of(*call, plan->tokens, plan->stages, plan->splits).bytes;
+  return VQP_CUDA_OK;
+}
+
+void vqp_emulator_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan, void *workspace) {
+  const W8Params p = w8a8_params(*call, *plan, workspace);
+  emulator::launch({plan->splits, plan->m_tiles, plan->n_tiles}, kThreads, plan->shared_bytes,
+                   plan->clustered ? plan->splits : 1, [&] {
+                     call->kind == kInt8 ? run_product<kInt8>(p, plan->tokens) : run_product<kFp8>(p, plan->tokens);
+                   });
+  if (!p.partial) return;
+  const int64_t rows = static_cast<int64_t>(plan->m_tiles) * plan->tokens;
+  emulator::launch({static_cast<int>(ceil_div(call->n, 2 * kThreads)), 3, 1}, kThreads, 0, 1, [&] {
+    call->kind == kInt8 ? w8a8_reduce_block<kInt8>(p, rows) : w8a8_reduce_block<kFp8>(p, rows);
+  });
+}
+
+void vqp_emulator_w8a8_finish(const vqp_cuda_w8a8 *call, const void *sums) {
+  const W8Params p = finish_params(*call, sums);
+  emulator::launch({static_cast<int>(ceil_div(call->n, 2 * kThreads)), 2, 1}, kThreads, 0, 1, [&] {
+    call->kind == kInt8 ? w8a8_reduce_block<kInt8>(p, call->m) : w8a8_reduce_block<kFp8>(p, call->m);
+  });
 }
 
 uint32_t vqp_emulator_e4m3(float value) { return soft_e4m3(value); }

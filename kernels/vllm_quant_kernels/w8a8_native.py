@@ -1,0 +1,199 @@
+"""Calls of the 8-bit products in ``libvqp_cuda.so``, and of cuBLASLt through torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+
+from vllm_quant_kernels import activation, cuda_library, cuda_quantize
+from vllm_quant_kernels.activation import FP8, GROUP, Activations, round_up
+from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE
+from vllm_quant_kernels.cuda_quantize import pointer
+from vllm_quant_kernels.library import LibraryError
+from vllm_quant_kernels.w8a8_choice import Backend, choose
+from vllm_quant_kernels.w8a8_weight import WeightW8A8
+
+NO_KERNEL = 5  # VQP_CUDA_EDEVICE
+
+
+class Product(ctypes.Structure):
+    """``vqp_cuda_w8a8``."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("x", "y", "w", "w_scales", "w_sums", "x_scales", "x_zeros")]
+        + [(name, ctypes.c_void_p) for name in ("smooth", "bias")]
+        + [(name, ctypes.c_int64) for name in ("m", "n", "k", "kp", "x_stride", "x_scale_stride")]
+        + [(name, ctypes.c_int32) for name in ("kind", "y_dtype", "bias_dtype", "grouped", "promote")]
+        + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant")]
+    )
+
+
+class Plan(ctypes.Structure):
+    """``vqp_cuda_w8a8_plan``."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "shared_bytes", "clustered", "reserved")
+    ] + [("workspace_bytes", ctypes.c_int64)]
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """``libvqp_cuda.so`` with these calls. Raises LibraryError where it is absent or older."""
+    lib = cuda_quantize.library()
+    call, plan, raw = ctypes.POINTER(Product), ctypes.POINTER(Plan), ctypes.c_void_p
+    try:
+        lib.vqp_cuda_w8a8_make_plan.argtypes = [call, plan]
+        lib.vqp_cuda_w8a8_run.argtypes = [call, plan, raw, ctypes.c_int64, raw]
+        lib.vqp_cuda_w8a8_finish.argtypes = [call, raw, raw]
+    except AttributeError as error:
+        raise LibraryError(f"{cuda_library.NAME} has no 8-bit products: build it again") from error
+    return lib
+
+
+def _weight_fields(w: WeightW8A8, out: torch.Tensor, bias: torch.Tensor | None) -> dict[str, int | None]:
+    return {
+        "y": pointer(out),
+        "w": pointer(w.codes),
+        "w_scales": pointer(w.scales),
+        "w_sums": pointer(w.sums),
+        "bias": pointer(bias),
+        "m": out.shape[0],
+        "n": w.n,
+        "k": w.k,
+        "kp": round_up(w.k, 16),
+        "kind": w.kind,
+        "y_dtype": DTYPES[out.dtype],
+        "bias_dtype": NO_DTYPE if bias is None else DTYPES[bias.dtype],
+        "grouped": int(w.blocks),
+    }
+
+
+def describe(
+    a: Activations, out: torch.Tensor, w: WeightW8A8, bias: torch.Tensor | None, promote: bool, batch_invariant: bool
+) -> Product:
+    """The call for quantized activations and out (M, N) contiguous."""
+    per_row = a.scales.shape[-1] if w.blocks else int(a.scales.numel() > 1 or out.shape[0] == 1)
+    return Product(
+        **_weight_fields(w, out, bias),
+        x=pointer(a.q),
+        x_scales=pointer(a.scales),
+        x_zeros=pointer(a.zeros),
+        x_stride=a.q.shape[1],
+        x_scale_stride=per_row,
+        promote=int(promote and w.kind == FP8),
+        batch_invariant=int(batch_invariant),
+    )
+
+
+def describe_fused(
+    x: torch.Tensor,
+    out: torch.Tensor,
+    w: WeightW8A8,
+    bias: torch.Tensor | None,
+    symmetric: bool,
+    in_scale: torch.Tensor | None,
+    in_zero: torch.Tensor | None,
+    smooth: torch.Tensor | None,
+) -> Product:
+    """The call that quantizes x (M, K), with unit column stride, itself."""
+    return Product(
+        **_weight_fields(w, out, bias),
+        x=pointer(x),
+        x_scales=pointer(in_scale),
+        x_zeros=pointer(in_zero),
+        smooth=pointer(smooth),
+        x_stride=x.stride(0) if x.shape[0] > 1 else w.k,
+        promote=int(w.kind == FP8),
+        quantize_x=1,
+        symmetric=int(symmetric),
+    )
+
+
+def plan(call: Product) -> Plan | None:
+    """How ``call`` would run on the current device; None: no kernel for it there. Raises ValueError."""
+    result = Plan()
+    code = library().vqp_cuda_w8a8_make_plan(ctypes.byref(call), ctypes.byref(result))
+    if code == NO_KERNEL:
+        return None
+    cuda_library.check(code)
+    return result
+
+
+def run(call: Product, chosen: Plan, device: torch.device) -> None:
+    """Enqueue a planned call on the current stream."""
+    size = chosen.workspace_bytes
+    workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+    stream = torch.cuda.current_stream(device).cuda_stream
+    cuda_library.check(
+        library().vqp_cuda_w8a8_run(ctypes.byref(call), ctypes.byref(chosen), pointer(workspace), size, stream)
+    )
+
+
+def choice_key(w: WeightW8A8) -> str:
+    """The row of w8a8_choice.TABLE."""
+    return "fp8-blocks" if w.blocks else "fp8" if w.kind == FP8 else "int8"
+
+
+def cublaslt_sums(q: torch.Tensor, codes: torch.Tensor, promote: bool) -> torch.Tensor:
+    """(M, N) int32 or float32: the products of codes (M, K) and (N, K) by cuBLASLt."""
+    if q.dtype == torch.int8:
+        return torch._int_mm(q, codes.t())
+    one = torch.ones((), device=q.device)
+    return torch._scaled_mm(q, codes.t(), one, one, out_dtype=torch.float32, use_fast_accum=not promote)
+
+
+def _own(call: Product, device: torch.device) -> None:
+    chosen = plan(call)
+    if chosen is None:
+        raise ValueError("FP8 products need a GPU of compute capability 8.9 or newer; use 16-bit activations")
+    run(call, chosen, device)
+
+
+def linear(
+    x: torch.Tensor,
+    w: WeightW8A8,
+    bias: torch.Tensor | None = None,
+    symmetric: bool = True,
+    in_scale: torch.Tensor | None = None,
+    in_zero: torch.Tensor | None = None,
+    smooth: torch.Tensor | None = None,
+    promote: bool = True,
+    batch_invariant: bool = False,
+    backend: Backend | None = None,
+) -> torch.Tensor:
+    """See :func:`vllm_quant_kernels.w8a8_ops.linear_w8a8`; ``backend`` overrides the table.
+
+    Raises:
+        ValueError: the current GPU has no FP8 tensor cores.
+    """
+    rows = x.reshape(-1, w.k)
+    if rows.stride(-1) != 1 and rows.numel():
+        rows = rows.contiguous()
+    out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype, device=x.device)
+    if not out.numel():
+        return out
+    flat, bias = out.view(-1, w.n), None if bias is None else bias.contiguous()
+    backend = backend or choose(choice_key(w), rows.shape[0], w.n, w.k, batch_invariant)
+    with torch.cuda.device(x.device):
+        if backend == "fused":
+            call = describe_fused(rows, flat, w, bias, symmetric, in_scale, in_zero, smooth)
+            chosen = plan(call)
+            if chosen is not None:
+                run(call, chosen, x.device)
+                return out
+        group = GROUP if w.blocks else 0
+        a = cuda_quantize.run(rows, w.kind, symmetric, in_scale, in_zero, group, smooth)
+        call = describe(a, flat, w, bias, promote, batch_invariant)
+        if backend == "cublaslt":
+            sums = cublaslt_sums(a.q, w.codes, promote)
+            stream = torch.cuda.current_stream(x.device).cuda_stream
+            cuda_library.check(library().vqp_cuda_w8a8_finish(ctypes.byref(call), pointer(sums), stream))
+        else:
+            _own(call, x.device)
+    return out
+
+
+__all__ = ["Plan", "Product", "activation", "describe", "describe_fused", "linear", "plan", "run"]
