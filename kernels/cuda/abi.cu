@@ -75,7 +75,7 @@ int vqp_cuda_linear_run(const vqp_cuda_linear *call, const vqp_cuda_plan *plan, 
   Params p = make_params(*call, *plan, static_cast<float *>(workspace));
   void *arguments[] = {&p};
   int failed = launch(kernel, dim3(plan->splits, plan->m_tiles, plan->n_tiles), plan->shared_bytes,
-                      plan->clustered ? plan->splits : 1, arguments, stream);
+                      plan->clustered ? plan->splits : 1, arguments, stream, plan->dependent);
   if (failed || !p.partial) return failed;
   int64_t rows = static_cast<int64_t>(plan->m_tiles) * plan->tokens;
   int tokens = plan->tokens;

@@ -7,6 +7,13 @@
 
 namespace vqp {
 
+struct alignas(8) Words2 {
+  uint32_t v[2];
+};
+struct alignas(16) Words4 {
+  uint32_t v[4];
+};
+
 template <class T, int kKind, int kTokens>
 struct Loader {
   static constexpr int kBits = bits_of(kKind);
@@ -40,7 +47,7 @@ struct Loader {
   }
 
   VQP_DEVICE int64_t source(int token) const {
-    return pair_of(p.call, first_row + token, [](const int32_t *row) { return load_global(row); });
+    return pair_of(p.call, first_row + token, [](const int32_t *row) { return load_written(row); });
   }
   VQP_DEVICE const char *x_row(int64_t pair) const {
     return static_cast<const char *>(p.call.x) + 2 * p.call.x_stride * x_row_of(p.call, pair);
@@ -99,9 +106,43 @@ struct Loader {
     for (int token = thread_index() >> 6; token < kTokens; token += kThreads / 64) {
       const int64_t row = source(token);
       const uint16_t *x = reinterpret_cast<const uint16_t *>(row < 0 ? nullptr : x_row(row));
-      uint32_t two = x && from[0] >= 0 ? load_global(x + from[0]) : 0;
-      two |= static_cast<uint32_t>(x && from[1] >= 0 ? load_global(x + from[1]) : 0) << 16;
+      uint32_t two = x && from[0] >= 0 ? load_written(x + from[0]) : 0;
+      two |= static_cast<uint32_t>(x && from[1] >= 0 ? load_written(x + from[1]) : 0) << 16;
       store_shared(stage + p.stage.x + x_offset(token, pair >> 2) + 4 * (pair & 3), two);
+    }
+  }
+
+  /* The activations of the first K tiles of `range` into all stages but the last, without cp.async, whose groups complete in
+   * order: behind the weights of all these stages, the first tile would wait for the last. Several loads of a
+   * thread are in flight together. */
+  VQP_DEVICE void load_x_now(char *ring, const Range &range) const {
+    const int tile = range.begin;
+    const int count = range.end - tile < p.stages - 1 ? range.end - tile : p.stages - 1;
+    if (p.x_element_wise) {
+      for (int i = 0; i < count; ++i) gather_x(ring + i * p.stage.bytes, tile + i);
+      return;
+    }
+    constexpr int kBatch = kCopies < 8 ? 8 / kCopies : 1;
+    const int chunk = thread_index() & 15;
+    for (int first = 0; first < count; first += kBatch) {
+      Words4 loaded[kBatch][kCopies];
+      VQP_UNROLL
+      for (int i = 0; i < kBatch; ++i)
+        VQP_UNROLL
+        for (int j = 0; j < kCopies; ++j) {
+          const int at = tile + first + i;
+          loaded[i][j] = {};
+          if (first + i < count && x_rows[j] && at * kTileK + 8 * chunk < p.call.k)
+            loaded[i][j] = load_written(reinterpret_cast<const Words4 *>(x_rows[j] + static_cast<int64_t>(at) * kTileK * 2));
+        }
+      VQP_UNROLL
+      for (int i = 0; i < kBatch; ++i)
+        VQP_UNROLL
+        for (int j = 0; j < kCopies; ++j) {
+          const int token = (thread_index() >> 4) + 16 * j;
+          if (first + i < count && token < kTokens)
+            store_shared(ring + (first + i) * p.stage.bytes + p.stage.x + x_offset(token, chunk), loaded[i][j]);
+        }
     }
   }
 

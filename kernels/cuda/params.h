@@ -16,6 +16,7 @@ struct Params {
   int group_shift, flush_mask, scale_bytes, zero_bytes;
   int x_element_wise; /* act-order, or rows of x that are not made of aligned 16-byte chunks */
   int read_once;      /* each weight is read by one block */
+  int dependent;      /* launched while the kernel ahead may still run */
 };
 
 inline Params make_params(const vqp_cuda_linear &c, const vqp_cuda_plan &plan, float *workspace) {
@@ -35,6 +36,7 @@ inline Params make_params(const vqp_cuda_linear &c, const vqp_cuda_plan &plan, f
   p.stage = stage_of(bits_of(c.kind), plan.tokens, p.group_shift, p.scale_bytes, p.zero_bytes);
   p.x_element_wise = c.perm || c.k % 8 || c.x_stride % 8 || (reinterpret_cast<uintptr_t>(c.x) & 15);
   p.read_once = plan.m_tiles == 1;
+  p.dependent = plan.dependent;
   return p;
 }
 

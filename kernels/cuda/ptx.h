@@ -42,6 +42,11 @@ VQP_DEVICE void load_global(uint32_t (&v)[4], const void *pointer) {
   const uint4 four = __ldg(static_cast<const uint4 *>(pointer));
   v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
 }
+/* Of memory that the kernel ahead may write while this one runs: not through the read-only path. */
+template <class V>
+VQP_DEVICE V load_written(const V *pointer) {
+  return *pointer;
+}
 template <class V>
 VQP_DEVICE void store_global(V *pointer, V value) {
   *pointer = value;
@@ -88,6 +93,24 @@ VQP_DEVICE void copy_wait(int pending) {
   else
     asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
+
+/* Programmatic dependent launch (sm_90): wait until the kernels ahead have ended and their writes show; let the next
+ * kernel start. Both do nothing in a kernel that was launched without it. */
+VQP_DEVICE void dependency_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+VQP_DEVICE void dependency_launch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+#if __CUDA_ARCH__ >= 900
+constexpr bool kDependentLaunch = true;
+#else
+constexpr bool kDependentLaunch = false;
+#endif
 
 /* 8 x 8 matrices of 16-bit elements: lane i gives the row address i % 8 of matrix i / 8; lane l receives of
  * matrix j, in r[j], the pair of columns 2 (l % 4) of row l / 4. */

@@ -36,18 +36,27 @@ inline int read_device(int index, const void *probe, Device *device, int *capabi
   return VQP_CUDA_OK;
 }
 
-inline int launch(const void *kernel, dim3 grid, int shared, int cluster, void **arguments, cudaStream_t stream) {
+/* `dependent`: the kernel may start before the one ahead of it in the stream has ended; it waits itself. */
+inline int launch(const void *kernel, dim3 grid, int shared, int cluster, void **arguments, cudaStream_t stream,
+                  bool dependent = false) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (cluster > 1) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = cluster;
+    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  }
+  if (dependent) {
+    cudaLaunchAttribute &attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
   return runtime_error(cudaLaunchKernelExC(&config, kernel, arguments));
 }
 

@@ -68,7 +68,7 @@ VQP_HD constexpr int x_offset(int token, int chunk) { return token * (kTileK * 2
 
 VQP_HD constexpr int sum_tile_bytes(int tokens) { return tokens * kSumStride * 4; }
 
-/* What the choice needs to know of a device. */
+/* What the choice needs to know of a device. `clusters`: the kernels were compiled for sm_90. */
 struct Device {
   int multiprocessors, shared_per_block, shared_per_multiprocessor, clusters;
 };
@@ -150,6 +150,7 @@ inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens,
   plan.n_tiles = static_cast<int>(ceil_div(c.n, kTileN));
   if (!set_shared(device, c, plan)) return VQP_CUDA_EDEVICE;
   plan.clustered = device.clusters;
+  plan.dependent = c.dependent && device.clusters;
   /* The number of splits sets the order of a row's sums: where that may not depend on the batch, it is chosen
    * for one row. */
   vqp_cuda_plan candidate = plan;

@@ -11,13 +11,6 @@
 
 namespace vqp {
 
-struct alignas(8) Words2 {
-  uint32_t v[2];
-};
-struct alignas(16) Words4 {
-  uint32_t v[4];
-};
-
 /* This lane's words of a slab, planes in order. */
 template <int kBits>
 VQP_DEVICE void load_words(uint32_t (&words)[kBits], const char *slab, int lane) {
@@ -188,7 +181,7 @@ VQP_DEVICE void store_output(const vqp_cuda_linear &c, int64_t pair, int64_t cha
         c.bias_dtype, expert * c.n + channel,
         [&](int64_t i) { return load_global(static_cast<const uint16_t *>(c.bias) + i); },
         [&](int64_t i) { return load_global(static_cast<const float *>(c.bias) + i); });
-  if (c.row_scales) value *= load_global(c.row_scales + pair);
+  if (c.row_scales) value *= load_written(c.row_scales + pair);
   store_global(static_cast<uint16_t *>(c.y) + pair * c.n + channel, static_cast<uint16_t>(to_pair<T>(value, 0)));
 }
 
@@ -196,7 +189,7 @@ VQP_DEVICE void store_output(const vqp_cuda_linear &c, int64_t pair, int64_t cha
 template <int kTokens>
 VQP_DEVICE void store_zeros(const vqp_cuda_linear &c, int64_t first_row, int64_t first_channel) {
   for (int i = thread_index(); i < kTokens * kTileN; i += kThreads) {
-    const int64_t pair = pair_of(c, first_row + i / kTileN, [](const int32_t *at) { return load_global(at); });
+    const int64_t pair = pair_of(c, first_row + i / kTileN, [](const int32_t *at) { return load_written(at); });
     const int64_t channel = first_channel + i % kTileN;
     if (pair >= 0 && channel < c.n) store_global(static_cast<uint16_t *>(c.y) + pair * c.n + channel, uint16_t(0));
   }
@@ -207,8 +200,12 @@ VQP_DEVICE void wna16_block(const Params &p) {
   const vqp_cuda_linear &c = p.call;
   const int split = block_x(), m_tile = block_y(), n_tile = block_z();
   const int64_t first_row = static_cast<int64_t>(m_tile) * kTokens;
-  if (c.rows && first_row >= load_global(c.padded_rows)) return; /* all blocks of a cluster agree */
-  const int64_t expert = c.rows ? load_global(c.experts + m_tile) : 0;
+  /* Every thread waits before it ends, or this kernel could end before the one ahead. The next one may start once
+   * all blocks are here: so at most one kernel runs ahead, and fills what this one leaves idle. */
+  const bool early = kDependentLaunch && p.dependent && !c.rows;
+  if (kDependentLaunch && p.dependent && c.rows) dependency_wait(), dependency_launch();
+  if (c.rows && first_row >= load_written(c.padded_rows)) return; /* all blocks of a cluster agree */
+  const int64_t expert = c.rows ? load_written(c.experts + m_tile) : 0;
   if (expert < 0) {
     if (split == 0) store_zeros<kTokens>(c, first_row, static_cast<int64_t>(n_tile) * kTileN);
     return;
@@ -223,9 +220,14 @@ VQP_DEVICE void wna16_block(const Params &p) {
     char *const stage = ring + i * p.stage.bytes;
     if (range.begin + i < range.end) {
       loader.copy_weights(stage, range.begin + i);
-      loader.load_x(stage, range.begin + i);
+      if (!early) loader.load_x(stage, range.begin + i);
     }
     copy_commit();
+  }
+  if (early) {
+    dependency_wait();
+    dependency_launch();
+    loader.load_x_now(ring, range);
   }
   int slot = 0;
   for (int tile = range.begin; tile < range.end; ++tile) {

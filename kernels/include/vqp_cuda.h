@@ -55,11 +55,13 @@ typedef struct {
   int32_t x_dtype, scale_dtype, zero_dtype, bias_dtype;
   int32_t top_k;
   int32_t batch_invariant; /* nonzero: a row's bits do not depend on m */
+  int32_t dependent;       /* nonzero: may start before the kernel ahead of it in the stream has ended (sm_90). That
+                              kernel must then not write data, scales, zeros, perm or bias */
 } vqp_cuda_linear;
 
 /* How a call runs; see kernels/cuda/schedule.h. */
 typedef struct {
-  int32_t tokens, m_tiles, n_tiles, splits, stages, stage_bytes, shared_bytes, clustered;
+  int32_t tokens, m_tiles, n_tiles, splits, stages, stage_bytes, shared_bytes, clustered, dependent;
   int64_t workspace_bytes;
 } vqp_cuda_plan;
 

@@ -3,6 +3,8 @@
 VQP_CUDA_LIBRARY  path of another build of the library.
 VQP_CUDA_KERNELS  1 to let vLLM's layers use these kernels. They have not run on a GPU yet (docs/cuda.md),
                   so without it a layer on a GPU is dequantized for each call.
+VQP_CUDA_PDL      0 to launch each kernel after the one ahead of it has ended, as plain stream order does. Otherwise a
+                  Hopper GPU loads the first weights while that one still runs (programmatic dependent launch).
 """
 
 from __future__ import annotations
@@ -39,17 +41,21 @@ class Linear(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("rows", "experts", "padded_rows", "row_scales")]
         + [(name, ctypes.c_int64) for name in ("m", "n", "k", "k_padded", "x_stride", "groups", "sorted_rows")]
         + [(name, ctypes.c_int32) for name in ("group_size", "kind", "x_dtype", "scale_dtype", "zero_dtype")]
-        + [(name, ctypes.c_int32) for name in ("bias_dtype", "top_k", "batch_invariant")]
+        + [(name, ctypes.c_int32) for name in ("bias_dtype", "top_k", "batch_invariant", "dependent")]
     )
 
 
 class Plan(ctypes.Structure):
     """``vqp_cuda_plan``."""
 
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "stage_bytes", "shared_bytes", "clustered")
-    ] + [("workspace_bytes", ctypes.c_int64)]
+    _fields_ = (
+        [
+            (name, ctypes.c_int32)
+            for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "stage_bytes", "shared_bytes", "clustered")
+        ]
+        + [("dependent", ctypes.c_int32)]
+        + [("workspace_bytes", ctypes.c_int64)]
+    )
 
     def as_dict(self) -> dict[str, int]:
         return {name: getattr(self, name) for name, _ in self._fields_}  # type: ignore[misc]
@@ -97,9 +103,19 @@ def available() -> bool:
 
 def enabled() -> bool:
     """Whether layers on a GPU should use the kernels: VQP_CUDA_KERNELS=1. Raises LibraryError on another value."""
-    value = os.environ.get("VQP_CUDA_KERNELS", "0")
+    return _switch("VQP_CUDA_KERNELS", "0")
+
+
+@functools.cache
+def dependent_launch() -> bool:
+    """Whether kernels may start before the one ahead has ended: VQP_CUDA_PDL, read once. Raises LibraryError."""
+    return _switch("VQP_CUDA_PDL", "1")
+
+
+def _switch(name: str, default: str) -> bool:
+    value = os.environ.get(name, default)
     if value not in ("0", "1"):
-        raise LibraryError(f"VQP_CUDA_KERNELS={value}: must be 0 or 1")
+        raise LibraryError(f"{name}={value}: must be 0 or 1")
     return value == "1"
 
 

@@ -51,6 +51,7 @@ def describe(
         zero_dtype=_dtype(w.zeros),
         bias_dtype=_dtype(bias),
         batch_invariant=int(batch_invariant),
+        dependent=int(cuda_library.dependent_launch()),
     )
 
 

@@ -160,7 +160,7 @@ def pack_cuda(w: CanonicalWeight) -> PackedCuda:
     columns = _columns(w)
     zeros = None if w.zeros is None else _zero_table(w.zeros, w.bits)
     perm = None if columns.perm is None else columns.perm.to(w.codes.device)
-    return PackedCuda(
+    packed = PackedCuda(
         data=_pack_data(w.codes, kind, columns.padded, perm),
         scales=_table(_narrow_scales(w.scales), columns),
         zeros=None if zeros is None else _table(zeros, columns),
@@ -170,6 +170,14 @@ def pack_cuda(w: CanonicalWeight) -> PackedCuda:
         n=n,
         k=k,
     )
+    finish_writes(packed.data)
+    return packed
+
+
+def finish_writes(tensor: torch.Tensor) -> None:
+    """Wait until the GPU has written packed tensors: a dependent launch may read them ahead of stream order."""
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
 
 
 def _pack_data(codes: torch.Tensor, kind: int, k_padded: int, perm: torch.Tensor | None) -> torch.Tensor:

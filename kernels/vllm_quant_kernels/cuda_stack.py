@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 
 from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of, pack_codes, unpack_codes
-from vllm_quant_kernels.cuda_pack import PackedCuda
+from vllm_quant_kernels.cuda_pack import PackedCuda, finish_writes
 
 
 def stack_cuda(parts: list[PackedCuda]) -> PackedCuda:
@@ -37,7 +37,7 @@ def stack_cuda(parts: list[PackedCuda]) -> PackedCuda:
     zero_dtype = _zero_dtype(parts)
     permuted = any(p.perm is not None for p in parts)
     zeros = None if zero_dtype is None else torch.stack([_zeros(p, size, blocks, zero_dtype) for p in parts])
-    return PackedCuda(
+    stack = PackedCuda(
         data=torch.stack([_data(p, k_padded) for p in parts]),
         scales=torch.stack([_spread(p, p.scales, size, blocks).to(scale_dtype) for p in parts]),
         zeros=zeros,
@@ -47,6 +47,8 @@ def stack_cuda(parts: list[PackedCuda]) -> PackedCuda:
         n=first.n,
         k=first.k,
     )
+    finish_writes(stack.data)
+    return stack
 
 
 def split_rows(packed: PackedCuda, at: int) -> list[PackedCuda]:

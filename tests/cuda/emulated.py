@@ -68,19 +68,22 @@ def library() -> ctypes.CDLL:
     lib.vqp_emulator_round.restype = ctypes.c_uint32
     lib.vqp_emulator_round.argtypes = [ctypes.c_double, ctypes.c_int]
     lib.vqp_emulator_reset.argtypes = [ctypes.c_uint64, ctypes.c_int]
-    lib.vqp_emulator_allow.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    lib.vqp_emulator_allow.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     lib.vqp_emulator_run.argtypes = [ctypes.POINTER(Linear), ctypes.POINTER(Plan), ctypes.c_void_p]
     wide, pointer = ctypes.c_int64, ctypes.c_void_p
     lib.vqp_emulator_pack.argtypes = [pointer, wide, wide, wide, pointer, ctypes.c_int, pointer]
     return lib
 
 
-def _begin(tensors: list[torch.Tensor | None], seed: int, late_copies: bool) -> None:
+def _begin(
+    tensors: list[torch.Tensor | None], seed: int, late_copies: bool, constants: tuple[int | None, ...] = ()
+) -> None:
     library().vqp_emulator_reset(seed, late_copies)
     for tensor in tensors:
         if tensor is not None and tensor.numel():
             span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-            library().vqp_emulator_allow(tensor.data_ptr(), span * tensor.element_size())
+            at = tensor.data_ptr()
+            library().vqp_emulator_allow(at, span * tensor.element_size(), int(at in constants))
 
 
 def _end() -> None:
@@ -116,7 +119,9 @@ def make_plan(call: Linear, device: Device, tokens: int = 0) -> Plan:
 def run(call: Linear, plan: Plan, tensors: list[torch.Tensor | None], seed: int, late_copies: bool) -> None:
     """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
     workspace = torch.full((plan.workspace_bytes // 4,), torch.nan)
-    _begin([*tensors, workspace], seed, late_copies)
+    # What a dependent launch may read before the kernel ahead of it has ended.
+    constants = (call.data, call.scales, call.zeros, call.perm, call.bias)
+    _begin([*tensors, workspace], seed, late_copies, constants)
     library().vqp_emulator_run(ctypes.byref(call), ctypes.byref(plan), workspace.data_ptr())
     _end()
 
@@ -131,11 +136,13 @@ def linear(
     batch_invariant: bool = False,
     seed: int = 0,
     late_copies: bool = True,
+    dependent: bool = True,
 ) -> torch.Tensor:
     """x (M, K) times the packed weight, by emulating every thread. The output is poisoned with NaN first."""
     w = place(w)
     out = torch.full((x.shape[0], w.n), torch.nan, dtype=x.dtype)
     call = describe(x, out, w, bias, batch_invariant)
+    call.dependent = int(dependent)
     plan = make_plan(call, device, tokens)
     if splits:
         force_splits(plan, call, splits, device)

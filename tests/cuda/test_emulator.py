@@ -8,7 +8,13 @@ import pytest
 
 from tests.cuda import emulated
 
-RIGHT = {0: "copies, wait, barriers", 7: "one instruction for a warp", 10: "cluster barriers"}
+RIGHT = {
+    0: "copies, wait, barriers",
+    7: "one instruction for a warp",
+    10: "cluster barriers",
+    20: "dependent launch",
+    24: "dependent copy",
+}
 FAULTS = {
     1: "filling|nothing wrote",  # no wait for the copies
     2: "filling|barrier|nothing wrote",  # no barrier after the wait
@@ -21,6 +27,10 @@ FAULTS = {
     11: "cluster barrier",
     12: "has ended",
     13: "copies under way",
+    21: "before the wait",  # the activations of the kernel ahead
+    22: "without waiting",  # half of the threads
+    23: "before the wait",  # an output that the kernel ahead may still read
+    25: "before the wait",  # an asynchronous copy
 }
 
 

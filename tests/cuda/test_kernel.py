@@ -118,6 +118,19 @@ def test_both_ways_of_splitting_k_give_the_same_bits() -> None:
     assert torch.equal(passes, cluster)
 
 
+@pytest.mark.parametrize("m", [3, 16, 30, 40])
+def test_a_dependent_launch_reads_activations_after_the_wait_and_gives_the_same_bits(m: int) -> None:
+    """The emulator refuses any other access before it. Plain, gathered and misaligned activations; many K tiles."""
+    for order, k in (("none", 640), ("shuffled", 384), ("none", 261)):
+        w = random_weight(40, k, 4, 32 if order == "shuffled" else None, order=order, seed=k)
+        x, packed = activations(m, k, torch.float16, m), pack_cuda(w)
+        early, late = (
+            emulated.linear(x, packed, device=emulated.CLUSTERED, dependent=d, seed=m) for d in (True, False)
+        )
+        check(early, x, w)
+        assert torch.equal(early, late)
+
+
 @pytest.mark.parametrize("device", ["SPLITTING", "CLUSTERED"])
 def test_batch_invariance(device: str) -> None:
     w = random_weight(100, 512, 4, 128, seed=6)

@@ -58,6 +58,13 @@ def test_splits_do_not_depend_on_the_batch_where_that_is_promised(gpu: str) -> N
             assert len({plan.splits for plan in plans}) == 1
 
 
+def test_only_hopper_code_starts_early() -> None:
+    for gpu, device in emulated.GPUS.items():
+        for wanted in (0, 1):
+            plan = emulated.make_plan(linear_call(1, 4096, 4096, dependent=wanted), device)
+            assert plan.dependent == int(gpu == "h200" and wanted)
+
+
 def test_decode_fills_an_h200_and_prefill_is_not_split() -> None:
     for n, k in ((8192, 8192), (1024, 4096), (4096, 14336)):
         plan = emulated.make_plan(linear_call(1, n, k), emulated.H200)

@@ -113,6 +113,29 @@ def test_graph_replay() -> None:
         check(y, x, w)
 
 
+def test_a_chain_of_dependent_launches_waits_for_each() -> None:
+    """Each call reads what the one ahead wrote, with nothing between them; without dependent launch the bits agree."""
+    n = 2048
+    weights = [pack_cuda(random_weight(n, n, "4", 128, seed=i)) for i in range(8)]
+    x = activations(4, n, torch.bfloat16)
+
+    def chain(dependent: int) -> list[torch.Tensor]:
+        source = x
+        results = [torch.full((4, n), torch.nan, dtype=x.dtype, device="cuda") for _ in weights]
+        torch.cuda.synchronize()
+        for out, w in zip(results, weights, strict=True):
+            call = cuda_native.describe(source, out, w, None, False)
+            call.dependent = dependent
+            cuda_native.run(call, cuda_native.plan(call), x.device)
+            source = out
+        return results
+
+    expected = chain(0)
+    assert all(bool(torch.isfinite(out).all()) for out in expected)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(chain(1), expected, strict=True))
+
+
 def test_concurrent_streams() -> None:
     """Nothing is shared between calls: two streams at once give what each gives alone."""
     weights = [random_weight(1024, 4096, "4", 128, seed=i) for i in range(2)]

@@ -56,7 +56,7 @@ extern "C" {
 
 const char *vqp_emulator_fault(void) { return emulator::fault().c_str(); }
 void vqp_emulator_reset(uint64_t seed, int late_copies) { emulator::reset({seed, late_copies != 0}); }
-void vqp_emulator_allow(const void *pointer, size_t bytes) { emulator::allow(pointer, bytes); }
+void vqp_emulator_allow(const void *pointer, size_t bytes, int constant) { emulator::allow(pointer, bytes, constant); }
 
 int vqp_emulator_plan(const vqp_cuda_linear *call, const Device *device, int tokens, vqp_cuda_plan *plan) {
   return make_plan(*call, *device, tokens, plan);
@@ -68,7 +68,7 @@ void vqp_emulator_run(const vqp_cuda_linear *call, const vqp_cuda_plan *plan, vo
   emulator::launch({plan->splits, plan->m_tiles, plan->n_tiles}, kThreads, plan->shared_bytes,
                    plan->clustered ? plan->splits : 1, [&] {
                      half ? run_kind<Half>(p, plan->tokens) : run_kind<BFloat16>(p, plan->tokens);
-                   });
+                   }, plan->dependent);
   if (!p.partial) return;
   const int64_t rows = static_cast<int64_t>(plan->m_tiles) * plan->tokens;
   emulator::launch({static_cast<int>(ceil_div(call->n, kThreads)), 3, 1}, kThreads, 0, 1, [&] {

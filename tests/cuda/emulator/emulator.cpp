@@ -34,6 +34,7 @@ struct Lane {
   void *operands = nullptr;
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open;
+  bool waited = false; /* for the kernels ahead */
   int warp() const { return index / 32; }
 };
 
@@ -55,7 +56,12 @@ struct Group { /* a block */
 
 Options options;
 std::mt19937_64 random_order;
-std::map<uintptr_t, size_t> allowed;
+struct Memory {
+  size_t bytes;
+  bool constant;
+};
+std::map<uintptr_t, Memory> allowed;
+bool dependent_launch;
 std::string first_fault;
 std::vector<std::unique_ptr<Group>> cluster;
 const std::function<void()> *body;
@@ -79,6 +85,7 @@ void enter() {
   (*body)();
   Lane *const self = current;
   if (!self->groups.empty() || !self->open.empty()) report("a thread ended with copies under way");
+  if (dependent_launch && !self->waited) report("a thread ended without waiting for the kernel ahead");
   self->state = State::kDone;
   ++self->block->done;
   swapcontext(&self->context, &scheduler);
@@ -262,8 +269,8 @@ void reset(const Options &chosen) {
   first_fault.clear();
 }
 
-void allow(const void *pointer, size_t bytes) {
-  if (pointer) allowed[reinterpret_cast<uintptr_t>(pointer)] = bytes;
+void allow(const void *pointer, size_t bytes, bool constant) {
+  if (pointer) allowed[reinterpret_cast<uintptr_t>(pointer)] = {bytes, constant};
 }
 
 const std::string &fault() { return first_fault; }
@@ -271,8 +278,10 @@ const std::string &fault() { return first_fault; }
 void global_access(const void *pointer, size_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
   auto next = allowed.upper_bound(at);
-  const bool inside = next != allowed.begin() && at + bytes <= (--next)->first + next->second;
+  const bool inside = next != allowed.begin() && at + bytes <= (--next)->first + next->second.bytes;
   if (!inside || at % bytes) report("global access of " + std::to_string(bytes) + " bytes outside every tensor");
+  else if (dependent_launch && !next->second.constant && !current->waited)
+    report("memory of the kernel ahead is touched before the wait for it");
 }
 
 void shared_access(const void *pointer, size_t bytes, bool write) {
@@ -318,8 +327,10 @@ void warp_instruction(Warp which, void *operands) {
     if (&lanes[i] != self) lanes[i].state = State::kReady;
 }
 
-void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const std::function<void()> &kernel) {
+void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const std::function<void()> &kernel,
+            bool dependent) {
   body = &kernel;
+  dependent_launch = dependent;
   for (int z = 0; z < grid.z; ++z)
     for (int y = 0; y < grid.y; ++y)
       for (int x = 0; x < grid.x; x += cluster_size) {
@@ -396,6 +407,8 @@ float load_cluster(const void *pointer, int rank) {
   memcpy(&value, other.shared + at, 4);
   return value;
 }
+
+void dependency_wait() { current->waited = true; }
 
 void copy_commit() {
   current->groups.push_back(std::move(current->open));

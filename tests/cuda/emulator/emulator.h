@@ -29,12 +29,14 @@ struct Options {
 };
 
 void reset(const Options &options);
-/* Memory that kernels may touch; shared memory is each block's own. */
-void allow(const void *pointer, size_t bytes);
+/* Memory that kernels may touch; shared memory is each block's own. In a dependent launch, what is not `constant` is
+ * out of bounds for a thread until its dependency_wait. */
+void allow(const void *pointer, size_t bytes, bool constant = false);
 /* The first fault since reset, or empty. */
 const std::string &fault();
 /* Run a grid of blocks of `threads` threads, `cluster` neighbours along x at a time. */
-void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel);
+void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel,
+            bool dependent = false);
 
 enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle };
 void warp_instruction(Warp which, void *operands);
@@ -74,6 +76,9 @@ char *shared_memory();
 float load_cluster(const void *pointer, int rank);
 void copy_commit();
 void copy_wait(int pending);
+void dependency_wait();
+inline void dependency_launch() {}
+constexpr bool kDependentLaunch = true;
 
 template <class V>
 V load_global(const V *pointer) {
@@ -83,6 +88,10 @@ V load_global(const V *pointer) {
 inline void load_global(uint32_t (&v)[4], const void *pointer) {
   emulator::global_access(pointer, 16);
   if (emulator::fault().empty()) memcpy(v, pointer, 16);
+}
+template <class V>
+V load_written(const V *pointer) {
+  return load_global(pointer);
 }
 template <class V>
 void store_global(V *pointer, V value) {

@@ -8,7 +8,7 @@ namespace vqp {
 namespace {
 
 alignas(256) float input[512];
-struct {
+struct alignas(256) {
   float output[64];
   float beyond;
 } place;
@@ -43,6 +43,22 @@ void diverge(bool fault) {
     load_matrices(four, shared + 16 * (thread_index() % 32));
 }
 
+/* Constant input may be read ahead, the other memory only after the wait, and every thread must wait. */
+void follow(bool read_early, int skip) {
+  const float ahead = load_global(input + thread_index());
+  float own = read_early ? load_written(output + thread_index()) : 0;
+  if (thread_index() >= skip) dependency_wait();
+  if (!read_early && thread_index() >= skip) own = load_written(output + thread_index());
+  if (thread_index() >= skip) store_global(output + thread_index(), ahead + own);
+}
+void follow_copy(bool wait) {
+  if (wait) dependency_wait();
+  copy_async(shared_memory() + 16 * thread_index(), output + 4 * (thread_index() % 16), true);
+  copy_commit();
+  copy_wait(0);
+  dependency_wait();
+}
+
 void neighbour(bool before, bool after) {
   float *const shared = reinterpret_cast<float *>(shared_memory());
   store_shared(shared + thread_index(), 1.0f);
@@ -59,10 +75,11 @@ using namespace vqp;
 /* Runs toy kernel `which`; vqp_emulator_fault then tells what was found. */
 extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
   emulator::reset({seed, seed % 2 == 0});
-  emulator::allow(input, sizeof(input));
+  emulator::allow(input, sizeof(input), true);
   emulator::allow(output, sizeof(place.output));
   const auto block = [&](auto kernel) { emulator::launch({1, 1, 1}, 64, 1024, 1, kernel); };
   const auto pair = [&](auto kernel) { emulator::launch({2, 1, 1}, 64, 1024, 2, kernel); };
+  const auto dependent = [&](auto kernel) { emulator::launch({1, 1, 1}, 64, 1024, 1, kernel, true); };
   switch (which) {
     case 0: return block([] { exchange(true, true, true); });
     case 1: return block([] { exchange(false, true, true); });
@@ -77,6 +94,12 @@ extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
     case 10: return pair([] { neighbour(true, true); });
     case 11: return pair([] { neighbour(false, true); });
     case 12: return pair([] { neighbour(true, false); });
+    case 20: return dependent([] { follow(false, 0); });
+    case 21: return dependent([] { follow(true, 0); });
+    case 22: return dependent([] { follow(false, 32); });
+    case 23: return dependent([] { store_global(output + thread_index(), 0.0f), dependency_wait(); });
+    case 24: return dependent([] { follow_copy(true); });
+    case 25: return dependent([] { follow_copy(false); });
     default: return block([] { copy_async(shared_memory() + 16 * thread_index(), input + 4 * thread_index(), true); });
   }
 }
