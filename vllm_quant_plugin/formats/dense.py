@@ -13,11 +13,12 @@ from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
 from vllm_quant_plugin.scheme import PER_TENSOR, Scheme
 
 PIECE = 1 << 17  # weights: their FP32 intermediates stay in the cache, and the allocator uses the same pages again
+GPU_PIECE = 1 << 23  # launches cost more than the memory: 32 MB an intermediate
 
 
-def rows_at_a_time(k: int, block_n: int) -> int:
-    """Rows of about ``PIECE`` weights, whole blocks of ``block_n``."""
-    return max(1, PIECE // (k * block_n)) * block_n
+def rows_at_a_time(k: int, block_n: int, piece: int = PIECE) -> int:
+    """Rows of about ``piece`` weights, whole blocks of ``block_n``."""
+    return max(1, piece // (k * block_n)) * block_n
 
 
 class DenseFormat(Format):
@@ -37,7 +38,8 @@ class DenseFormat(Format):
         weight = tensors["weight"]
         if scheme.group_size == PER_TENSOR:
             return quantize(weight)
-        return concat_rows([quantize(part) for part in weight.split(rows_at_a_time(k, block_n))])
+        piece = PIECE if weight.device.type == "cpu" else GPU_PIECE
+        return concat_rows([quantize(part) for part in weight.split(rows_at_a_time(k, block_n, piece))])
 
     def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
         return {"weight": weight.dequantize(torch.float32)}

@@ -196,6 +196,14 @@ def serves_int8(scheme: Scheme, weight: CanonicalWeight) -> bool:
     )
 
 
+def static_int8(static: dict[str, torch.Tensor], symmetric: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Scale (1,) and, unless symmetric, INT8 zero point (1,) of a static activation range; see ``build_segment``."""
+    if symmetric:
+        return static["scale"].reshape(1).clone(), None
+    scale = ((static["high"] - static["low"]) / 255).reshape(1)
+    return scale, (-128 - static["low"] / scale).round().to(torch.int32)
+
+
 def build_segment(
     weight: CanonicalWeight, scheme: Scheme, static: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
 ) -> Segment:
@@ -207,9 +215,11 @@ def build_segment(
         dtype: the layer's activation dtype.
     """
     if device.type != "cpu":
-        from vllm_quant_plugin.methods import cuda_segment  # it derives from Segment above
+        from vllm_quant_plugin.methods import cuda_segment, cuda_w8a8_segment  # they derive from Segment above
 
         if cuda_segment.serves(weight, device, dtype):
+            if cuda_w8a8_segment.serves(weight, scheme, device):
+                return cuda_w8a8_segment.cuda_w8a8_segment(weight, scheme, static)
             return cuda_segment.cuda_segment(weight)
         return DequantizingSegment(weight.plain(), dtype)
     act = scheme.activation
@@ -218,11 +228,7 @@ def build_segment(
     packed = pack_int8((weight.codes ^ 0x80).view(torch.int8), weight.scales)
     if act.dynamic:
         return Int8Segment(packed, None, None, act.symmetric)
-    if act.symmetric:
-        return Int8Segment(packed, static["scale"].reshape(1).clone(), None, True)
-    scale = ((static["high"] - static["low"]) / 255).reshape(1)
-    zero = (-128 - static["low"] / scale).round().to(torch.int32)
-    return Int8Segment(packed, scale, zero, False)
+    return Int8Segment(packed, *static_int8(static, act.symmetric), act.symmetric)
 
 
 class PackedLinear:
