@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the kernels for this machine's GPU, runs tests/gpu, then benchmarks/gpu_linear.py. They need
-# torch and pytest only, so a bare machine with those two will do. Called by `make gpu-check`.
+# Builds the kernels for this machine's GPU, runs tests/gpu, then the benchmarks benchmarks/gpu_*.py. They need
+# torch and pytest only, so a bare machine with those two will do; vLLM is served where it is installed.
+# Called by `make gpu-check`.
 #   exit 0: the tests passed    exit 1: they failed    exit 69: no GPU, nothing was checked
 set -euo pipefail
 
@@ -34,5 +35,12 @@ cmake --build "$build" --parallel
 # kernels/ is on the path only where the package is not installed.
 "$python" -c 'import vllm_quant_kernels' 2>/dev/null || export PYTHONPATH="$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
 "$python" -m pytest -c tests/gpu/pytest.ini tests/gpu "$@"
-# Speed only of what is right. Results land in benchmarks/results/<gpu>-<date>.json.
-exec "$python" benchmarks/gpu_linear.py
+# Speed only of what is right. Results land in benchmarks/results/<gpu>-<date>.json and ...-w8a8.json.
+"$python" benchmarks/gpu_linear.py
+"$python" benchmarks/gpu_w8a8.py
+# The whole plugin in vLLM, where there is one; VQP_SERVE_MODEL names a larger 16-bit model. 69: nothing was served.
+if ! "$python" -c 'import vllm' 2>/dev/null; then
+  echo "gpu-check: vLLM is not installed: no server was started"
+  exit 0
+fi
+PATH="$(dirname "$python"):$PATH" "$python" benchmarks/gpu_serve.py "${VQP_SERVE_MODEL:-vllm_quant_plugin/data/stdlib-llama}"

@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from vllm_quant_kernels import activation, cuda_library, cuda_quantize
+from vllm_quant_kernels import cuda_library, cuda_quantize
 from vllm_quant_kernels.activation import FP8, GROUP, Activations, round_up
 from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE
 from vllm_quant_kernels.cuda_quantize import pointer
@@ -145,6 +145,27 @@ def cublaslt_sums(q: torch.Tensor, codes: torch.Tensor, promote: bool) -> torch.
     return torch._scaled_mm(q, codes.t(), one, one, out_dtype=torch.float32, use_fast_accum=not promote)
 
 
+def finish(call: Product, sums: torch.Tensor, device: torch.device) -> None:
+    """Enqueue scales, zero points and bias of ``call`` on the sums (M, N) of its codes."""
+    stream = torch.cuda.current_stream(device).cuda_stream
+    cuda_library.check(library().vqp_cuda_w8a8_finish(ctypes.byref(call), pointer(sums), stream))
+
+
+def rowwise_serves(a: Activations, out: torch.Tensor) -> bool:
+    """Whether torch._scaled_mm takes scales of rows and channels here: Hopper and newer, BF16 results."""
+    capability = torch.cuda.get_device_capability(out.device)
+    return a.q.dtype != torch.int8 and out.dtype == torch.bfloat16 and capability >= (9, 0)
+
+
+def rowwise(a: Activations, w: WeightW8A8, bias: torch.Tensor | None, out: torch.Tensor, promote: bool) -> torch.Tensor:
+    """The FP8 product by torch._scaled_mm, scales and bias in its epilogue."""
+    rows = a.scales.view(-1, 1).expand(out.shape[0], 1).contiguous()
+    columns, added = w.scales.view(1, -1), None if bias is None else bias.to(out.dtype)
+    return torch._scaled_mm(
+        a.q, w.codes.t(), rows, columns, bias=added, out_dtype=out.dtype, use_fast_accum=not promote, out=out
+    )
+
+
 def _own(call: Product, device: torch.device) -> None:
     chosen = plan(call)
     if chosen is None:
@@ -187,13 +208,10 @@ def linear(
         group = GROUP if w.blocks else 0
         a = cuda_quantize.run(rows, w.kind, symmetric, in_scale, in_zero, group, smooth)
         call = describe(a, flat, w, bias, promote, batch_invariant)
-        if backend == "cublaslt":
-            sums = cublaslt_sums(a.q, w.codes, promote)
-            stream = torch.cuda.current_stream(x.device).cuda_stream
-            cuda_library.check(library().vqp_cuda_w8a8_finish(ctypes.byref(call), pointer(sums), stream))
+        if backend == "rowwise" and rowwise_serves(a, flat):
+            rowwise(a, w, bias, flat, promote)
+        elif backend in ("cublaslt", "rowwise"):
+            finish(call, cublaslt_sums(a.q, w.codes, promote), x.device)
         else:
             _own(call, x.device)
     return out
-
-
-__all__ = ["Plan", "Product", "activation", "describe", "describe_fused", "linear", "plan", "run"]

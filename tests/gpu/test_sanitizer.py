@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
-def test_clean(tool: str) -> None:
+@pytest.mark.parametrize("script", ["sanitized.py", "sanitized_w8a8.py"])
+def test_clean(script: str, tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     assert sanitizer, "compute-sanitizer is not on PATH: it comes with the CUDA toolkit"
     command = [
@@ -24,7 +25,7 @@ def test_clean(tool: str) -> None:
         "--error-exitcode",
         "86",
         sys.executable,
-        str(ROOT / "tests" / "gpu" / "sanitized.py"),
+        str(ROOT / "tests" / "gpu" / script),
     ]
     path = os.pathsep.join([str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
     # Whole allocations from the driver: the caching allocator would hide accesses beyond a tensor.

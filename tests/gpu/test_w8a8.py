@@ -87,8 +87,9 @@ def test_random_problems(number: int) -> None:
 @pytest.mark.parametrize("m", [8, 16, 17, 64, 200])
 def test_every_backend_computes_the_same(kind: str, m: int) -> None:
     w, x = weight(1024, 2048, kind), activations(m, 2048, torch.bfloat16)
-    for backend in ("fused", "own", "cublaslt"):
-        if (backend == "fused" and (m > 16 or w.blocks)) or (backend == "cublaslt" and (m < 17 or w.blocks)):
+    for backend in ("fused", "own", "cublaslt", "rowwise"):
+        torchs = backend in ("cublaslt", "rowwise")
+        if (backend == "fused" and (m > 16 or w.blocks)) or (torchs and (m < 17 or w.blocks)):
             continue
         check(w8a8_native.linear(x, w, backend=backend), x, w, None)  # type: ignore[arg-type]
 

@@ -1,0 +1,136 @@
+"""The implementations that benchmarks/gpu_w8a8.py compares: 8-bit products of the same codes.
+
+``build`` returns a call without arguments over fixed inputs: x in BF16, whose quantization is then part of the time,
+or its codes. A missing library raises, and the report names it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+
+from vllm_quant_kernels import activation, w8a8_native
+from vllm_quant_kernels.activation import Activations
+from vllm_quant_kernels.w8a8_choice import Backend, choose
+from vllm_quant_kernels.w8a8_weight import WeightW8A8, dequantize_weight
+
+Run = Callable[[], torch.Tensor]
+
+
+class Peer8(ABC):
+    name: str
+    kinds: tuple[str, ...] = ("int8", "fp8", "fp8-blocks")
+
+    @abstractmethod
+    def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
+        """With ``a`` the codes of x are given and not timed."""
+
+
+class Ours(Peer8):
+    """Our operator: by the table, or one implementation."""
+
+    def __init__(self, backend: Backend | None = None) -> None:
+        self.backend = backend
+        self.name = "vqp" if backend is None else f"vqp-{backend}"
+        if backend in ("fused", "cublaslt"):
+            self.kinds = ("int8", "fp8")
+        elif backend == "rowwise":
+            self.kinds = ("fp8",)
+
+    def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
+        m = x.shape[0]
+        backend = self.backend or choose(w8a8_native.choice_key(w), m, w.n, w.k)
+        if backend == "fused" and (m > 16 or (a is not None and self.backend)):
+            raise ValueError("only with the quantization, up to 16 rows")
+        if backend in ("cublaslt", "rowwise") and m < 17:
+            raise ValueError("torch wants more than 16 rows")
+        if a is None:
+            return lambda: w8a8_native.linear(x, w, backend=backend)
+        out = torch.empty(m, w.n, dtype=x.dtype, device=x.device)
+        call = w8a8_native.describe(a, out, w, None, True, False)
+
+        def run() -> torch.Tensor:
+            if backend == "rowwise":
+                return w8a8_native.rowwise(a, w, None, out, True)
+            if backend == "cublaslt":
+                w8a8_native.finish(call, w8a8_native.cublaslt_sums(a.q, w.codes, True), x.device)
+                return out
+            plan = w8a8_native.plan(call)
+            assert plan is not None
+            w8a8_native.run(call, plan, x.device)
+            return out
+
+        return run
+
+
+class Dense(Peer8):
+    """torch's BF16 product of the dequantized weight."""
+
+    name = "torch-bf16"
+
+    def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
+        matrix = dequantize_weight(w).to(x.dtype)
+        return lambda: torch.nn.functional.linear(x, matrix)
+
+
+class Cutlass(Peer8):
+    """vLLM's quantization and CUTLASS products, through vLLM's own helpers."""
+
+    name = "vllm-cutlass"
+
+    def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
+        from vllm import _custom_ops as ops
+
+        columns = w.codes.t()
+        if w.blocks:
+            from vllm.model_executor.layers.quantization.utils.fp8_utils import per_token_group_quant_fp8
+
+            scales = w.scales.t().contiguous().t()
+
+            def quantize() -> tuple[torch.Tensor, torch.Tensor]:
+                return per_token_group_quant_fp8(x, 128, column_major_scales=True)
+        else:
+            scales = w.scales.view(-1, 1)
+
+            def quantize() -> tuple[torch.Tensor, torch.Tensor]:
+                if w.kind == activation.INT8:
+                    return ops.scaled_int8_quant(x)[:2]
+                return ops.scaled_fp8_quant(x, use_per_token_if_dynamic=True)
+
+        given = quantize() if a is not None else None
+
+        def run() -> torch.Tensor:
+            q, x_scales = given or quantize()
+            return ops.cutlass_scaled_mm(q, columns, x_scales, scales, x.dtype)
+
+        return run
+
+
+class DeepGemm(Peer8):
+    """DeepGEMM; its own quantization is not part of the package, so ours makes the codes."""
+
+    name = "deepgemm"
+    kinds = ("fp8-blocks",)
+
+    def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
+        import deep_gemm
+
+        from vllm_quant_kernels.cuda_quantize import quantize_cuda
+
+        product = getattr(deep_gemm, "fp8_gemm_nt", None) or deep_gemm.gemm_fp8_fp8_bf16_nt
+        out = torch.empty(x.shape[0], w.n, dtype=torch.bfloat16, device=x.device)
+
+        def run() -> torch.Tensor:
+            codes = a or quantize_cuda(x, w.kind, group=128)
+            # (M, G) over memory [G][M padded to 4]: what its TMA descriptors read.
+            product((codes.q, codes.scales.t()[: x.shape[0]]), (w.codes, w.scales), out)
+            return out
+
+        return run
+
+
+PEERS: list[Peer8] = [
+    Ours(), Ours("fused"), Ours("own"), Ours("cublaslt"), Ours("rowwise"), Dense(), Cutlass(), DeepGemm(),
+]  # fmt: skip
