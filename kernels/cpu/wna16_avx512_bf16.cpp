@@ -1,106 +1,12 @@
 // Weight-only product with bf16 activations by vdpbf16ps: pairs (k, k+1), exact products, FP32 sums.
 
-#include "decode_bf16.h"
-#include "wna16_gemm.h"
+#include "gemm_bf16.h"
 
 namespace {
 
-using Bits = uint16_t;  // a bf16
-
 constexpr int kFewRows = 16;
+constexpr int kSpareRows = 8;  // whole blocks of eight rows are read
 constexpr int kAhead = 3072;  // bytes of weights in flight: about 100 ns at 30 GB/s
-
-template <class F, int... J>
-VQP_INLINE void unrolled(std::integer_sequence<int, J...>, F &&f) {
-    (f(std::integral_constant<int, J>{}), ...);
-}
-
-// Calls f(Decoder) for the format of `a`; the tables subtract the middle unless xsum does.
-template <class F>
-VQP_INLINE void with_decoder(const Wna16 &a, F &&f) {
-    const float mid = a.zeros ? 0.0f : middle(a);
-    switch (a.kind == kE4M3 ? 9 : a.kind == kE5M2 ? 10 : a.bits) {
-        case 2: return f(Decoder<2>(mid));
-        case 3: return f(Decoder<3>(mid));
-        case 4: return f(Decoder<4>(mid));
-        case 5: return f(Decoder<5>(mid));
-        case 6: return f(Decoder<6>(mid));
-        case 7: return f(Decoder<7>(mid));
-        case 8: return f(Decoder<8>(mid));
-        case 9: return f(Decoder<9>(mid));
-        case 10: return f(Decoder<10>(mid));
-    }
-}
-
-VQP_INLINE __m512 dot(__m512 sum, __m512i w, __m512i x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
-
-VQP_INLINE __m512i pair_at(const Bits *x) {
-    int32_t pair;
-    std::memcpy(&pair, x, 4);
-    return _mm512_set1_epi32(pair);
-}
-
-struct Bf16 {
-    using Element = Bits;
-    static constexpr int64_t kPanels = 4;
-    static constexpr int64_t kPanelStride = 2 * kLanes;
-    static constexpr int kRowBlock = 6;
-
-    static void unpack(const Wna16 &a, int64_t panel, int64_t start, int64_t features, Bits *out) {
-        const uint8_t *block = a.data + panel * a.panel_bytes() + start * a.bits * 2;
-        with_decoder(a, [&](const auto &decoder) {
-            Bits *to = out;
-            for (int64_t b = 0; b < features / kBlock; ++b) {
-                const Block<decoder.kBits> vectors(block);
-                unrolled(std::make_integer_sequence<int, 16>{}, [&](auto j) __attribute__((always_inline)) {
-                    _mm512_store_si512(to + j * kPanels * kPanelStride, whole_pair<j>(decoder, vectors));
-                });
-                block += 64 * decoder.kBits;
-                to += 16 * kPanels * kPanelStride;
-            }
-        });
-    }
-
-    template <int ROWS>
-    static void micro(const MicroArgs<Bits> &args) {
-        const Bits *weights = args.weights;
-        constexpr int64_t width = kPanels * kLanes;
-        for (int64_t s = 0; s < args.segment_count; ++s) {
-            const Segment segment = args.segments[s];
-            const int64_t skipped = segment.start - args.chunk_start;
-            const Bits *x = args.x + skipped, *ahead = args.ahead + ROWS * skipped;
-            __m512 sum[ROWS][kPanels];
-            for (int r = 0; r < ROWS; ++r) {
-                for (int p = 0; p < kPanels; ++p) sum[r][p] = _mm512_setzero_ps();
-            }
-            for (int64_t i = 0; i < segment.len; i += 2) {
-                __m512i w[kPanels];
-                for (int p = 0; p < kPanels; ++p) w[p] = _mm512_load_si512(weights + p * kPanelStride);
-                weights += kPanels * kPanelStride;
-                _mm_prefetch(reinterpret_cast<const char *>(ahead + i * ROWS), _MM_HINT_T1);
-                for (int r = 0; r < ROWS; ++r) {
-                    const __m512i xv = pair_at(x + r * kChunk + i);
-                    for (int p = 0; p < kPanels; ++p) sum[r][p] = dot(sum[r][p], w[p], xv);
-                }
-            }
-#pragma GCC unroll 8
-            for (int p = 0; p < kPanels; ++p) {
-                const __m512 scale = _mm512_loadu_ps(args.scales + s * width + p * kLanes);
-                __m512 zero = _mm512_setzero_ps();
-                if (args.zeros) zero = _mm512_loadu_ps(args.zeros + s * width + p * kLanes);
-#pragma GCC unroll 8
-                for (int r = 0; r < ROWS; ++r) {
-                    __m512 partial = sum[r][p];
-                    if (args.zeros) {
-                        partial = _mm512_fnmadd_ps(zero, _mm512_set1_ps(args.xsum[r * args.xsum_stride + s]), partial);
-                    }
-                    float *total = args.total + r * width + p * kLanes;
-                    _mm512_storeu_ps(total, _mm512_fmadd_ps(scale, partial, _mm512_loadu_ps(total)));
-                }
-            }
-        }
-    }
-};
 
 VQP_INLINE __m512 load_table(const void *p, int dtype, int64_t at) {
     if (dtype != VQP_U8) return load_vector(p, dtype, at);
@@ -242,35 +148,37 @@ VQP_INLINE void add_blocks(const D &decoder, const uint8_t *data, int64_t panel_
     if (end % kBlock) add_half<0, ROWS>(decoder, data, panel_bytes, x, end / kBlock, partial);
 }
 
-// Rows [row, row + count) of x times segment `s` of the panels from `panel` on, `step` (0 or 1) apart,
+// Rows [row, row + count) of x times segments [begin, end) of the panels from `panel` on, `step` (0 or 1) apart,
 // scaled and added to total[panel][kFewRows][16]. Only `count` of the ROWS rows are real: the others
 // are dropped.
 //
 // Not inlined: each number of rows needs the whole register file.
 template <int ROWS, class D>
-__attribute__((noinline)) void add_segment(const Wna16 &a, const D &shared_decoder, int64_t panel, int64_t step, int64_t s,
-                                           int64_t row, int64_t count, float *total) {
+__attribute__((noinline)) void add_segments(const Wna16 &a, const D &shared_decoder, int64_t panel, int64_t step,
+                                            int64_t begin, int64_t end, int64_t row, int64_t count, float *total) {
     const D decoder = shared_decoder;  // a local copy, so that its tables stay in registers
-    const Segment segment = a.segments[s];
     constexpr int panels = shared_panels(ROWS);
-    Partial<ROWS> partial;
-    for (int p = 0; p < panels; ++p) {
+    for (int64_t s = begin; s < end; ++s) {
+        const Segment segment = a.segments[s];
+        Partial<ROWS> partial;
+        for (int p = 0; p < panels; ++p) {
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) partial[p][r] = _mm512_setzero_ps();
-    }
-    add_blocks<ROWS>(decoder, a.data + panel * a.panel_bytes(), step * a.panel_bytes(), row_of(a, segment, row), segment,
-                     partial);
-    for (int p = 0; p < panels; ++p) {
-        const int64_t table = ((panel + p * step) * a.groups + segment.group) * kLanes;
-        const __m512 scale = load_table(a.scales, a.scale_dtype, table);
-        const __m512 zero = a.xsum ? load_table(a.zeros, a.zero_dtype, table) : _mm512_setzero_ps();
-        float *to = total + p * kFewRows * kLanes + row * kLanes;
+            for (int r = 0; r < ROWS; ++r) partial[p][r] = _mm512_setzero_ps();
+        }
+        add_blocks<ROWS>(decoder, a.data + panel * a.panel_bytes(), step * a.panel_bytes(), row_of(a, segment, row),
+                         segment, partial);
+        for (int p = 0; p < panels; ++p) {
+            const int64_t table = ((panel + p * step) * a.groups + segment.group) * kLanes;
+            const __m512 scale = load_table(a.scales, a.scale_dtype, table);
+            const __m512 zero = a.xsum ? load_table(a.zeros, a.zero_dtype, table) : _mm512_setzero_ps();
+            float *to = total + p * kFewRows * kLanes + row * kLanes;
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) {
-            if (r < count) {
-                __m512 v = partial[p][r];
-                if (a.xsum) v = _mm512_fnmadd_ps(zero, _mm512_set1_ps(a.xsum[(row + r) * a.segment_count + s]), v);
-                _mm512_store_ps(to + r * kLanes, _mm512_fmadd_ps(scale, v, _mm512_load_ps(to + r * kLanes)));
+            for (int r = 0; r < ROWS; ++r) {
+                if (r < count) {
+                    __m512 v = partial[p][r];
+                    if (a.xsum) v = _mm512_fnmadd_ps(zero, _mm512_set1_ps(a.xsum[(row + r) * a.segment_count + s]), v);
+                    _mm512_store_ps(to + r * kLanes, _mm512_fmadd_ps(scale, v, _mm512_load_ps(to + r * kLanes)));
+                }
             }
         }
     }
@@ -318,10 +226,14 @@ void few_rows(const Wna16 &a, const D &decoder, int64_t panel_begin, int64_t pan
         // Past the last panel the last one is read again, and its result dropped.
         const int64_t present = least(panels, panel_end - panel), step = present - 1;
         std::memset(total, 0, sizeof total);
-        for (int64_t s = 0; s < a.segment_count; ++s) {
+        // Up to eight rows take all segments in one call; more take turns at each while it is in L1.
+        const int64_t run = a.m <= 8 ? a.segment_count : 1;
+        for (int64_t s = 0; s < a.segment_count; s += run) {
             int64_t row = 0;
-            for (; a.m - row > 4; row += 8) add_segment<8>(a, decoder, panel, step, s, row, least(8, a.m - row), total);
-            if (row < a.m) add_segment<4>(a, decoder, panel, step, s, row, a.m - row, total);
+            for (; a.m - row > 4; row += 8) {
+                add_segments<8>(a, decoder, panel, step, s, s + run, row, least(8, a.m - row), total);
+            }
+            if (row < a.m) add_segments<4>(a, decoder, panel, step, s, s + run, row, a.m - row, total);
         }
         for (int64_t p = 0; p < present; ++p) {
             for (int64_t r = 0; r < a.m; ++r) {
@@ -335,16 +247,7 @@ void few_rows_bf16(const Wna16 &a, int64_t panel_begin, int64_t panel_end) {
     with_decoder(a, [&](const auto &decoder) { few_rows(a, decoder, panel_begin, panel_end); });
 }
 
-void prepare_bf16(const Wna16 &a, int64_t begin, int64_t end) {
-    const Bits *x = static_cast<const Bits *>(a.x);
-    prepare_rows<Bits>(
-        a, begin, end,
-        [&](int64_t at, Bits *out, int64_t count) { std::memcpy(out, x + at, static_cast<size_t>(count) * 2); },
-        [&](int64_t at) { return x[at]; });
-    if (a.xsum) sum_rows<Bits>(a, begin, end, [](Bits b) { return from_bf16(b); });
-}
-
 }  // namespace
 
-const vqp::Wna16Kernels vqp::wna16_avx512_bf16 = {sizeof(Bits), false, Bf16::kPanels, kFewRows, prepare_bf16,
-                                                  few_rows_bf16,    gemm_scratch<Bf16>, gemm<Bf16>};
+const vqp::Wna16Kernels vqp::wna16_avx512_bf16 = {sizeof(Bits), false,         Bf16::kPanels,      kFewRows, kSpareRows,
+                                                  prepare_bf16, few_rows_bf16, gemm_scratch<Bf16>, gemm<Bf16>};
