@@ -21,6 +21,16 @@ def _grouped(weight: torch.Tensor, group_size: int) -> tuple[torch.Tensor, int]:
     return weight.float().reshape(n, k // group, group), group
 
 
+def half_range(bits: int) -> float:
+    """Steps between zero and the largest magnitude of a symmetric grid.
+
+    To 4 bits half of the codes' range, as GPTQ and compressed-tensors have it (7.5 for 4 bits): all codes are used, the
+    step is smaller, and the largest value lies half a step from its code. Above that the step hardly shrinks, and the
+    largest value, exact with 2**(bits-1) - 1, is worth more; INT8 then has no -128 either.
+    """
+    return ((1 << bits) - 1) / 2 if bits <= 4 else (1 << (bits - 1)) - 1
+
+
 def quantize_int(
     weight: torch.Tensor,
     bits: int,
@@ -31,7 +41,7 @@ def quantize_int(
 ) -> CanonicalWeight:
     """Round to nearest integers.
 
-    Symmetric: ``scale = amax / (2**(bits-1) - 1)``, codes offset by ``2**(bits-1)``. Asymmetric:
+    Symmetric: ``scale = amax / half_range(bits)``, codes offset by ``2**(bits-1)``. Asymmetric:
     ``scale = (max - min) / (2**bits - 1)`` with zero inside the range, zero point rounded.
 
     Args:
@@ -50,7 +60,7 @@ def quantize_int(
         amax = values.abs().amax(dim=-1, keepdim=True)
         if group_size == PER_TENSOR:
             amax = amax.max().expand_as(amax)
-        scales = amax / (middle - 1)
+        scales = amax / half_range(bits)
         offset: torch.Tensor | int = middle
     else:
         high = values.amax(dim=-1, keepdim=True).clamp(min=0)

@@ -24,6 +24,18 @@ def test_int_error_is_at_most_half_a_step(bits: int, group: int, symmetric: bool
     assert ((found.dequantize() - weight).abs() <= bound).all()
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_symmetric_grid_of_few_bits_uses_all_codes(bits: int) -> None:
+    """It is the finer for it: its squared error lies below that of the grid that ends at the largest value."""
+    weight = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
+    found = quantize_int(weight, bits, 32)
+    assert (int(found.codes.min()), int(found.codes.max())) == (0, 2**bits - 1)
+    top = 2 ** (bits - 1) - 1
+    steps = (weight.reshape(64, 4, 32).abs().amax(-1, keepdim=True) / top).repeat_interleave(32, 2).reshape(64, 128)
+    plain = (weight / steps).round().clamp(-top, top) * steps
+    assert (found.dequantize() - weight).square().sum() < 0.97 * (plain - weight).square().sum()
+
+
 def test_scale_dtype_is_used_for_the_codes() -> None:
     weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
     found = quantize_int(weight, 8, scale_dtype=torch.bfloat16)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_plugin.rtn import half_range
 
 SCALE_GRID = 20
 CLIP_STEPS = 10
@@ -39,7 +40,7 @@ class Grid:
         top = (1 << self.bits) - 1
         if self.symmetric:
             middle = 1 << (self.bits - 1)
-            scales = values.abs().amax(-1, keepdim=True) * shrink / (middle - 1)
+            scales = values.abs().amax(-1, keepdim=True) * shrink / half_range(self.bits)
             scales = self._store(scales)
             return scales, torch.full_like(scales, middle)
         high = values.amax(-1, keepdim=True).clamp(min=0) * shrink
