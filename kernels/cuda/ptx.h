@@ -47,6 +47,10 @@ template <class V>
 VQP_DEVICE V load_written(const V *pointer) {
   return *pointer;
 }
+VQP_DEVICE void load_written(uint32_t (&v)[4], const void *pointer) {
+  const uint4 four = *static_cast<const uint4 *>(pointer);
+  v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+}
 template <class V>
 VQP_DEVICE void store_global(V *pointer, V value) {
   *pointer = value;

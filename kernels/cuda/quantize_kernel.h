@@ -6,6 +6,7 @@
  *   groups   half a warp takes a group of 128, a block the same group of 16 rows, so that their scales, which
  *            lie [group][row], leave together.
  *
+ * The product that follows may start at once, copy its weights and wait for the codes.
  * What each code is: quantize_math.h. Columns from k up to q_stride become 0.
  */
 #ifndef VQP_CUDA_QUANTIZE_KERNEL_H
@@ -74,13 +75,14 @@ VQP_DEVICE Chunk read_chunk(const QuantizeParams &p, const uint16_t *row, int ch
   const int64_t first = static_cast<int64_t>(chunk) * kChunk;
   Chunk out;
   if (p.vector && first + kChunk <= p.call.k) {
-    load_global(out.v, row + first);
+    load_written(out.v, row + first);
     return out;
   }
   VQP_UNROLL
   for (int i = 0; i < 4; ++i) {
     const int64_t at = first + 2 * i;
-    const uint32_t low = at < p.call.k ? load_global(row + at) : 0, high = at + 1 < p.call.k ? load_global(row + at + 1) : 0;
+    const uint32_t low = at < p.call.k ? load_written(row + at) : 0;
+    const uint32_t high = at + 1 < p.call.k ? load_written(row + at + 1) : 0;
     out.v[i] = low | high << 16;
   }
   return out;
@@ -171,6 +173,7 @@ VQP_DEVICE Quantizer quantizer_of(const vqp_cuda_quantize &c, const Extent &e, b
 template <class T, int kKind, bool kRegisters>
 VQP_DEVICE void quantize_rows_block(const QuantizeParams &p) {
   const vqp_cuda_quantize &c = p.call;
+  dependency_launch();
   const int thread = thread_index() % p.row_threads, step = p.row_threads;
   const int64_t row = static_cast<int64_t>(block_x()) * (kThreads / step) + thread_index() / step;
   const bool exists = row < c.m;
@@ -219,6 +222,7 @@ VQP_DEVICE void quantize_rows_block(const QuantizeParams &p) {
 template <class T>
 VQP_DEVICE void quantize_groups_block(const QuantizeParams &p) {
   const vqp_cuda_quantize &c = p.call;
+  dependency_launch();
   const int groups = static_cast<int>(ceil_div(c.k, kQuantizeGroup)), group = block_x() % groups;
   const int64_t row = static_cast<int64_t>(block_x() / groups) * kGroupRows + thread_index() / kGroupLanes;
   const int chunk = group * kGroupLanes + thread_index() % kGroupLanes;

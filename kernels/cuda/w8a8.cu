@@ -46,8 +46,8 @@ int limits(Device *device, bool *fp8) {
 using namespace vqp;
 
 int vqp_cuda_w8a8_make_plan(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan) {
-  Device device;
-  bool fp8;
+  Device device = {};
+  bool fp8 = false;
   const int error = limits(&device, &fp8);
   return error ? error : make_w8a8_plan(*call, device, fp8, plan);
 }
@@ -65,7 +65,7 @@ int vqp_cuda_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan,
   W8Params p = w8a8_params(*call, *plan, workspace);
   void *arguments[] = {&p};
   const int failed = launch(kernel, dim3(plan->splits, plan->m_tiles, plan->n_tiles), plan->shared_bytes,
-                            plan->clustered ? plan->splits : 1, arguments, stream);
+                            plan->clustered ? plan->splits : 1, arguments, stream, plan->dependent);
   if (failed || !p.partial) return failed;
   return second_pass(p, static_cast<int64_t>(plan->m_tiles) * plan->tokens, stream);
 }

@@ -132,15 +132,27 @@ VQP_DEVICE void w8a8_block(const W8Params &p) {
   const Range range = split_range(p.k_tiles, p.splits, split);
   const W8Loader<kTokens, kGrouped, kFused> loader(p, m_tile, n_tile);
   W8Block<kKind, kTokens, kGrouped> block(p);
+  /* In a dependent launch the kernel ahead may still be making x: weights are copied before the wait, and the first
+   * group of copies then holds those of all first stages. The next kernel may start once all blocks are here. */
+  const bool late = kDependentLaunch && p.dependent && !kFused;
 
   for (int i = 0; i < p.stages - 1; ++i) {
     char *const stage = ring + i * p.stage_bytes;
     if (range.begin + i < range.end) {
       loader.copy_weights(stage, range.begin + i);
-      loader.copy_x(stage, range.begin + i);
+      if (!late) loader.copy_x(stage, range.begin + i);
     }
-    copy_commit();
+    if (!late) copy_commit();
   }
+  if (kDependentLaunch && p.dependent) {
+    dependency_wait();
+    dependency_launch();
+  }
+  if (late)
+    for (int i = 0; i < p.stages - 1; ++i) {
+      if (range.begin + i < range.end) loader.copy_x(ring + i * p.stage_bytes, range.begin + i);
+      copy_commit();
+    }
   if constexpr (kFused) {
     /* While the first weights are on their way. The barrier of the first tile shows the codes to all. */
     if (c.y_dtype == VQP_CUDA_F16)
@@ -191,8 +203,8 @@ VQP_DEVICE void w8a8_block(const W8Params &p) {
       scale = load_shared<float>(ring + p.table_at + 4 * token);
       zero = load_shared<int32_t>(ring + p.table_at + 4 * (kTokens + token));
     } else if (!p.partial && !c.grouped) {
-      scale = load_global(c.x_scales + row * c.x_scale_stride);
-      if (c.x_zeros) zero = load_global(c.x_zeros + row * c.x_scale_stride);
+      scale = load_written(c.x_scales + row * c.x_scale_stride);
+      if (c.x_zeros) zero = load_written(c.x_zeros + row * c.x_scale_stride);
     }
     uint32_t low = load_shared<uint32_t>(at), high = load_shared<uint32_t>(at + 4);
     if (p.partial) {

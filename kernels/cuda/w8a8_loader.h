@@ -63,6 +63,8 @@ struct W8Loader {
 
 /* The block's rows of a 16-bit x as codes in shared memory, for the K tiles of `range`, and their scales. All of
  * a row is read for its own range of values, by as many threads as there are for each row. */
+constexpr int kBatch = 8;
+
 template <class T, int kKind, int kTokens>
 VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *shared) {
   const vqp_cuda_w8a8 &c = p.call;
@@ -88,13 +90,20 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
     const uint16_t *const x = static_cast<const uint16_t *>(c.x) + (exists ? row * c.x_stride : 0);
     Extent extent;
     if (!c.x_scales && start < rows) {
-      VQP_UNROLL_BY(4)
-      for (int chunk = thread; exists && chunk < all; chunk += q.row_threads) {
-        const Chunk read = read_chunk(q, x, chunk);
-        float values[kChunk];
-        widen_chunk<T>(q, read, chunk, values);
+      /* Loads together, for their latency; the registers of both blocks on a multiprocessor allow eight. */
+      for (int base = thread; exists && base < all; base += kBatch * q.row_threads) {
+        Chunk batch[kBatch];
         VQP_UNROLL
-        for (int i = 0; i < kChunk; ++i) widen_extent(extent, values[i], asymmetric);
+        for (int j = 0; j < kBatch; ++j)
+          if (base + j * q.row_threads < all) batch[j] = read_chunk(q, x, base + j * q.row_threads);
+        VQP_UNROLL
+        for (int j = 0; j < kBatch; ++j)
+          if (base + j * q.row_threads < all) {
+            float values[kChunk];
+            widen_chunk<T>(q, batch[j], base + j * q.row_threads, values);
+            VQP_UNROLL
+            for (int i = 0; i < kChunk; ++i) widen_extent(extent, values[i], asymmetric);
+          }
       }
       if (start) barrier(); /* the ranges of the rows before have been read */
       join_row(extent, q.row_threads, ranges);

@@ -36,6 +36,7 @@ struct W8Params {
   int codes_at, table_at;           /* with quantize_x */
   int vector;                       /* whole chunks of a 16-bit x may be read as 16 bytes */
   int read_once;                    /* each weight is read by one block */
+  int dependent;                    /* the kernel may start before the one ahead has ended */
 };
 
 struct W8Shared {
@@ -75,6 +76,7 @@ inline W8Params w8a8_params(const vqp_cuda_w8a8 &c, const vqp_cuda_w8a8_plan &pl
   p.table_at = s.table_at;
   p.vector = c.x_stride % kChunk == 0 && !(reinterpret_cast<uintptr_t>(c.x) & 15);
   p.read_once = plan.m_tiles == 1;
+  p.dependent = plan.dependent;
   return p;
 }
 
@@ -151,6 +153,7 @@ inline int make_w8a8_plan(const vqp_cuda_w8a8 &c, const Device &device, bool fp8
   plan.m_tiles = static_cast<int>(m_tiles);
   plan.n_tiles = static_cast<int>(ceil_div(c.n, kTileN));
   if (plan.n_tiles > 65535) return VQP_CUDA_ESHAPE;
+  plan.dependent = c.dependent && device.clusters; /* both came with sm_90 */
   const int k_tiles = static_cast<int>(ceil_div(c.kp, kRow));
   double best = -1;
   for (int splits = 1; splits <= kMaxSplits && splits <= k_tiles; ++splits) {

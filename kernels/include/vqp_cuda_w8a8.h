@@ -57,11 +57,13 @@ typedef struct {
   int32_t quantize_x;      /* x_scales and x_zeros are then static, or null */
   int32_t symmetric;       /* with quantize_x and without x_scales */
   int32_t batch_invariant; /* a row's bits do not depend on m */
+  int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias and
+                              smooth must be older than that kernel */
 } vqp_cuda_w8a8;
 
 /* How a call runs; see kernels/cuda/w8a8_schedule.h. */
 typedef struct {
-  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, reserved;
+  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, dependent;
   int64_t workspace_bytes;
 } vqp_cuda_w8a8_plan;
 

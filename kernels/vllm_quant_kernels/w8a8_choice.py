@@ -17,11 +17,12 @@ Backend = Literal["fused", "own", "cublaslt", "rowwise"]
 
 # By kind: (largest M, implementation), in order; the last has no limit.
 TABLE: dict[str, tuple[tuple[int | None, Backend], ...]] = {
-    # 8-bit weights of a layer are read once up to about 100 rows: the bus decides, and launches around it.
-    "int8": ((16, "fused"), (128, "own"), (None, "cublaslt")),
+    # 8-bit weights of a layer are read once up to about 100 rows: the bus decides, and launches around it. Fused, every
+    # block reads all rows of x: from about 4 rows of 8192 on that is longer than a launch that waits for nobody.
+    "int8": ((4, "fused"), (128, "own"), (None, "cublaslt")),
     # mma.sync with E4M3 is FP16 arithmetic on sm_90; torch has wgmma kernels. The pass for scales of `cublaslt` moves
     # 10 bytes an output.
-    "fp8": ((16, "fused"), (64, "own"), (None, "rowwise")),
+    "fp8": ((4, "fused"), (64, "own"), (None, "rowwise")),
     # torch's block-scaled products exist on a few combinations of torch and GPU only.
     "fp8-blocks": ((None, "own"),),
 }

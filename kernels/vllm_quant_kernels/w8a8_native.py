@@ -26,7 +26,7 @@ class Product(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("smooth", "bias")]
         + [(name, ctypes.c_int64) for name in ("m", "n", "k", "kp", "x_stride", "x_scale_stride")]
         + [(name, ctypes.c_int32) for name in ("kind", "y_dtype", "bias_dtype", "grouped", "promote")]
-        + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant")]
+        + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant", "dependent")]
     )
 
 
@@ -35,7 +35,7 @@ class Plan(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int32)
-        for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "shared_bytes", "clustered", "reserved")
+        for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "shared_bytes", "clustered", "dependent")
     ] + [("workspace_bytes", ctypes.c_int64)]
 
 
@@ -68,6 +68,7 @@ def _weight_fields(w: WeightW8A8, out: torch.Tensor, bias: torch.Tensor | None) 
         "y_dtype": DTYPES[out.dtype],
         "bias_dtype": NO_DTYPE if bias is None else DTYPES[bias.dtype],
         "grouped": int(w.blocks),
+        "dependent": 1,
     }
 
 

@@ -64,7 +64,9 @@ def run(
 ) -> None:
     """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
     workspace = filled(torch.empty(plan.workspace_bytes, dtype=torch.uint8))
-    emulated._begin([*tensors, workspace], seed, late_copies)
+    # What a dependent launch may read before the kernel ahead of it has ended.
+    constants = (call.w, call.w_scales, call.w_sums, call.bias)
+    emulated._begin([*tensors, workspace], seed, late_copies, constants)
     emulated.library().vqp_emulator_w8a8_run(
         ctypes.byref(call), ctypes.byref(plan), ctypes.c_void_p(workspace.data_ptr())
     )
@@ -99,6 +101,7 @@ def linear(
     batch_invariant: bool = False,
     seed: int = 0,
     late_copies: bool = True,
+    dependent: bool = True,
 ) -> tuple[torch.Tensor, w8a8_native.Plan]:
     """x (M, K) through quantization and product, by emulating every thread."""
     w = place(w)
@@ -115,6 +118,7 @@ def linear(
         a = Activations(q, scales, a.zeros)
         call = w8a8_native.describe(a, out, w, bias, promote, batch_invariant)
         tensors = [a.q, a.scales, a.zeros]
+    call.dependent = int(dependent)
     plan = make_plan(call, device)
     if splits:
         force_splits(plan, call, splits, device)

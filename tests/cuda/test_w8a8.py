@@ -78,6 +78,7 @@ def random_case(number: int) -> dict[str, Any]:
         "smooth": pick.random() < 0.3,
         "fused": m <= 16 and kind != "fp8-blocks" and pick.random() < 0.5,
         "late_copies": pick.random() < 0.5,
+        "dependent": pick.random() < 0.7,
     }
 
 
@@ -101,7 +102,8 @@ def test_random_problems_match_the_reference(number: int) -> None:
         options["smooth"] = torch.rand(case["k"]) + 0.5
     y, _ = emulated_w8a8.linear(
         x, w, bias, case["fused"], promote=case["promote"], device=getattr(emulated, case["device"]),
-        splits=min(case["splits"], -(-case["k"] // 128)), seed=number, late_copies=case["late_copies"], **options,
+        splits=min(case["splits"], -(-case["k"] // 128)), seed=number, late_copies=case["late_copies"],
+        dependent=case["dependent"], **options,
     )  # fmt: skip
     group = 128 if w.blocks else 0
     check(y, activation.quantize(x, w.kind, group=group, **options), w, bias)

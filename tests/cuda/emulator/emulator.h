@@ -93,6 +93,7 @@ template <class V>
 V load_written(const V *pointer) {
   return load_global(pointer);
 }
+inline void load_written(uint32_t (&v)[4], const void *pointer) { load_global(v, pointer); }
 template <class V>
 void store_global(V *pointer, V value) {
   emulator::global_access(pointer, sizeof(V));

@@ -67,7 +67,7 @@ void vqp_emulator_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *
   emulator::launch({plan->splits, plan->m_tiles, plan->n_tiles}, kThreads, plan->shared_bytes,
                    plan->clustered ? plan->splits : 1, [&] {
                      call->kind == kInt8 ? run_product<kInt8>(p, plan->tokens) : run_product<kFp8>(p, plan->tokens);
-                   });
+                   }, plan->dependent);
   if (!p.partial) return;
   const int64_t rows = static_cast<int64_t>(plan->m_tiles) * plan->tokens;
   emulator::launch({static_cast<int>(ceil_div(call->n, 2 * kThreads)), 3, 1}, kThreads, 0, 1, [&] {
