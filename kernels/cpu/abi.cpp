@@ -15,7 +15,7 @@ namespace {
 int current_level = -1;
 
 int level() {
-    if (current_level < 0) current_level = max_level();
+    if (current_level < 0) current_level = default_level();
     return current_level;
 }
 
@@ -81,13 +81,16 @@ int check_perm(const int32_t *perm, int64_t kp, int64_t groups, int64_t k) {
 
 bool is_activation(int dtype) { return dtype == VQP_F32 || dtype == VQP_BF16 || dtype == VQP_F16; }
 
-const Wna16Kernels &wna16_kernels(int x_dtype) {
+const Wna16Kernels &wna16_kernels(int x_dtype, int64_t m) {
+#if defined(VQP_HAVE_AMX)
+    if (level() >= VQP_AMX && x_dtype == VQP_BF16 && m > wna16_avx512_bf16.few) return wna16_amx;
+#endif
 #if defined(__x86_64__)
     if (level() >= VQP_AVX512_BF16 && x_dtype == VQP_BF16) return wna16_avx512_bf16;
     if (level() >= VQP_AVX512) return wna16_avx512;
     if (level() >= VQP_AVX2) return wna16_avx2;
 #endif
-    (void)x_dtype;
+    (void)x_dtype, (void)m;
     return wna16_scalar;
 }
 
@@ -100,12 +103,16 @@ const Wna16Kernels &w4a8_kernels() {
     return w4a8_scalar;
 }
 
-const W8a8Kernels &w8a8_kernels() {
+const W8a8Kernels &w8a8_kernels(int64_t m) {
+#if defined(VQP_HAVE_AMX)
+    if (level() >= VQP_AMX && m > 16) return w8a8_amx;
+#endif
 #if defined(__x86_64__)
     if (level() >= VQP_AVX512_VNNI) return w8a8_avx512_vnni;
     if (level() >= VQP_AVX512) return w8a8_avx512;
     if (level() >= VQP_AVX2) return w8a8_avx2;
 #endif
+    (void)m;
     return w8a8_scalar;
 }
 
@@ -154,14 +161,13 @@ int weight_only(bool int8, const void *x, int x_dtype, void *y, int64_t m, const
     a.segments = plan.segments.data(), a.segment_count = static_cast<int64_t>(plan.segments.size());
     a.chunk_segments = plan.chunk_segments.data();
 
-    const Wna16Kernels &kernels = int8 ? w4a8_kernels() : wna16_kernels(x_dtype);
+    const Wna16Kernels &kernels = int8 ? w4a8_kernels() : wna16_kernels(x_dtype, m);
     const bool sums = zeros || (kernels.explicit_zeros && a.kind == kInt);
     const int64_t rows = std::min<int64_t>(m, kRows);
     const bool few = m <= kernels.few;
     const int64_t tile = few ? tile_panels(a.panels(), 2, 8, threads)
                                 : tile_panels(a.panels(), kernels.group_panels, m > 32 ? 8 : 4, threads);
-    // few_rows reads whole blocks of eight rows: what lies past the last row is read and dropped.
-    const int64_t x_elements = rows * a.chunks() * kChunk + (few ? 8 * kChunk : 0);
+    const int64_t x_elements = (rows * a.chunks() + kernels.spare_rows) * kChunk;
     const size_t x_bytes = aligned(static_cast<size_t>(x_elements) * static_cast<size_t>(kernels.element_size));
     const size_t sum_bytes = aligned(static_cast<size_t>(rows * a.segment_count) * sizeof(float));
     const size_t scratch_bytes = few ? 0 : aligned(kernels.gemm_scratch(rows, tile));
@@ -202,9 +208,10 @@ int vqp_cpu_max_level(void) { return max_level(); }
 int vqp_cpu_level(void) { return level(); }
 
 int vqp_cpu_set_level(int wanted) {
-    if (wanted < VQP_SCALAR || wanted > max_level()) return 1;
+    if (wanted < VQP_SCALAR || wanted > max_level()) return VQP_ECPU;
+    if (wanted >= VQP_AMX && !amx_permitted()) return VQP_ESYSTEM;
     current_level = wanted;
-    return 0;
+    return VQP_OK;
 }
 
 int vqp_wna16_linear(const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
@@ -237,10 +244,10 @@ int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, const int8_t
     a.in_scale = in_scale, a.in_zero = in_zero, a.symmetric = symmetric != 0;
 
     static thread_local Arena arena;
-    const W8a8Kernels &kernels = w8a8_kernels();
+    const W8a8Kernels &kernels = w8a8_kernels(m);
     const int64_t rows = std::min<int64_t>(m, kRows);
     const int64_t tile = tile_panels(a.panels(), kernels.group_panels, m > 32 ? 8 : 4, threads);
-    const size_t x_bytes = aligned(static_cast<size_t>(rows * a.kp) * static_cast<size_t>(kernels.element_size));
+    const size_t x_bytes = aligned(static_cast<size_t>((rows + kernels.spare_rows) * a.kp) * static_cast<size_t>(kernels.element_size));
     const size_t table_bytes = aligned(static_cast<size_t>(rows) * sizeof(float));
     const size_t scratch_bytes = aligned(kernels.gemm_scratch(rows, tile));
     char *memory = arena.get(x_bytes + 2 * table_bytes + scratch_bytes * static_cast<size_t>(threads));

@@ -76,7 +76,8 @@ struct Wna16Kernels {
     int element_size;     // bytes of one prepared activation: 4 float, 2 bf16, 1 INT8
     bool explicit_zeros;  // symmetric weights need xsum too
     int64_t group_panels;  // panels that a tile is a multiple of
-    int64_t few;           // the most rows for few_rows
+    int64_t few;           // the most rows for few_rows; 0 where there is none
+    int64_t spare_rows;    // of prepared x past the last row: read, and their products dropped
     void (*prepare)(const Wna16 &, int64_t row_begin, int64_t row_end);
     void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);
     size_t (*gemm_scratch)(int64_t rows, int64_t panels);  // bytes for one gemm call
@@ -86,13 +87,14 @@ struct Wna16Kernels {
 struct W8a8Kernels {
     int element_size;  // bytes of one prepared activation
     int64_t group_panels;
+    int64_t spare_rows;
     void (*prepare)(const W8a8 &, int64_t row_begin, int64_t row_end);
     size_t (*gemm_scratch)(int64_t rows, int64_t panels);
     void (*gemm)(const W8a8 &, int64_t panel_begin, int64_t panel_end, void *scratch);
 };
 
-extern const Wna16Kernels wna16_scalar, wna16_avx2, wna16_avx512, wna16_avx512_bf16;
+extern const Wna16Kernels wna16_scalar, wna16_avx2, wna16_avx512, wna16_avx512_bf16, wna16_amx;
 extern const Wna16Kernels w4a8_scalar, w4a8_avx2, w4a8_avx512, w4a8_avx512_vnni;
-extern const W8a8Kernels w8a8_scalar, w8a8_avx2, w8a8_avx512, w8a8_avx512_vnni;
+extern const W8a8Kernels w8a8_scalar, w8a8_avx2, w8a8_avx512, w8a8_avx512_vnni, w8a8_amx;
 
 }  // namespace vqp

@@ -5,6 +5,11 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(VQP_HAVE_AMX)
+#include <dlfcn.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace vqp {
 namespace {
@@ -20,6 +25,36 @@ uint64_t xcr0() {
 
 bool bit(unsigned value, int index) { return value >> index & 1; }
 
+#if defined(VQP_HAVE_AMX)
+
+// Whether the process carries out tile instructions that its CPU lacks: the tests do (tests/kernels/amx_emulator.cpp).
+bool emulated() {
+    static const bool found = [] {
+        const auto start = reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "vqp_amx_emulate"));
+        return start && start();
+    }();
+    return found;
+}
+
+bool has_amx(unsigned leaf7_d) {
+    const bool cpu = bit(leaf7_d, 22) && bit(leaf7_d, 24) && bit(leaf7_d, 25);  // AMX-BF16, AMX-TILE, AMX-INT8
+    const uint64_t tile_state = 1u << 17 | 1u << 18;                            // XTILECFG, XTILEDATA
+    return (cpu && (xcr0() & tile_state) == tile_state) || emulated();
+}
+
+// Linux: a process asks for the registers of AMX before it uses them (Documentation/arch/x86/xstate.rst).
+bool request_tiles() {
+    constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return emulated() || syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
+
+#else
+
+bool has_amx(unsigned) { return false; }
+bool request_tiles() { return false; }
+
+#endif
+
 int detect() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return VQP_SCALAR;
@@ -31,12 +66,13 @@ int detect() {
     if (!bit(c, 11)) return VQP_AVX512;
     unsigned a1 = 0, b1 = 0, c1 = 0, d1 = 0;
     if (!__get_cpuid_count(7, 1, &a1, &b1, &c1, &d1) || !bit(a1, 5)) return VQP_AVX512_VNNI;
-    return VQP_AVX512_BF16;
+    return has_amx(d) ? VQP_AMX : VQP_AVX512_BF16;
 }
 
 #else
 
 int detect() { return VQP_SCALAR; }
+bool request_tiles() { return false; }
 
 #endif
 
@@ -45,6 +81,13 @@ int detect() { return VQP_SCALAR; }
 int max_level() {
     static const int level = detect();
     return level;
+}
+
+int default_level() { return max_level() < VQP_AMX ? max_level() : VQP_AVX512_BF16; }
+
+bool amx_permitted() {
+    static const bool permitted = request_tiles();
+    return permitted;
 }
 
 }  // namespace vqp

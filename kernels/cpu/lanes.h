@@ -147,6 +147,16 @@ VQP_INLINE void store16(void *p, int dtype, int64_t i, const float *value, int64
 
 VQP_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Block `b` of `blocks` of nearly equal height, in units of UNIT rows: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
+struct Rows {
+    int64_t first, count;
+};
+template <int64_t UNIT>
+VQP_INLINE Rows row_block(int64_t m, int64_t b, int64_t blocks) {
+    const int64_t units = (m + UNIT - 1) / UNIT, first = units * b / blocks * UNIT;
+    return {first, least(m, units * (b + 1) / blocks * UNIT) - first};
+}
+
 // Asks for the place of panels [begin, end) in row `row` of y: rows lie pages apart.
 VQP_INLINE void prefetch_row(const void *y, int dtype, int64_t row, int64_t m, int64_t n, int64_t begin, int64_t end) {
     if (row >= m) return;

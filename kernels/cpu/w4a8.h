@@ -86,7 +86,7 @@ struct A8 {
     using Element = int8_t;
     static constexpr int64_t kPanels = kWidth == 16 ? 4 : 1;
     static constexpr int64_t kPanelStride = 4 * kLanes;
-    static constexpr int kRowBlock = kWidth == 16 ? 6 : kWidth == 8 ? 4 : 2;
+    static constexpr int kRowBlock = kWidth == 16 ? 6 : kWidth == 8 ? 4 : 2, kRowUnit = 1;
     static constexpr int kVectors = kPanels * kParts;
 
     template <int BITS>
@@ -236,4 +236,4 @@ static void few_rows_a8(const Wna16 &a, int64_t begin, int64_t end) {
 }  // namespace
 
 #define VQP_W4A8_KERNELS \
-    { sizeof(int8_t), true, A8::kPanels, kFewRows, prepare_a8, few_rows_a8, gemm_scratch<A8>, gemm<A8> }
+    { sizeof(int8_t), true, A8::kPanels, kFewRows, 8, prepare_a8, few_rows_a8, gemm_scratch<A8>, gemm<A8> }

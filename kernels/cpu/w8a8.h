@@ -4,7 +4,9 @@
 //   K::Element              what an activation becomes: uint8_t or int16_t
 //   K::kOffset              added to q; the end subtracts (zero + offset) * sum of the channel's codes
 //   K::put(q, out)          stores 16 activations, each quad in the order the products want
-//   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels
+//   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels and 1 to kRowBlock rows;
+//                           or, where rows come in units of kRowUnit > 1, K::multiply<PANELS>(rows), which may read
+//                           the rows that fill up the last unit
 #pragma once
 
 #include "quantize.h"
@@ -12,6 +14,18 @@
 namespace {
 
 constexpr int64_t kInt8Chunk = 1024;  // input features between reads of the totals
+
+#if defined(__AVX512BW__)
+// Activations as unsigned bytes, x + 128: for products of unsigned with signed bytes.
+struct UnsignedBytes {
+    using Element = uint8_t;
+    static constexpr int kOffset = 128;
+
+    VQP_INLINE_MEMBER static void put(const int32_t *q, uint8_t *out) {
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm512_cvtepi32_epi8(_mm512_loadu_si512(q)));
+    }
+};
+#endif
 
 template <class Element>
 struct Int8Args {
@@ -150,10 +164,14 @@ void int8_tile(const W8a8 &a, int64_t begin, int64_t end, int64_t chunk_features
             }
             const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
             for (int64_t b = 0; b < blocks; ++b) {
-                const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
+                const auto [row, rows] = row_block<K::kRowUnit>(a.m, b, blocks);
                 const Int8Args<Element> args{weights, xq + start * a.m + row * features, features, quads,
                                              totals + (g * a.m + row) * width};
-                int8_dispatch<K, PANELS, K::kRowBlock>(rows, args);
+                if constexpr (K::kRowUnit > 1) {
+                    K::template multiply<PANELS>(rows, args);
+                } else {
+                    int8_dispatch<K, PANELS, K::kRowBlock>(rows, args);
+                }
             }
         }
     }
@@ -178,7 +196,7 @@ void gemm_int8(const W8a8 &a, int64_t begin, int64_t end, void *scratch) {
 
 template <class K>
 constexpr W8a8Kernels int8_kernels() {
-    return {sizeof(typename K::Element), K::kPanels, prepare_int8<K>, int8_scratch<K>, gemm_int8<K>};
+    return {sizeof(typename K::Element), K::kPanels, 0, prepare_int8<K>, int8_scratch<K>, gemm_int8<K>};
 }
 
 }  // namespace

@@ -9,7 +9,7 @@ namespace {
 
 struct Avx2 {
     using Element = int16_t;
-    static constexpr int kOffset = 0, kPanels = 1, kRowBlock = 4;
+    static constexpr int kOffset = 0, kPanels = 1, kRowBlock = 4, kRowUnit = 1;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, int16_t *out) {
         for (int h = 0; h < 2; ++h) {

@@ -8,7 +8,7 @@ namespace {
 
 struct Avx512 {
     using Element = int16_t;
-    static constexpr int kOffset = 0, kPanels = 2, kRowBlock = 6;
+    static constexpr int kOffset = 0, kPanels = 2, kRowBlock = 6, kRowUnit = 1;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, int16_t *out) {
         const __m256i words = _mm512_cvtepi32_epi16(_mm512_loadu_si512(q));

@@ -6,13 +6,8 @@
 
 namespace {
 
-struct Vnni {
-    using Element = uint8_t;
-    static constexpr int kOffset = 128, kPanels = 4, kRowBlock = 6;
-
-    VQP_INLINE_MEMBER static void put(const int32_t *q, uint8_t *out) {
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(out), _mm512_cvtepi32_epi8(_mm512_loadu_si512(q)));
-    }
+struct Vnni : UnsignedBytes {
+    static constexpr int kPanels = 4, kRowBlock = 6, kRowUnit = 1;
 
     VQP_INLINE_MEMBER static __m512i broadcast(const uint8_t *x) {
         int32_t quad;

@@ -6,7 +6,7 @@ namespace {
 
 struct Scalar {
     using Element = int16_t;
-    static constexpr int kOffset = 0, kPanels = 1, kRowBlock = 1;
+    static constexpr int kOffset = 0, kPanels = 1, kRowBlock = 1, kRowUnit = 1;
 
     VQP_INLINE_MEMBER static void put(const int32_t *q, int16_t *out) {
         for (int i = 0; i < kLanes; ++i) out[i] = static_cast<int16_t>(q[i]);

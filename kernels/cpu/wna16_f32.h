@@ -94,7 +94,7 @@ struct F32 {
     using Element = float;
     static constexpr int64_t kPanels = kWidth == 16 ? 4 : 1;
     static constexpr int64_t kPanelStride = kLanes;
-    static constexpr int kRowBlock = kWidth == 4 ? 2 : 6;
+    static constexpr int kRowBlock = kWidth == 4 ? 2 : 6, kRowUnit = 1;
     static constexpr int kVectors = kPanels * kParts;
 
     template <int FORMAT>
@@ -229,4 +229,4 @@ void prepare_f32(const Wna16 &a, int64_t begin, int64_t end) {
 }  // namespace
 
 #define VQP_WNA16_F32_KERNELS \
-    { sizeof(float), true, F32::kPanels, 1, prepare_f32, gemv_f32, gemm_scratch<F32>, gemm<F32> }
+    { sizeof(float), true, F32::kPanels, 1, 0, prepare_f32, gemv_f32, gemm_scratch<F32>, gemm<F32> }

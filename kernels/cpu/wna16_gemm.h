@@ -8,6 +8,9 @@
 //
 // Every element of y is summed by one thread in one fixed order, whatever the tile or the number of
 // threads: results are bitwise reproducible.
+//
+// The ISA unit provides K: Element, kPanels, kPanelStride, unpack(), and micro<ROWS>() for blocks of 1 to kRowBlock rows;
+// or, where rows come in units of kRowUnit > 1, multiply(rows), which may read the rows that fill up the last unit.
 #pragma once
 
 #include "lanes.h"
@@ -96,8 +99,7 @@ void gemm(const Wna16 &a, int64_t panel_begin, int64_t panel_end, void *scratch)
             }
             const int64_t blocks = (a.m + K::kRowBlock - 1) / K::kRowBlock;
             for (int64_t b = 0; b < blocks; ++b) {
-                // Blocks of nearly equal height: 13 rows are 5 + 4 + 4, not 6 + 6 + 1.
-                const int64_t row = a.m * b / blocks, rows = a.m * (b + 1) / blocks - row;
+                const auto [row, rows] = row_block<K::kRowUnit>(a.m, b, blocks);
                 const Element *x = xp + start * a.m + row * kChunk;
                 const MicroArgs<Element> args{weights,
                                               x,
@@ -111,7 +113,11 @@ void gemm(const Wna16 &a, int64_t panel_begin, int64_t panel_end, void *scratch)
                                               a.x_scale ? a.x_scale + row * a.segment_count + first : nullptr,
                                               a.segment_count,
                                               totals + (g * a.m + row) * width};
-                micro_dispatch<K, K::kRowBlock>(rows, args);
+                if constexpr (K::kRowUnit > 1) {
+                    K::multiply(rows, args);
+                } else {
+                    micro_dispatch<K, K::kRowBlock>(rows, args);
+                }
             }
         }
     }

@@ -15,15 +15,16 @@ extern "C" {
 #define VQP_API __attribute__((visibility("default")))
 
 enum { VQP_ABI_VERSION = 4, VQP_LAYOUT_VERSION = 1 };
-enum { VQP_OK = 0, VQP_ELAYOUT = 1, VQP_EDTYPE = 2, VQP_EMEMORY = 3, VQP_EPERM = 4 };
+enum { VQP_OK = 0, VQP_ELAYOUT = 1, VQP_EDTYPE = 2, VQP_EMEMORY = 3, VQP_EPERM = 4, VQP_ECPU = 5, VQP_ESYSTEM = 6 };
 enum { VQP_F32 = 0, VQP_BF16 = 1, VQP_F16 = 2, VQP_U8 = 3 };
-enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_LEVELS };
+enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_AMX, VQP_LEVELS };
 
 VQP_API int vqp_cpu_abi_version(void);
-/* The best level of this CPU, and the one in use. */
+/* The best level of this CPU, and the one in use: at first the best one below VQP_AMX, which has to be asked for. */
 VQP_API int vqp_cpu_max_level(void);
 VQP_API int vqp_cpu_level(void);
-/* Use no instruction beyond `level`; nonzero where the CPU does not reach it. */
+/* Use no instruction beyond `level`; VQP_ECPU where the CPU does not reach it, VQP_ESYSTEM where the operating system
+ * refuses its registers. */
 VQP_API int vqp_cpu_set_level(int level);
 
 /* y (m, n) = x (m, k) . W^T + bias, W weight-only quantized. x and y have dtype `x_dtype`

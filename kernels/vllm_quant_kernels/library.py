@@ -1,7 +1,8 @@
 """Finds, checks and loads the native library ``libvqp_cpu.so``.
 
 VQP_CPU_LIBRARY  path of another build of the library.
-VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni or avx512_bf16: use no instruction beyond it.
+VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni, avx512_bf16 or amx: use no instruction beyond it. Without it the
+                 best that this CPU has, but for amx: that one has run on a model of its instructions only.
 VQP_CPU_W4A8     1: weight-only products of integer weights of 2 to 7 bits quantize their activations to INT8.
 """
 
@@ -15,7 +16,8 @@ from pathlib import Path
 
 NAME = "libvqp_cpu.so"
 ABI_VERSION = 4
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
+_REFUSED = 6  # VQP_ESYSTEM
 
 
 class LibraryError(RuntimeError):
@@ -54,7 +56,8 @@ def load() -> ctypes.CDLL:
     """The loaded library, at the level that VQP_CPU_ISA allows.
 
     Raises:
-        LibraryError: it is absent, cannot be loaded, has another ABI, or VQP_CPU_ISA names no level of this CPU.
+        LibraryError: it is absent, cannot be loaded, has another ABI, or VQP_CPU_ISA names no level that can be
+            used here.
     """
     path = library_path()
     if path is None:
@@ -91,10 +94,13 @@ def int8_activations() -> bool:
 
 
 def set_level(lib: ctypes.CDLL, name: str) -> None:
-    """Use no instruction beyond level ``name``. Raises LibraryError for a level this CPU lacks."""
+    """Use no instruction beyond level ``name``. Raises LibraryError for one that this CPU or its system lacks."""
     if name not in LEVELS:
         raise LibraryError(f"VQP_CPU_ISA={name} is unknown: choose one of {', '.join(LEVELS)}")
-    if lib.vqp_cpu_set_level(LEVELS.index(name)) != 0:
+    error = lib.vqp_cpu_set_level(LEVELS.index(name))
+    if error == _REFUSED:
+        raise LibraryError(f"VQP_CPU_ISA={name}: the operating system refuses this process the tile registers (arch_prctl)")
+    if error != 0:
         raise LibraryError(f"VQP_CPU_ISA={name}: this CPU has no more than {LEVELS[lib.vqp_cpu_max_level()]}")
 
 
