@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -123,10 +124,13 @@ def kernel_name(scheme: Scheme | None, device: Device) -> str:
     """The kernel that serves a module with this plugin."""
     if scheme is None:
         return "vLLM"
-    if device == "cuda":
+    if device == "cuda" and (os.environ.get("VQP_CUDA_KERNELS") != "1" or scheme.kind == "fp8_e5m2"):
         return "dequantize"
     act = scheme.activation
     if act is not None and act.kind == "int" and scheme.group_size <= 0:
+        return "vqp W8A8"
+    # GPUs without FP8 tensor cores take the weight-only kernel instead: docs/cuda-w8a8.md.
+    if device == "cuda" and act is not None and act.kind == "fp8_e4m3" and os.environ.get("VQP_CUDA_FP8") != "w8a16":
         return "vqp W8A8"
     return f"vqp W{scheme.bits}A16"
 

@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.in_tree import Host
-from vllm_quant_plugin.inspect import as_dict, inspect_checkpoint
+from vllm_quant_plugin.inspect import as_dict, inspect_checkpoint, kernel_name
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.scheme import ActivationScheme, Scheme
 
 CPU = Host("cpu", frozenset({"avx512f"}))
 CASES: dict[str, tuple[dict[str, Any], Scheme]] = {
@@ -58,3 +58,16 @@ def test_unquantized_model() -> None:
     assert found["quant_method"] is None
     assert "Unquantized" in found["verdict"]
     assert sum(m["nbytes"] for m in found["modules"]) == found["nbytes"]
+
+
+def test_the_kernel_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    int4, int8 = Scheme("gptq"), Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int"))
+    fp8 = Scheme("fp8", "fp8_e4m3", 8, 0, activation=ActivationScheme("fp8_e4m3"))
+    monkeypatch.delenv("VQP_CUDA_KERNELS", raising=False)
+    assert [kernel_name(s, "cpu") for s in (None, int4, int8, fp8)] == ["vLLM", "vqp W4A16", "vqp W8A8", "vqp W8A16"]
+    assert {kernel_name(s, "cuda") for s in (int4, int8, fp8)} == {"dequantize"}
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
+    assert [kernel_name(s, "cuda") for s in (int4, int8, fp8)] == ["vqp W4A16", "vqp W8A8", "vqp W8A8"]
+    monkeypatch.setenv("VQP_CUDA_FP8", "w8a16")
+    assert kernel_name(fp8, "cuda") == "vqp W8A16"
+    assert kernel_name(Scheme("fp8", "fp8_e5m2", 8, 0), "cuda") == "dequantize"
