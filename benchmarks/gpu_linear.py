@@ -84,6 +84,8 @@ def cases(quick: bool) -> Iterator[Case]:
     yield Case("wide-1-zeros", 1, 28672, 8192, zeros=True)
     for m in (256, 2048, 4096):
         yield Case(f"square-{m}", m, 8192, 8192)
+    for bits in (4, 8):
+        yield Case(f"square-4096-w{bits}-channel", 4096, 8192, 8192, bits, group_size=8192)
     if not quick:
         for name, (n, k) in LLAMA.items():
             for m in (1, 8, 32):

@@ -41,6 +41,10 @@ int device_of(int *index, Device *out) {
     int capability;
     const int failed = read_device(*index, wna16_kernel<4>(true, 8, false), &d, &capability);
     if (failed) return failed;
+    cudaFuncAttributes wide;
+    const cudaError_t wrong = cudaFuncGetAttributes(&wide, wna16_kernel<4>(true, kWideTokens, false));
+    if (wrong != cudaSuccess) return runtime_error(wrong);
+    d.warpgroups = wide.maxThreadsPerBlock >= kThreads;
     known[*index] = d;
     __sync_synchronize();
     ready[*index] = true;

@@ -46,6 +46,10 @@ struct Loader {
     }
   }
 
+  /* Where chunk `chunk` of a token's activations goes in a stage. */
+  VQP_DEVICE int x_place(int token, int chunk) const {
+    return p.stage.x + (kTokens < kWideTokens ? x_offset(token, chunk) : wide_x_offset(kTokens, token, chunk));
+  }
   VQP_DEVICE int64_t source(int token) const {
     return pair_of(p.call, first_row + token, [](const int32_t *row) { return load_written(row); });
   }
@@ -89,7 +93,7 @@ struct Loader {
       if (kChunks % kThreads && token >= kTokens) break;
       const bool valid = x_rows[j] && tile * kTileK + 8 * chunk < p.call.k;
       const void *from = valid ? x_rows[j] + static_cast<int64_t>(tile) * kTileK * 2 : p.call.x;
-      copy_async(stage + p.stage.x + x_offset(token, chunk), from, valid);
+      copy_async(stage + x_place(token, chunk), from, valid);
     }
   }
 
@@ -108,7 +112,7 @@ struct Loader {
       const uint16_t *x = reinterpret_cast<const uint16_t *>(row < 0 ? nullptr : x_row(row));
       uint32_t two = x && from[0] >= 0 ? load_written(x + from[0]) : 0;
       two |= static_cast<uint32_t>(x && from[1] >= 0 ? load_written(x + from[1]) : 0) << 16;
-      store_shared(stage + p.stage.x + x_offset(token, pair >> 2) + 4 * (pair & 3), two);
+      store_shared(stage + x_place(token, pair >> 2) + 4 * (pair & 3), two);
     }
   }
 
@@ -141,7 +145,7 @@ struct Loader {
         for (int j = 0; j < kCopies; ++j) {
           const int token = (thread_index() >> 4) + 16 * j;
           if (first + i < count && token < kTokens)
-            store_shared(ring + (first + i) * p.stage.bytes + p.stage.x + x_offset(token, chunk), loaded[i][j]);
+            store_shared(ring + (first + i) * p.stage.bytes + x_place(token, chunk), loaded[i][j]);
         }
     }
   }

@@ -24,9 +24,9 @@ VQP_DEVICE void barrier() { __syncthreads(); }
 /* ldmatrix and mma want the warp's threads together; branches before them may have parted these. */
 VQP_DEVICE void converge() { __syncwarp(); }
 
-/* A multiple of 16 bytes, given at launch. */
+/* Given at launch. Aligned for the swizzle of wgmma. */
 VQP_DEVICE char *shared_memory() {
-  extern __shared__ __align__(128) char vqp_shared[];
+  extern __shared__ __align__(1024) char vqp_shared[];
   return vqp_shared;
 }
 VQP_DEVICE uint32_t shared_address(const void *pointer) {
@@ -88,7 +88,7 @@ VQP_DEVICE void copy_async(void *to, const void *from, bool valid) {
                : "memory");
 }
 VQP_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/* Wait until at most `pending` of this thread's groups are under way: 0, 2 or 6, two less than the stages. */
+/* Wait until at most `pending` of this thread's groups are under way: 0, 2 or 6. */
 VQP_DEVICE void copy_wait(int pending) {
   if (pending == 2)
     asm volatile("cp.async.wait_group 2;" ::: "memory");
@@ -96,6 +96,11 @@ VQP_DEVICE void copy_wait(int pending) {
     asm volatile("cp.async.wait_group 6;" ::: "memory");
   else
     asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+template <int kPending>
+VQP_DEVICE void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 /* Programmatic dependent launch (sm_90): wait until the kernels ahead have ended and their writes show; let the next

@@ -19,6 +19,8 @@ constexpr int kThreads = 256;
 constexpr int kWarpsN = 4, kWarpsK = 2;
 constexpr int kTileN = 128, kTileK = 128;
 constexpr int kRowTiles = kTileN / kRowTile; /* of a block */
+constexpr int kWideTokens = 128;             /* from here on a block is that of wide_kernel.h */
+VQP_HD constexpr int wide_stages(int tokens) { return tokens == kWideTokens ? 4 : 3; }
 constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
 constexpr int kMaxSplits = 8;
 constexpr int64_t kMaxWorkspace = 256 << 20; /* of the grouped form, whose rows cannot be run in parts */
@@ -59,6 +61,8 @@ VQP_HD Stage stage_of(int bits, int tokens, int shift, int scale_bytes, int zero
   stage.scales = stage.x + tokens * kTileK * 2;
   stage.zeros = stage.scales + table * scale_bytes;
   stage.bytes = stage.zeros + table * zero_bytes;
+  /* wgmma's swizzle is of addresses: its tiles begin at multiples of 1024 bytes. */
+  if (tokens >= kWideTokens) stage.bytes = (stage.bytes + 1023) & ~1023;
   return stage;
 }
 
@@ -66,11 +70,17 @@ VQP_HD Stage stage_of(int bits, int tokens, int shift, int scale_bytes, int zero
  * The XOR spreads the rows that one ldmatrix reads over all banks. */
 VQP_HD constexpr int x_offset(int token, int chunk) { return token * (kTileK * 2) + ((chunk ^ (token & 7)) << 4); }
 
+/* The same for wgmma: tiles of 64 columns one after the other, in the swizzle of wgmma.h. */
+VQP_HD constexpr int wide_x_offset(int tokens, int token, int chunk) {
+  return (chunk >> 3) * tokens * 128 + token * 128 + (((chunk & 7) ^ (token & 7)) << 4);
+}
+
 VQP_HD constexpr int sum_tile_bytes(int tokens) { return tokens * kSumStride * 4; }
 
-/* What the choice needs to know of a device. `clusters`: the kernels were compiled for sm_90. */
+/* What the choice needs to know of a device. `clusters`: the kernels were compiled for sm_90; `warpgroups`: for
+ * sm_90a. */
 struct Device {
-  int multiprocessors, shared_per_block, shared_per_multiprocessor, clusters;
+  int multiprocessors, shared_per_block, shared_per_multiprocessor, clusters, warpgroups;
 };
 
 /* Blocks of this plan that fit one multiprocessor: shared memory (1 KB a block is the system's) and registers. */
@@ -81,7 +91,8 @@ inline int resident_blocks(const Device &device, const vqp_cuda_plan &plan) {
 }
 
 /* Clocks of a plan. Per K tile a multiprocessor needs the time of its bytes at about 18 bytes a clock (an H200's
- * copy bandwidth), or of its mma at about 3.5 clocks each over four tensor cores; blocks beyond one wave wait. */
+ * copy bandwidth), or of its mma at about 3.5 clocks each over four tensor cores (wgmma: 1.4 for
+ * as much); blocks beyond one wave wait. */
 inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, int k_tiles) {
   const double blocks = static_cast<double>(plan.n_tiles) * plan.m_tiles * plan.splits;
   const int resident = resident_blocks(device, plan);
@@ -89,7 +100,8 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
   const double waves = blocks <= per_wave ? 1 : ceil(blocks / per_wave);
   const double sharing = blocks < per_wave ? blocks / device.multiprocessors : resident;
   const double bytes = kTileN * kTileK / 8.0 * bits / 18.0;
-  const double mma = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0) * 3.5;
+  const double products = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0);
+  const double mma = products * (plan.tokens < kWideTokens ? 3.5 : 1.4);
   const double tile = (bytes > mma ? bytes : mma) * (sharing < 1 ? 1 : sharing);
   if (plan.splits > 1 && !plan.clustered) {
     /* Each block writes its sums, and a second launch reads them again. */
@@ -100,11 +112,25 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
   return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500 + reduce);
 }
 
+/* Whether the kernels of wide_kernel.h serve a call: groups from 32, integer zero points; 256 tokens need one scale a
+ * row. Sums come in another order there, so batch invariance is kept by the small kernels. */
+inline bool wide_serves(const Device &device, const vqp_cuda_linear &c, int tokens) {
+  const int shift = group_shift(c.groups, c.group_size);
+  return device.warpgroups && !c.batch_invariant && !(c.zeros && c.zero_dtype == VQP_CUDA_F32) && shift >= 1 &&
+         (tokens == kWideTokens || (tokens == 2 * kWideTokens && shift == kOneGroup));
+}
+
 /* 8, 4 or 2 stages: as many as let two blocks share a multiprocessor, else two in a block that has it alone. */
 inline bool set_shared(const Device &device, const vqp_cuda_linear &c, vqp_cuda_plan &plan) {
   const int shift = group_shift(c.groups, c.group_size), zero_bytes = c.zeros ? dtype_bytes(c.zero_dtype) : 0;
   plan.stage_bytes = stage_of(bits_of(c.kind), plan.tokens, shift, dtype_bytes(c.scale_dtype), zero_bytes).bytes;
   const int half = device.shared_per_multiprocessor / 2 - 1024;
+  if (plan.tokens >= kWideTokens) {
+    plan.stages = wide_stages(plan.tokens);
+    const int wide = plan.stages * plan.stage_bytes, sum_tile = sum_tile_bytes(plan.tokens);
+    plan.shared_bytes = wide > sum_tile ? wide : sum_tile;
+    return plan.shared_bytes <= device.shared_per_block;
+  }
   plan.stages = 8;
   while (plan.stages > 2 && plan.stages * plan.stage_bytes > half) plan.stages /= 2;
   const int ring = plan.stages * plan.stage_bytes, sums = sum_tile_bytes(plan.tokens);
@@ -135,15 +161,11 @@ inline bool float_zeros(const vqp_cuda_linear &c) { return c.zeros && c.zero_dty
 
 inline int tokens_for(int64_t m) { return m <= 8 ? 8 : m <= 16 ? 16 : m <= 32 ? 32 : 64; }
 
-/* Choose tile, splits and stages: the cheapest of at most kMaxSplits candidates. */
-inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens, vqp_cuda_plan *out) {
-  const int error = check_call(c);
-  if (error) return error;
+/* The cheapest number of splits for `tokens` tokens a block; `clocks`: what it costs. */
+inline int plan_splits(const vqp_cuda_linear &c, const Device &device, int tokens, vqp_cuda_plan *out, double *clocks) {
   const int bits = bits_of(c.kind), k_tiles = static_cast<int>(ceil_div(c.k_padded, kTileK));
   vqp_cuda_plan plan = {};
-  plan.tokens = float_zeros(c) ? 16 : tokens ? tokens : tokens_for(c.m);
-  if (plan.tokens != 8 && plan.tokens != 16 && plan.tokens != 32 && plan.tokens != 64) return VQP_CUDA_ESHAPE;
-  if (c.rows && (tokens != plan.tokens || c.sorted_rows % tokens)) return VQP_CUDA_ESHAPE;
+  plan.tokens = tokens;
   const int64_t rows = c.rows ? c.sorted_rows : c.m, m_tiles = ceil_div(rows, plan.tokens);
   if (m_tiles > 65535) return VQP_CUDA_ESHAPE;
   plan.m_tiles = static_cast<int>(m_tiles);
@@ -162,18 +184,35 @@ inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens,
   const int most = !c.rows || device.clusters ? kMaxSplits
                    : c.batch_invariant        ? 1
                                               : static_cast<int>(sums ? kMaxWorkspace / sums : kMaxSplits);
-  double best = -1;
-  int splits = 1;
+  *clocks = -1;
   for (candidate.splits = 1; candidate.splits <= kMaxSplits && candidate.splits <= k_tiles; ++candidate.splits) {
     if (candidate.splits > 1 && candidate.splits > most) break;
-    const double clocks = cost(device, candidate, bits, k_tiles);
-    if (best < 0 || clocks < best) best = clocks, splits = candidate.splits;
+    const double found = cost(device, candidate, bits, k_tiles);
+    if (*clocks < 0 || found < *clocks) *clocks = found, plan.splits = candidate.splits;
   }
-  plan.splits = splits;
-  if (splits == 1) plan.clustered = 0;
-  plan.workspace_bytes = splits == 1 || plan.clustered ? 0 : splits * sums;
+  if (plan.splits == 1) plan.clustered = 0;
+  plan.workspace_bytes = plan.splits == 1 || plan.clustered ? 0 : plan.splits * sums;
   *out = plan;
   return VQP_CUDA_OK;
+}
+
+/* Choose tile, splits and stages: the cheapest of at most 3 kMaxSplits candidates. `tokens`: 0, or the tile to take. */
+inline int make_plan(const vqp_cuda_linear &c, const Device &device, int tokens, vqp_cuda_plan *out) {
+  int error = check_call(c);
+  if (error) return error;
+  const int small = float_zeros(c) ? 16 : tokens ? tokens : tokens_for(c.m);
+  const bool legal = small == 8 || small == 16 || small == 32 || small == 64 || wide_serves(device, c, small);
+  if (!legal || (c.rows && (tokens != small || c.sorted_rows % tokens))) return VQP_CUDA_ESHAPE;
+  double best;
+  error = plan_splits(c, device, small, out, &best);
+  if (tokens || c.m <= 64) return error;
+  for (int wide = kWideTokens; wide <= 2 * kWideTokens; wide *= 2) {
+    vqp_cuda_plan plan;
+    double clocks;
+    if (!wide_serves(device, c, wide) || plan_splits(c, device, wide, &plan, &clocks)) continue;
+    if (error || clocks < best) best = clocks, *out = plan, error = VQP_CUDA_OK;
+  }
+  return error;
 }
 
 }  // namespace vqp

@@ -1,6 +1,6 @@
 /* The kernels of one weight kind: included by one file a kind, with VQP_KIND defined, so that they compile apart. */
 #include "kernels.h"
-#include "wna16_kernel.h"
+#include "wide_kernel.h"
 
 namespace vqp {
 
@@ -10,6 +10,13 @@ wna16(const VQP_PARAMETER Params p) {
   wna16_block<T, kKind, kTokens, kFloatZeros>(p);
 }
 
+/* Empty where the target has no wgmma; then the launch bound says so (device_of in abi.cu). */
+template <class T, int kKind, int kTokens, bool kScaleOnce>
+VQP_KERNEL(kWarpgroups ? kThreads : 32, 1)
+wide(const VQP_PARAMETER Params p) {
+  if constexpr (kWarpgroups) wide_block<T, kKind, kTokens, kScaleOnce>(p);
+}
+
 namespace {
 template <class T, int kKind>
 const void *kernel_for(int tokens, bool float_zeros) {
@@ -17,7 +24,9 @@ const void *kernel_for(int tokens, bool float_zeros) {
   return tokens == 8    ? reinterpret_cast<const void *>(&wna16<T, kKind, 8, false>)
          : tokens == 16 ? reinterpret_cast<const void *>(&wna16<T, kKind, 16, false>)
          : tokens == 32 ? reinterpret_cast<const void *>(&wna16<T, kKind, 32, false>)
-                        : reinterpret_cast<const void *>(&wna16<T, kKind, 64, false>);
+         : tokens == 64 ? reinterpret_cast<const void *>(&wna16<T, kKind, 64, false>)
+         : tokens == kWideTokens ? reinterpret_cast<const void *>(&wide<T, kKind, kWideTokens, false>)
+                                 : reinterpret_cast<const void *>(&wide<T, kKind, 2 * kWideTokens, true>);
 }
 }  // namespace
 

@@ -195,6 +195,36 @@ VQP_DEVICE void store_zeros(const vqp_cuda_linear &c, int64_t first_row, int64_t
   }
 }
 
+/* From the block's sum tile to its outputs, or to the workspace. */
+template <class T, int kTokens, class Source>
+VQP_DEVICE void finish_block(const Params &p, const Source &loader, const float *sums, int64_t expert) {
+  const vqp_cuda_linear &c = p.call;
+  const int split = block_x(), n_tile = block_z();
+  const int64_t first_row = static_cast<int64_t>(block_y()) * kTokens;
+  /* With a cluster, block `split` of it finishes its share of the tile: the sum over blocks, in their order. */
+  int first = thread_index(), stride = kThreads;
+  if (p.clustered) cluster_barrier(), first += split * kThreads, stride *= p.splits;
+  for (int i = first; i < kTokens * kTileN; i += stride) {
+    const int token = i / kTileN;
+    const int64_t channel = static_cast<int64_t>(n_tile) * kTileN + i % kTileN;
+    const int64_t pair = loader.source(token);
+    if (channel >= c.n || pair < 0) continue;
+    const float *const at = sums + token * kSumStride + i % kTileN;
+    float value = load_shared<float>(at);
+    if (p.partial) {
+      const int64_t rows = static_cast<int64_t>(grid_y()) * kTokens;
+      store_global(p.partial + (split * rows + first_row + token) * c.n + channel, value);
+      continue;
+    }
+    if (p.clustered) {
+      value = load_cluster(at, 0);
+      for (int rank = 1; rank < p.splits; ++rank) value += load_cluster(at, rank);
+    }
+    store_output<T>(c, pair, channel, expert, value);
+  }
+  if (p.clustered) cluster_barrier(); /* a block's sums live until all have read them */
+}
+
 template <class T, int kKind, int kTokens, bool kFloatZeros>
 VQP_DEVICE void wna16_block(const Params &p) {
   const vqp_cuda_linear &c = p.call;
@@ -254,28 +284,7 @@ VQP_DEVICE void wna16_block(const Params &p) {
   float *const sums = reinterpret_cast<float *>(ring);
   block.store_sums(sums);
 
-  /* With a cluster, block `split` of it finishes its share of the tile: the sum over blocks, in their order. */
-  int first = thread_index(), stride = kThreads;
-  if (p.clustered) cluster_barrier(), first += split * kThreads, stride *= p.splits;
-  for (int i = first; i < kTokens * kTileN; i += stride) {
-    const int token = i / kTileN;
-    const int64_t channel = static_cast<int64_t>(n_tile) * kTileN + i % kTileN;
-    const int64_t pair = loader.source(token);
-    if (channel >= c.n || pair < 0) continue;
-    const float *const at = sums + token * kSumStride + i % kTileN;
-    float value = load_shared<float>(at);
-    if (p.partial) {
-      const int64_t rows = static_cast<int64_t>(grid_y()) * kTokens;
-      store_global(p.partial + (split * rows + first_row + token) * c.n + channel, value);
-      continue;
-    }
-    if (p.clustered) {
-      value = load_cluster(at, 0);
-      for (int rank = 1; rank < p.splits; ++rank) value += load_cluster(at, rank);
-    }
-    store_output<T>(c, pair, channel, expert, value);
-  }
-  if (p.clustered) cluster_barrier(); /* a block's sums live until all have read them */
+  finish_block<T, kTokens>(p, loader, sums, expert);
 }
 
 /* Second pass of split-K without clusters: the same sum in the same order. One thread a channel. */

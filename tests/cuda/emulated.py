@@ -26,17 +26,18 @@ class Device(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int)
-        for name in ("multiprocessors", "shared_per_block", "shared_per_multiprocessor", "clusters")
+        for name in ("multiprocessors", "shared_per_block", "shared_per_multiprocessor", "clusters", "warpgroups")
     ]
 
 
-H200 = Device(132, 227 << 10, 228 << 10, 1)
+H200 = Device(132, 227 << 10, 228 << 10, 1, 1)
 A100 = Device(108, 163 << 10, 164 << 10, 0)
 ADA = Device(128, 99 << 10, 100 << 10, 0)
 GPUS = {"h200": H200, "a100": A100, "ada": ADA}
 # Few multiprocessors, so that small problems are split along K.
 SPLITTING = Device(64, 99 << 10, 100 << 10, 0)
 CLUSTERED = Device(64, 227 << 10, 228 << 10, 1)
+HOPPER = Device(1, 227 << 10, 228 << 10, 1, 1)
 ONE_BLOCK = Device(1, 99 << 10, 100 << 10, 0)
 
 

@@ -16,7 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RECORD = Path(__file__).with_name("instructions.json")
 TARGET = "sm_90a"
-KERNEL = re.compile(r"inner_loopINS_(\d+)(\w+?)ELi(\d+)E")
+KERNEL = re.compile(r"(inner_loop|wide_loop_of)INS_(\d+)(\w+?)ELi(\d+)E")
+SOURCES = ("inner_loop.cu", "wide_loop.cu")
+# ptxas says so where it cannot let wgmma run asynchronously: C7510 to C7519.
+SERIALIZED = re.compile(r"\(C751\d\).*")
 INCLUDES = ["-I", str(ROOT / "kernels/cuda"), "-I", str(ROOT / "kernels/include")]
 
 
@@ -26,6 +29,8 @@ def compile_cubin(source: Path, target: str, output: Path) -> str:
     ptxas = ["-Xptxas", "-v,--warn-on-spills,--warning-as-error"]
     result = subprocess.run([*command, *ptxas], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
+    serialized = SERIALIZED.findall(result.stderr)
+    assert not serialized, serialized
     return result.stderr
 
 
@@ -42,6 +47,9 @@ def disassembler() -> str | None:
     return str(bundled) if bundled.is_file() else None
 
 
+MATRIX = re.compile("HMMA|HGMMA")
+
+
 def main_loop(section: str) -> list[str]:
     """The instructions of the innermost loop around the matrix instructions, one text each."""
     instructions: list[str] = []
@@ -54,7 +62,7 @@ def main_loop(section: str) -> list[str]:
     for end, text in enumerate(instructions):
         branch = re.search(r"\bBRA\b.*`\((\.L_x_\d+)\)", text)
         start = labels.get(branch[1], end + 1) if branch else end + 1
-        if start <= end and any("HMMA" in body for body in instructions[start:end]):
+        if start <= end and any(MATRIX.match(opcode(body)) for body in instructions[start:end]):
             return instructions[start : end + 1]
     raise AssertionError("no loop around matrix instructions")
 
@@ -74,11 +82,15 @@ def count(cubin: Path) -> dict[str, dict[str, int]]:
         assert name
         loop = main_loop(section)
         kinds = collections.Counter(opcode(instruction) for instruction in loop)
-        kind = "fp8" if name[3] == "9" else f"int{name[3]}"
+        kind = "fp8" if name[4] == "9" else f"int{name[4]}"
+        if name[1] != "inner_loop":
+            kind = f"int4-{name[4]}-tokens"
         classes = {"loop": len(loop), "local": kinds["LDL"] + kinds["STL"]}
         classes["dequantize"] = sum(kinds[op] for op in ("LOP3", "SHF", "PRMT", "HFMA2", "HADD2", "HMUL2"))
         classes |= {op.lower(): kinds[op] for op in ("HMMA", "LDSM", "LDGSTS", "FFMA")}
-        counts[f"{kind}-{'fp16' if name[2] == 'Half' else 'bf16'}"] = classes
+        if kinds["HGMMA"]:
+            classes |= {"hgmma": kinds["HGMMA"]}
+        counts[f"{kind}-{'fp16' if name[3] == 'Half' else 'bf16'}"] = classes
     return dict(sorted(counts.items()))
 
 
@@ -92,9 +104,11 @@ def compiler() -> str:
 
 def measure() -> dict[str, dict[str, int]]:
     with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "inner_loop.cubin"
-        compile_cubin(Path(__file__).with_name("inner_loop.cu"), TARGET, cubin)
-        return count(cubin)
+        cubin, counts = Path(folder) / "loop.cubin", {}
+        for source in SOURCES:
+            compile_cubin(Path(__file__).with_name(source), TARGET, cubin)
+            counts |= count(cubin)
+        return dict(sorted(counts.items()))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def test_compiles_without_spills(source: str, tmp_path: Path) -> None:
     assert set(spills) == {("0", "0")}
     registers = [int(used) for used in re.findall(r"Used (\d+) registers", report)]
     assert max(registers) <= 255
-    # Two blocks of 256 threads share a multiprocessor up to 128 registers: all but the tiles of 64 tokens.
-    assert sum(used > 128 for used in registers) <= 2
+    # Two blocks of 256 threads share a multiprocessor up to 128 registers: all but the tiles of 64 tokens and more.
+    assert sum(used > 128 for used in registers) <= (6 if TARGETS[source] == "sm_90a" else 2)
 
 
 def test_ptx_for_newer_gpus_is_made(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_main_loop_has_not_grown() -> None:
     for name, counts in found.items():
         recorded = RECORD["kernels"][name]
         assert counts["local"] == 0, f"{name}: local memory in the main loop"
-        for exact in ("hmma", "ldsm", "ldgsts", "ffma"):
-            assert counts[exact] == recorded[exact], f"{name}: {exact}"
+        for exact in ("hmma", "ldsm", "ldgsts", "ffma", "hgmma"):
+            assert counts.get(exact) == recorded.get(exact), f"{name}: {exact}"
         for bounded in ("loop", "dequantize"):
             assert counts[bounded] <= recorded[bounded] * slack, f"{name}: {bounded} {counts[bounded]}"

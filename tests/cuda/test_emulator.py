@@ -14,6 +14,7 @@ RIGHT = {
     10: "cluster barriers",
     20: "dependent launch",
     24: "dependent copy",
+    30: "warpgroup product",
 }
 FAULTS = {
     1: "filling|nothing wrote",  # no wait for the copies
@@ -31,6 +32,15 @@ FAULTS = {
     22: "without waiting",  # half of the threads
     23: "before the wait",  # an output that the kernel ahead may still read
     25: "before the wait",  # an asynchronous copy
+    31: "no proxy fence",  # between stores to shared memory and wgmma
+    32: "before a barrier|nothing wrote",  # between the same
+    33: "before any wgmma fence",
+    34: "registers of A changed",  # before the wait
+    35: "sums changed",  # before the wait
+    36: "before a barrier|no proxy fence|may read it|shared memory changed",  # before the wait
+    37: "products under way",  # at the end of the thread
+    38: "without the 128-byte swizzle",
+    39: "no wgmma fence came",  # after sums were handed back
 }
 
 

@@ -131,6 +131,46 @@ def test_a_dependent_launch_reads_activations_after_the_wait_and_gives_the_same_
         assert torch.equal(early, late)
 
 
+WIDE = [
+    # kind, group, zeros, order, tokens, m, k, n, splits
+    ("4", 128, "none", "none", 128, 130, 640, 130, 1),
+    ("4", 64, "integer", "none", 128, 70, 300, 100, 2),
+    ("3", 32, "integer", "shuffled", 128, 128, 384, 40, 1),
+    ("7", 256, "wide", "none", 128, 90, 1100, 136, 3),
+    ("8", None, "integer", "shard", 128, 20, 261, 128, 1),
+    ("fp8_e4m3", 128, "none", "none", 128, 66, 513, 16, 1),
+    ("2", None, "none", "none", 256, 257, 384, 130, 1),
+    ("4", None, "integer", "none", 256, 90, 900, 64, 2),
+    ("5", None, "none", "none", 256, 33, 128, 24, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+@pytest.mark.parametrize(("kind", "group_size", "zeros", "order", "tokens", "m", "k", "n", "splits"), WIDE)
+def test_warpgroup_products_match_the_reference(
+    kind: str, group_size: int | None, zeros: str, order: str, tokens: int, m: int, k: int, n: int, splits: int,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    """The prefill kernels of sm_90a, with products that land late and at once, in two orders of the warps."""
+    bits, weight_kind = (int(kind), "int") if kind.isdigit() else (8, kind)
+    w = random_weight(n, k, bits, group_size, zeros, weight_kind, order, torch.float16, seed=k)
+    x, packed = activations(m, w.in_features, dtype, m), pack_cuda(w)
+    late, early = (
+        emulated.linear(x, packed, None, emulated.HOPPER, tokens, splits, seed=seed, late_copies=seed == 1)
+        for seed in (1, 2)
+    )
+    check(late, x, w)
+    assert torch.equal(late, early)
+
+
+def test_warpgroup_products_of_one_hot_activations_read_each_weight_exactly() -> None:
+    for dtype in DTYPES.values():
+        for kind, tokens in ((6, 128), (4, 256)):
+            w = random_weight(40, 150, kind, 32 if tokens == 128 else None, "integer", scale_dtype=dtype, seed=kind)
+            y = emulated.linear(torch.eye(150, dtype=dtype), pack_cuda(w), device=emulated.HOPPER, tokens=tokens)
+            assert torch.equal(y, w.dequantize(torch.float32).T.to(dtype))
+
+
 @pytest.mark.parametrize("device", ["SPLITTING", "CLUSTERED"])
 def test_batch_invariance(device: str) -> None:
     w = random_weight(100, 512, 4, 128, seed=6)

@@ -22,7 +22,7 @@ def poison() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("tokens", [8, 16, 32, 64])
+@pytest.mark.parametrize("tokens", [8, 16, 32, 64, 128])
 def test_one_hot_activations_read_each_weight_exactly(kind: str, dtype: torch.dtype, tokens: int) -> None:
     zeros = "integer" if kind.isdigit() else "none"
     w = random_weight(200, 328, kind, 32, zeros, scale_dtype=dtype, seed=tokens)
@@ -68,6 +68,38 @@ def test_the_device_packs_as_pytorch_does(kind: str) -> None:
     assert torch.equal(device.data.cpu(), host.data)
     assert torch.equal(device.scales.cpu(), host.scales)
     assert torch.equal(dequantize_cuda(device, torch.float64), shuffled.dequantize(torch.float64))
+
+
+@pytest.mark.skipif(torch.cuda.get_device_capability()[0] != 9, reason="wgmma is Hopper's")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("tokens", "group_size"), [(128, 32), (128, 64), (128, 128), (128, 256), (128, None), (256, None)]
+)
+def test_warpgroup_products(kind: str, group_size: int | None, tokens: int, dtype: torch.dtype) -> None:
+    if tokens == 256 and kind in ("6", "7", "8", "fp8_e4m3"):
+        pytest.skip("three stages of this weight do not fit")
+    w = random_weight(1000, 2000, kind, group_size, "integer" if kind.isdigit() else "none", seed=tokens)
+    packed = pack_cuda(w)
+    for m in (70, 300):
+        x = activations(m, 2000, dtype, m)
+        results = []
+        for splits in (1, 3, 3):
+            out = torch.full((m, 1000), torch.nan, dtype=dtype, device="cuda")
+            call = cuda_native.describe(x, out, packed, None, False)
+            plan = cuda_native.plan(call, tokens)
+            assert plan.tokens == tokens
+            plan.splits, plan.clustered, plan.workspace_bytes = splits, int(splits > 1), 0
+            cuda_native.run(call, plan, x.device)
+            check(out, x, w)
+            results.append(out)
+        assert torch.equal(results[1], results[2])
+
+
+def test_large_batches_take_warpgroups_on_hopper() -> None:
+    packed, x = pack_cuda(random_weight(4096, 4096, "4", 128)), activations(2048, 4096, torch.bfloat16)
+    plan = cuda_native.plan(cuda_native.describe(x, x, packed, None, False))
+    assert plan.tokens == (128 if torch.cuda.get_device_capability()[0] == 9 else 64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -4,7 +4,7 @@
 #include "dequant.h"
 #include "emulator.h"
 #include "pack_kernel.h"
-#include "wna16_kernel.h"
+#include "wide_kernel.h"
 
 namespace vqp {
 namespace {
@@ -15,7 +15,9 @@ void run(const Params &p, int tokens) {
   if (tokens == 8) return wna16_block<T, kKind, 8, false>(p);
   if (tokens == 16) return wna16_block<T, kKind, 16, false>(p);
   if (tokens == 32) return wna16_block<T, kKind, 32, false>(p);
-  return wna16_block<T, kKind, 64, false>(p);
+  if (tokens == 64) return wna16_block<T, kKind, 64, false>(p);
+  if (tokens == kWideTokens) return wide_block<T, kKind, kWideTokens, false>(p);
+  return wide_block<T, kKind, 2 * kWideTokens, true>(p);
 }
 
 template <class T>

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "fragments.h"
+#include "emulator_wgmma.h"
 #include "numeric8.h"
+#include "wgmma_state.h"
 
 namespace vqp {
 namespace emulator {
@@ -35,12 +37,15 @@ struct Lane {
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open;
   bool waited = false; /* for the kernels ahead */
+  Products products;
   int warp() const { return index / 32; }
 };
 
 /* Who touched a 4-byte word of shared memory, counted in the block's barriers. */
 struct Word {
   int write_epoch = -1, write_warp = -1, read_epoch = -1, read_warp = -1, cluster_epoch = -1, in_flight = 0;
+  int writer = -1; /* its thread */
+  uint64_t write_time = 0;
 };
 constexpr int kManyWarps = -2;
 
@@ -51,6 +56,7 @@ struct Group { /* a block */
   char *shared;
   size_t shared_bytes;
   std::vector<Word> words;
+  std::map<int, std::vector<uint64_t>> descriptors; /* of the products of each warpgroup */
   int epoch = 0, cluster_epoch = 0, at_barrier = 0, at_cluster = 0, done = 0;
 };
 
@@ -63,6 +69,7 @@ struct Memory {
 std::map<uintptr_t, Memory> allowed;
 bool dependent_launch;
 std::string first_fault;
+uint64_t clock_ticks = 0;
 std::vector<std::unique_ptr<Group>> cluster;
 const std::function<void()> *body;
 ucontext_t scheduler;
@@ -85,6 +92,7 @@ void enter() {
   (*body)();
   Lane *const self = current;
   if (!self->groups.empty() || !self->open.empty()) report("a thread ended with copies under way");
+  if (!self->products.groups.empty() || !self->products.open.empty()) report("a thread ended with products under way");
   if (dependent_launch && !self->waited) report("a thread ended without waiting for the kernel ahead");
   self->state = State::kDone;
   ++self->block->done;
@@ -109,6 +117,7 @@ void note_write(Group &block, void *pointer, size_t bytes, int warp) {
     if (w.write_epoch == block.epoch && w.write_warp != warp) report("two warps write a word between barriers");
     if (w.read_epoch == block.epoch && w.read_warp != warp) report("a word is written while another warp may read it");
     w.write_epoch = block.epoch, w.write_warp = warp, w.cluster_epoch = block.cluster_epoch;
+    w.writer = current->index, w.write_time = ++clock_ticks;
   }
 }
 
@@ -221,6 +230,8 @@ void run_shuffle(Lane *lanes) {
   }
 }
 
+#include "wgmma_model.h"
+
 void release(Group &block, State from) {
   for (Lane &lane : block.lanes)
     if (lane.state == from) lane.state = State::kReady;
@@ -317,6 +328,7 @@ void warp_instruction(Warp which, void *operands) {
       case Warp::kMatrices4: run_matrices(lanes, 4); break;
       case Warp::kMmaHalf: run_mma(lanes, true); break;
       case Warp::kMmaBFloat16: run_mma(lanes, false); break;
+      case Warp::kWgmma: run_wgmma(lanes); break;
       case Warp::kMmaInt8:
         run_mma8<MmaInt8Operands, int32_t>(lanes, [](uint32_t code) { return static_cast<int8_t>(code); });
         break;
@@ -325,6 +337,11 @@ void warp_instruction(Warp which, void *operands) {
     }
   for (int i = 0; i < 32; ++i)
     if (&lanes[i] != self) lanes[i].state = State::kReady;
+}
+
+void wgmma_wait(int pending) { wait_products(*current, pending); }
+uint32_t shared_offset(const void *pointer) {
+  return static_cast<uint32_t>(static_cast<const char *>(pointer) - current->block->shared);
 }
 
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const std::function<void()> &kernel,
@@ -409,6 +426,13 @@ float load_cluster(const void *pointer, int rank) {
 }
 
 void dependency_wait() { current->waited = true; }
+
+void wgmma_fence() { current->products.fenced = ++emulator::clock_ticks; }
+void wgmma_commit() {
+  current->products.groups.push_back(std::move(current->products.open));
+  current->products.open.clear();
+}
+void proxy_fence() { current->products.proxy_fenced = ++emulator::clock_ticks; }
 
 void copy_commit() {
   current->groups.push_back(std::move(current->open));

@@ -38,7 +38,7 @@ const std::string &fault();
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel,
             bool dependent = false);
 
-enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle };
+enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kWgmma };
 void warp_instruction(Warp which, void *operands);
 void global_access(const void *pointer, size_t bytes);
 void shared_access(const void *pointer, size_t bytes, bool write);
@@ -76,6 +76,10 @@ char *shared_memory();
 float load_cluster(const void *pointer, int rank);
 void copy_commit();
 void copy_wait(int pending);
+template <int kPending>
+void copy_wait() {
+  copy_wait(kPending);
+}
 void dependency_wait();
 inline void dependency_launch() {}
 constexpr bool kDependentLaunch = true;

@@ -2,7 +2,9 @@
 #include <stdint.h>
 
 #include "emulator.h"
+#include "fragments.h"
 #include "ptx.h"
+#include "wgmma.h"
 
 namespace vqp {
 namespace {
@@ -59,6 +61,42 @@ void follow_copy(bool wait) {
   dependency_wait();
 }
 
+enum class Slip { kNone, kProxy, kBarrier, kFence, kRegisters, kSums, kShared, kWait, kSwizzle, kReuse };
+
+/* A warpgroup multiplies 64 channels by 64 tokens: A is all ones, B is token + 1 in column 0, so each sum is token + 1. */
+void multiply(Slip slip) {
+  const int thread = thread_index(), lane = thread & 31;
+  char *const tile = shared_memory();
+  for (int i = thread; i < 64 * 8; i += 128) /* 16-byte chunks */
+    for (int word = 0; word < 4; ++word) {
+      const int token = i / 8, chunk = i % 8;
+      const uint32_t value = chunk == 0 && word == 0 ? to_pair<Half>(static_cast<float>(token + 1), 0) : 0;
+      store_shared(tile + swizzled(token, chunk) + 4 * word, value);
+    }
+  if (slip != Slip::kProxy) proxy_fence();
+  if (slip != Slip::kBarrier) barrier();
+  float c[8][4] = {};
+  uint32_t a[4] = {Half::kOne, Half::kOne, Half::kOne, Half::kOne};
+  uint64_t b = tile_descriptor(shared_address(tile));
+  if (slip == Slip::kSwizzle) b &= ~(uint64_t(3) << 62);
+  if (slip != Slip::kFence) wgmma_fence();
+  wgmma<Half>(c, a, b, false);
+  wgmma_commit();
+  if (slip == Slip::kRegisters) a[1] = 0;
+  if (slip == Slip::kSums) c[0][0] += 1;
+  if (slip == Slip::kShared) store_shared(tile + 4 * thread, uint32_t(0));
+  if (slip == Slip::kWait) return;
+  wgmma_wait<0>(c);
+  if (slip == Slip::kReuse) {
+    wgmma<Half>(c, a, b, true);
+    wgmma_commit();
+    wgmma_wait<0>(c);
+  }
+  for (int t = 0; t < 8; ++t)
+    for (int i = 0; i < 4; ++i)
+      if (c[t][i] != static_cast<float>(8 * t + c_col(lane, i) + 1)) store_global(output - 1, 0.0f); /* out of bounds */
+}
+
 void neighbour(bool before, bool after) {
   float *const shared = reinterpret_cast<float *>(shared_memory());
   store_shared(shared + thread_index(), 1.0f);
@@ -100,6 +138,8 @@ extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
     case 23: return dependent([] { store_global(output + thread_index(), 0.0f), dependency_wait(); });
     case 24: return dependent([] { follow_copy(true); });
     case 25: return dependent([] { follow_copy(false); });
+    case 30: case 31: case 32: case 33: case 34: case 35: case 36: case 37: case 38: case 39:
+      return emulator::launch({1, 1, 1}, 128, 8192, 1, [&] { multiply(static_cast<Slip>(which - 30)); });
     default: return block([] { copy_async(shared_memory() + 16 * thread_index(), input + 4 * thread_index(), true); });
   }
 }

@@ -1,0 +1,49 @@
+/* The instructions of kernels/cuda/wgmma.h on the CPU. Products are asynchronous here as well: their sums appear when
+ * waited for (or at once, see Options), and until then the emulator refuses every change of what they read or write.
+ */
+#ifndef VQP_EMULATOR_WGMMA_H
+#define VQP_EMULATOR_WGMMA_H
+
+#include "emulator.h"
+
+namespace vqp {
+namespace emulator {
+
+struct WgmmaOperands {
+  float *c; /* [tiles][4] */
+  int tiles;
+  const uint32_t *a;
+  uint64_t b;
+  bool accumulate, half;
+};
+void wgmma_wait(int pending);
+uint32_t shared_offset(const void *pointer);
+
+}  // namespace emulator
+
+constexpr bool kWarpgroups = true;
+void wgmma_fence();
+void wgmma_commit();
+void proxy_fence();
+
+inline uint32_t shared_address(const void *pointer) { return emulator::shared_offset(pointer); }
+
+template <class T, int kTiles>
+void wgmma(float (&c)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  emulator::WgmmaOperands operands = {c[0], kTiles, a, b, accumulate, T::kMantissa == Half::kMantissa};
+  emulator::warp_instruction(emulator::Warp::kWgmma, &operands);
+}
+template <int kTiles>
+void wgmma_hold(float (&)[kTiles][4]) {}
+template <int kPending, int kTiles>
+void wgmma_wait(float (&)[kTiles][4]) {
+  emulator::wgmma_wait(kPending);
+}
+template <int kPending>
+void wgmma_wait(uint32_t (&)[4]) {
+  emulator::wgmma_wait(kPending);
+}
+
+}  // namespace vqp
+
+#endif
