@@ -21,6 +21,10 @@ def mean_kl(row: dict[str, Any]) -> float:
     return sum(text["kl"] for text in row["texts"]) / len(row["texts"])
 
 
+def _shown(kl: float) -> str:
+    return f"{kl:.5f}" if kl >= 1e-3 else f"{kl:.6f}"
+
+
 def _kl(rows: Rows, name: str) -> float | None:
     return mean_kl(rows[name]) if name in rows else None
 
@@ -49,7 +53,7 @@ def _grid(rows: Rows) -> list[str]:
     for bits in BITS:
         for group in reversed(GROUPS):
             values = [_kl(rows, f"{method}-{bits}bit-{group}g") for method in METHODS]
-            shown = " | ".join("" if v is None else f"{v:.5f}" for v in values)
+            shown = " | ".join("" if v is None else _shown(v) for v in values)
             lines.append(f"| {bits} | {group} | {shown} |")
     return [*lines, ""]
 
@@ -61,7 +65,7 @@ def _library_rows(rows: Rows) -> list[str]:
         recipe, _, library = name.partition("/")
         if library and recipe in rows:
             theirs, ours = mean_kl(rows[name]), mean_kl(rows[recipe])
-            lines.append(f"| {recipe} | {library} | {theirs:.5f} | {ours:.5f} | {ours / theirs:.3f} |")
+            lines.append(f"| {recipe} | {library} | {_shown(theirs)} | {_shown(ours)} | {ours / theirs:.3f} |")
     return [*lines, ""]
 
 
@@ -117,7 +121,7 @@ def _less(rows: Rows, smaller: str, larger: str, factor: float = 1.0) -> Iterato
     a, b = _kl(rows, smaller), _kl(rows, larger)
     if a is not None and b is not None:
         most = "" if factor == 1 else f" {factor:g} times"
-        yield a < factor * b, f"{smaller} ({a:.5f}) is below{most} {larger} ({b:.5f})"
+        yield a < factor * b, f"{smaller} ({_shown(a)}) is below{most} {larger} ({_shown(b)})"
 
 
 def check_claims(results: dict[str, Any], wanted: Iterable[str] = ()) -> list[Claim]:
