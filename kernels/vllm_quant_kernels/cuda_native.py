@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 
 import torch
 
@@ -80,6 +81,22 @@ def plan(call: Linear, tokens: int = 0) -> Plan:
     result = Plan()
     cuda_library.check(cuda_library.load().vqp_cuda_linear_plan(ctypes.byref(call), tokens, ctypes.byref(result)))
     return result
+
+
+@functools.cache
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether tiles of 128 rows run there: a Hopper GPU, and code for sm_90a in the library."""
+    if device.type != "cuda":
+        return False
+    f16 = DTYPES[torch.float16]
+    call = Linear(m=128, n=128, k=128, k_padded=128, groups=1, group_size=128, kind=4, x_dtype=f16, scale_dtype=f16)
+    call.zero_dtype = call.bias_dtype = NO_DTYPE
+    with torch.cuda.device(device):
+        try:
+            plan(call, 128)
+        except ValueError:
+            return False
+    return True
 
 
 def run(call: Linear, chosen: Plan, device: torch.device) -> None:

@@ -86,7 +86,7 @@ def _check_tiles(
     tokens: int,
     pairs: int,
 ) -> None:
-    if tokens not in (8, 16, 32, 64) or rows.numel() % tokens or experts.numel() < rows.numel() // tokens:
+    if tokens not in (8, 16, 32, 64, 128) or rows.numel() % tokens or experts.numel() < rows.numel() // tokens:
         raise ValueError(f"{rows.numel()} rows and {experts.numel()} experts do not make tiles of {tokens}")
     if any(t.dtype != torch.int32 for t in (rows, experts, padded_rows)):
         raise ValueError("rows, experts and padded_rows must be int32")
@@ -167,7 +167,7 @@ def experts_cuda(
             ``moe_align_block_size`` with block size ``tokens`` gives rows, experts and padded_rows).
         experts: int32, the expert of each tile; negative: the expert is elsewhere, and the rows become zero.
         padded_rows: int32, one element: rows in use.
-        tokens: 8, 16, 32 or 64; 16 with floating zero points. :func:`tile_tokens` chooses.
+        tokens: 8, 16, 32, 64, or 128 on Hopper; 16 with floating zero points. :func:`tile_tokens` chooses.
         bias: None, or (experts, N).
         row_scales: None, or float32 (pairs,): the factor of each row, applied in FP32 after the bias.
     """
@@ -178,9 +178,16 @@ def experts_cuda(
     )  # fmt: skip
 
 
-def tile_tokens(packed: PackedCuda, pairs: int, experts: int) -> int:
-    """Rows a tile of the grouped form should have: enough for an expert's share of ``pairs``, if all get the same."""
+def tile_tokens(
+    packed: PackedCuda, pairs: int, experts: int, device: torch.device, batch_invariant: bool = False
+) -> int:
+    """Rows a tile of the grouped form should have: enough for an expert's share of ``pairs``, if all get the same.
+
+    128 needs a Hopper ``device`` and groups of 32 and more, and does not keep a row's bits whatever the batch.
+    """
     if packed.zeros is not None and packed.zeros.dtype == torch.float32:
         return 16
     share = -(-pairs // max(1, experts))
+    if share > 64 and packed.group_size >= 32 and not batch_invariant and cuda_native.has_warpgroups(device):
+        return 128
     return next((tokens for tokens in (8, 16, 32) if share <= tokens), 64)

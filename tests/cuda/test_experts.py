@@ -10,6 +10,7 @@ import torch
 
 from tests.cuda import emulated
 from tests.kernels.weights import random_weight
+from vllm_quant_kernels import cuda_ops
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda_pack import dequantize_cuda, pack_cuda
 from vllm_quant_kernels.cuda_stack import split_rows, stack_cuda
@@ -158,6 +159,27 @@ def test_the_emulated_kernel_in_the_method(device: str, monkeypatch: pytest.Monk
     x, (weights, ids) = torch.randn(6, HIDDEN).bfloat16(), route(6, 3)
     found = run_experts(layer, stacks["w13"], stacks["w2"], x, weights, ids)
     assert close(found, exact(x, dense["w13"], dense["w2"], weights, ids, local, False))
+
+
+def test_large_tiles_of_warpgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefill kernel in the grouped form: tiles of 128 pairs, one of an absent expert, router weights."""
+    monkeypatch.setattr(cuda_ops.cuda_native, "has_warpgroups", lambda device: True)
+    weights = weights_of("int4", 40, HIDDEN)[:2]
+    packed, pairs = stack_cuda([pack_cuda(w) for w in weights]), 240
+    assert cuda_ops.tile_tokens(packed, pairs, 2, torch.device("cuda")) == 128
+    assert cuda_ops.tile_tokens(packed, pairs, 2, torch.device("cuda"), batch_invariant=True) == 64
+    x, factors = torch.randn(120, HIDDEN).bfloat16(), torch.rand(pairs)
+    ids = torch.arange(pairs).view(-1, 2) % 3
+    rows, tiles, used = align(ids, 128, 3, torch.tensor([1, -1, 0], dtype=torch.int32), pad_sorted_ids=True)
+    y = emulated.experts(
+        x, packed, rows, tiles, used, 128, 2, pairs, row_scales=factors, device=emulated.HOPPER, splits=1
+    )
+    for pair, e in enumerate(ids.flatten().tolist()):
+        if e == 1:
+            assert not y[pair].any()
+            continue
+        expected = weights[1 - e // 2].dequantize(torch.float64) @ x[pair // 2].double() * factors[pair].double()
+        assert torch.allclose(y[pair].double(), expected, rtol=2**-8, atol=1e-4)
 
 
 @pytest.mark.parametrize("act_order", [False, True])

@@ -46,6 +46,21 @@ def test_each_pair_by_its_expert(kind: str, group_size: int | None, zeros: str, 
             check(y[mine], x[mine // TOP_K], w)
 
 
+@pytest.mark.parametrize(("kind", "group_size", "zeros", "order"), FORMATS)
+def test_large_batches(kind: str, group_size: int | None, zeros: str, order: str) -> None:
+    """The tile that vLLM's method would take: 128 rows on Hopper."""
+    weights, packed = stack_of(kind, group_size, zeros, order)
+    m = 1000
+    x, chosen = activations(m, weights[0].in_features, torch.bfloat16), choices(m)
+    tokens = tile_tokens(packed, m * TOP_K, EXPERTS, x.device)
+    hopper = torch.cuda.get_device_capability()[0] == 9
+    assert tokens == (128 if hopper and packed.group_size >= 32 else 64)
+    y = experts_cuda(x, packed, *order_by_expert(chosen, EXPERTS, tokens), tokens, TOP_K, m * TOP_K)
+    for e, w in enumerate(weights):
+        mine = (chosen == e).nonzero().flatten().cuda()
+        check(y[mine], x[mine // TOP_K], w)
+
+
 def test_router_weights_and_experts_of_other_ranks() -> None:
     weights, packed = stack_of("4", 64, "integer", "none")
     local = [3, -1, 0, 7, -1, 5, 1, 2]
@@ -69,7 +84,7 @@ def test_batch_invariance(m: int) -> None:
 
     def run(rows: int) -> torch.Tensor:
         pairs = rows * TOP_K
-        tokens = tile_tokens(packed, pairs, EXPERTS)
+        tokens = tile_tokens(packed, pairs, EXPERTS, x.device, batch_invariant=True)
         routing = order_by_expert(chosen[:pairs], EXPERTS, tokens)
         return experts_cuda(x[:rows], packed, *routing, tokens, TOP_K, pairs, batch_invariant=True)
 

@@ -69,14 +69,16 @@ class ExpertStack:
     def _name(self, index: int, suffix: str) -> str:
         return f"{self._prefix}{suffix}" + (f"_{index}" if index else "")
 
-    def tokens(self, pairs: int, experts: int) -> int:
+    def tokens(self, pairs: int, experts: int, device: torch.device) -> int:
         """The tile that suits this matrix for ``pairs`` rows over ``experts`` experts."""
-        return tile_tokens(self._parts[0], pairs, experts)
+        fixed = [part for part in self._parts if _fixed(part)]
+        parts = fixed or self._parts
+        return min(tile_tokens(part, pairs, experts, device, self._batch_invariant) for part in parts)
 
     @property
     def fixed_tile(self) -> bool:
         """Whether only one tile serves (floating zero points)."""
-        return any(p.zeros is not None and p.zeros.dtype == torch.float32 for p in self._parts)
+        return any(_fixed(part) for part in self._parts)
 
     def __call__(
         self,
@@ -108,6 +110,10 @@ class ExpertStack:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
 
+def _fixed(part: PackedCuda) -> bool:
+    return part.zeros is not None and part.zeros.dtype == torch.float32
+
+
 def run_experts(
     layer: Any, w13: ExpertStack, w2: ExpertStack, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
 ) -> torch.Tensor:
@@ -116,7 +122,8 @@ def run_experts(
     pairs, experts = m * top_k, layer.global_num_experts
     if not pairs:
         return torch.zeros_like(x)
-    tokens = (w2 if w2.fixed_tile else w13).tokens(pairs, experts)
+    fixed = [stack for stack in (w13, w2) if stack.fixed_tile]
+    tokens = min(stack.tokens(pairs, experts, x.device) for stack in fixed or (w13, w2))
     rows, tiles, used = layers.moe_align_block_size(topk_ids, tokens, experts, layer.expert_map, pad_sorted_ids=True)
     routing = Routing(rows, tiles, used, tokens)
     weights = topk_weights.reshape(-1).float().contiguous()
