@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,8 +12,9 @@ from tests.kernels.weights import random_weight
 from vllm_quant_kernels import cuda_library
 from vllm_quant_kernels.cuda_ops import linear_cuda
 from vllm_quant_kernels.cuda_pack import pack_cuda
+from vllm_quant_plugin import compat_kernels
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.methods import cuda_segment
+from vllm_quant_plugin.methods import cuda_segment, mp_kernel
 from vllm_quant_plugin.methods.kernel import DequantizingSegment, PackedLinear, build_segment
 from vllm_quant_plugin.scheme import Scheme
 
@@ -41,6 +45,39 @@ def test_the_switch_without_the_library_says_what_to_do(monkeypatch: pytest.Monk
     with pytest.raises(BackendError, match="cannot be loaded"):
         cuda_segment.cuda_segment(random_weight(32, 64, 4, 32))
     cuda_library.load.cache_clear()
+
+
+@pytest.mark.parametrize(("order", "places"), [("last", [1, 1]), ("first", [0, 0]), ("off", [])])
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_vllms_registry_has_the_cuda_kernel_where_it_is_switched_on(
+    switch: str, order: str, places: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For layers of compressed-tensors, which are not ours."""
+    cpu, cuda = compat_kernels.PlatformEnum.CPU, compat_kernels.PlatformEnum.CUDA
+    lists: dict[Any, list[Any]] = {cpu: ["in-tree"], cuda: ["in-tree"]}
+    monkeypatch.setattr(compat_kernels, "_POSSIBLE_KERNELS", lists)
+    monkeypatch.setattr(
+        compat_kernels, "register_linear_kernel", lambda kernel, platform, _: lists[platform].append(kernel)
+    )
+    monkeypatch.setenv("VQP_CUDA_KERNELS", switch)
+    monkeypatch.setenv("VQP_LINEAR_KERNELS", order)
+    for _ in range(2):
+        mp_kernel.register_kernel()
+    found = {(platform, lists[platform].index(k)) for platform in lists for k in lists[platform] if k != "in-tree"}
+    assert found == set(list(zip((cpu, cuda), places, strict=False))[: 1 + int(switch)])
+
+
+def test_the_cuda_kernel_of_the_registry_takes_16_bit_activations() -> None:
+    def asked(act_type: torch.dtype, group_size: int) -> Any:
+        kind = SimpleNamespace(is_floating_point=lambda: False, is_signed=lambda: False, size_bits=4)
+        sizes = {"partition_weight_shape": (256, 64), "group_size": group_size}
+        return SimpleNamespace(weight_type=kind, act_type=act_type, **sizes)
+
+    kernel = mp_kernel.VqpCudaLinearKernel
+    assert kernel.get_min_capability() == 80
+    assert kernel.can_implement(asked(torch.bfloat16, 128)) == (True, None)
+    assert not kernel.can_implement(asked(torch.float32, 128))[0]
+    assert not kernel.can_implement(asked(torch.bfloat16, 96))[0]
 
 
 @pytest.mark.parametrize("order", ["none", "shuffled"])

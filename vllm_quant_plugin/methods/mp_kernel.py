@@ -1,9 +1,10 @@
 """This plugin's weight-only kernel in vLLM's own registry, for methods that are not ours.
 
-compressed-tensors pack-quantized layers with 2 to 8 bits come here on a CPU when no in-tree kernel
-takes them (``VQP_LINEAR_KERNELS=last``, the default), before the in-tree ones (``first``), or never
-(``off``). The layer's parameters arrive in one of vLLM's layouts; ``input_dim``, ``output_dim`` and
-``packed_dim`` on each say which.
+compressed-tensors pack-quantized layers with 2 to 8 bits come here, on a CPU and, with the CUDA kernels
+switched on (``VQP_CUDA_KERNELS=1``), on an NVIDIA GPU, when no in-tree kernel takes them
+(``VQP_LINEAR_KERNELS=last``, the default), before the in-tree ones (``first``), or never (``off``). The
+layer's parameters arrive in one of vLLM's layouts; ``input_dim``, ``output_dim`` and ``packed_dim`` on each
+say which.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import torch
 
+from vllm_quant_kernels import cuda_library
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.library import LibraryError
 from vllm_quant_plugin import compat_kernels as kernels
-from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.errors import BackendError, UsageError
 from vllm_quant_plugin.formats.bits import unpack_dense
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.scheme import Scheme
@@ -25,7 +28,7 @@ ORDERS = ("last", "first", "off")
 
 
 class VqpLinearKernel(kernels.MPLinearKernel):
-    """Integers of 2 to 8 bits, with and without zero points, through ``vqp::wna16_linear``."""
+    """Integers of 2 to 8 bits, with and without zero points, through ``vqp::wna16_linear`` or its CUDA form."""
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -89,14 +92,44 @@ def kernel_order() -> str:
     return order
 
 
+class VqpCudaLinearKernel(VqpLinearKernel):
+    """The same on an NVIDIA GPU: 16-bit activations, compute capability 8.0 and up."""
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80
+
+    @classmethod
+    def can_implement(cls, c: Any) -> tuple[bool, str | None]:
+        if c.act_type not in (torch.bfloat16, torch.float16):
+            return False, f"activations of {c.act_type} are not 16 bits wide"
+        return super().can_implement(c)
+
+
 def register_kernel() -> None:
-    """Add the kernel to vLLM's registry, once."""
+    """Add the kernels to vLLM's registry, once.
+
+    Raises:
+        UsageError: VQP_LINEAR_KERNELS is none of its values.
+        BackendError: VQP_CUDA_KERNELS is neither 0 nor 1.
+    """
     order = kernel_order()
-    registered = kernels._POSSIBLE_KERNELS.get(kernels.PlatformEnum.CPU, [])
-    if order == "off" or VqpLinearKernel in registered:
+    if order == "off":
         return
-    kernels.register_linear_kernel(VqpLinearKernel, kernels.PlatformEnum.CPU, "mp")
+    _register(VqpLinearKernel, kernels.PlatformEnum.CPU, order)
+    try:
+        on_cuda = cuda_library.enabled()
+    except LibraryError as error:
+        raise BackendError(str(error), hint="unset VQP_CUDA_KERNELS") from error
+    if on_cuda:
+        _register(VqpCudaLinearKernel, kernels.PlatformEnum.CUDA, order)
+
+
+def _register(kernel: type[VqpLinearKernel], platform: Any, order: str) -> None:
+    if kernel in kernels._POSSIBLE_KERNELS.get(platform, []):
+        return
+    kernels.register_linear_kernel(kernel, platform, "mp")
     if order == "first":
-        present = kernels._POSSIBLE_KERNELS[kernels.PlatformEnum.CPU]
-        present.remove(VqpLinearKernel)
-        present.insert(0, VqpLinearKernel)
+        present = kernels._POSSIBLE_KERNELS[platform]
+        present.remove(kernel)
+        present.insert(0, kernel)
