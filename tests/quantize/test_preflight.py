@@ -84,6 +84,17 @@ def test_no_room_is_refused(small_model: Path, tmp_path: Path) -> None:
     check_room(plan, plan.disk_bytes, plan.peak_memory_bytes)
 
 
+@pytest.mark.parametrize(("text", "said"), [(None, "no such file"), ("", "holds no text"), ("[1", "not readable")])
+def test_calibration_that_cannot_be_read_is_refused(
+    small_model: Path, tmp_path: Path, text: str | None, said: str
+) -> None:
+    path = tmp_path / "calibration.json"
+    if text is not None:
+        path.write_text(text or "[]")
+    with pytest.raises(UsageError, match=said):
+        preflight(small_model, tmp_path / "out", make_recipe("awq", calibration=str(path)))
+
+
 def test_command_prints_the_plan(small_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["quantize", str(small_model), "-m", "awq", "-o", str(tmp_path / "out"), "--dry-run", "--json"])

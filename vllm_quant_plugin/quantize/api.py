@@ -10,6 +10,7 @@ from vllm_quant_plugin.backends.store import require_backend
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.calibration import check_source
 from vllm_quant_plugin.quantize.card import model_card
 from vllm_quant_plugin.quantize.config_json import config_for
 from vllm_quant_plugin.quantize.coverage import describe_coverage
@@ -54,6 +55,8 @@ def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrit
         CheckpointError, UsageError, OutputError: as ``quantize_model``.
     """
     checkpoint, modules, target = _check(model, output, recipe, overwrite)
+    if recipe.calibration is not None:
+        check_source(recipe.calibration)
     plan = plan_run(checkpoint, modules, recipe)
     check_room(plan, free_disk(target.final.parent), total_memory())
     return plan

@@ -174,6 +174,21 @@ def cut_windows(documents: Sequence[Sequence[int]], samples: int, seq_len: int, 
     return windows[:samples]
 
 
+def check_source(calibration: Calibration) -> None:
+    """Refuse a calibration file that cannot be read or holds no text; a hub data set is looked for in the run only.
+
+    Raises:
+        UsageError: as ``load_windows``.
+    """
+    source = calibration.source
+    if source and not _is_on_hub(source):
+        read_documents(Path(source))
+
+
+def _is_on_hub(source: str) -> bool:
+    return is_hub_dataset(source) and not Path(source).exists()
+
+
 def load_windows(calibration: Calibration, tokenizer: Tokenizer) -> Windows:
     """Read, encode and pack.
 
@@ -181,7 +196,7 @@ def load_windows(calibration: Calibration, tokenizer: Tokenizer) -> Windows:
         UsageError: the file is unreadable or holds no text, or no document is long enough to be cut.
     """
     source = calibration.source
-    if source and is_hub_dataset(source) and not Path(source).exists():
+    if source and _is_on_hub(source):
         documents = _from_hub(source, calibration.samples)
     else:
         documents = read_documents(Path(source) if source else SHIPPED)
