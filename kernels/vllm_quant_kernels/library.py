@@ -99,7 +99,8 @@ def set_level(lib: ctypes.CDLL, name: str) -> None:
         raise LibraryError(f"VQP_CPU_ISA={name} is unknown: choose one of {', '.join(LEVELS)}")
     error = lib.vqp_cpu_set_level(LEVELS.index(name))
     if error == _REFUSED:
-        raise LibraryError(f"VQP_CPU_ISA={name}: the operating system refuses this process the tile registers (arch_prctl)")
+        refused = "the operating system refuses this process the tile registers (arch_prctl)"
+        raise LibraryError(f"VQP_CPU_ISA={name}: {refused}")
     if error != 0:
         raise LibraryError(f"VQP_CPU_ISA={name}: this CPU has no more than {LEVELS[lib.vqp_cpu_max_level()]}")
 

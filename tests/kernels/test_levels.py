@@ -57,10 +57,11 @@ def test_products(level: str, kind: str) -> None:
 @pytest.mark.parametrize("dtype", ACTIVATIONS)
 def test_one_hot(level: str, dtype: torch.dtype) -> None:
     for bits in range(2, 9):
-        w = random_weight(33, 96, bits, 16, "integer")
-        for rows in (1, 8, 24):
-            y = torch.cat([linear(part, pack(w)) for part in torch.eye(96, dtype=dtype).split(rows)])
-            assert torch.equal(y, w.dequantize().T.to(dtype))
+        for group in (16, 32):
+            w = random_weight(33, 96, bits, group, "integer")
+            for rows in (1, 8, 24):
+                y = torch.cat([linear(part, pack(w)) for part in torch.eye(96, dtype=dtype).split(rows)])
+                assert torch.equal(y, w.dequantize().T.to(dtype))
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7])
@@ -75,23 +76,35 @@ def test_int8_activations_in_groups(level: str, bits: int) -> None:
 
 @pytest.mark.parametrize("scheme", INT8_SCHEMES)
 def test_w8a8(level: str, scheme: str) -> None:
-    codes = torch.randint(-128, 128, (75, 600), dtype=torch.int8)
-    scales = torch.rand(75)
-    packed, case = pack_int8(codes, scales), int8_case(scheme)
-    for m in ROWS:
-        x = torch.randn(m, 600) * 3
-        expected = reference.w8a8_linear(x, codes, scales, **case)  # type: ignore[arg-type]
+    for k in (600, 1100):
+        codes = torch.randint(-128, 128, (75, k), dtype=torch.int8)
+        scales = torch.rand(75)
+        packed, case = pack_int8(codes, scales), int8_case(scheme)
+        for m in ROWS:
+            x = torch.randn(m, k) * 3
+            expected = reference.w8a8_linear(x, codes, scales, **case)  # type: ignore[arg-type]
+            assert torch.equal(linear_int8(x, packed, **case), expected)  # type: ignore[arg-type]
+
+
+def test_w8a8_extremes(level: str) -> None:
+    """The largest products, of either sign, sum without saturation."""
+    codes = torch.tensor([[-128], [127], [0]], dtype=torch.int8).expand(3, 1100).contiguous()
+    packed = pack_int8(codes, torch.ones(3))
+    for m in (1, 7, 33):
+        x = torch.linspace(-1, 1, m).sign().mul(1000).view(m, 1).expand(m, 1100)
+        case = {"in_scale": torch.tensor([1.0]), "in_zero": None}
+        expected = reference.w8a8_linear(x, codes, torch.ones(3), **case)  # type: ignore[arg-type]
         assert torch.equal(linear_int8(x, packed, **case), expected)  # type: ignore[arg-type]
 
 
 def test_same_bits_with_any_number_of_threads(level: str) -> None:
     threads = torch.get_num_threads()
-    w = random_weight(1040, 512, 4, 128, "integer")
-    packed, int8 = pack(w), pack_int8(torch.randint(-128, 128, (1040, 512), dtype=torch.int8), torch.rand(1040))
+    w = random_weight(400, 256, 4, 128, "integer")
+    packed, int8 = pack(w), pack_int8(torch.randint(-128, 128, (400, 256), dtype=torch.int8), torch.rand(400))
     try:
         for dtype in ACTIVATIONS:
             for m in (1, 5, 40, 600):
-                x = torch.randn(m, 512).to(dtype)
+                x = torch.randn(m, 256).to(dtype)
                 torch.set_num_threads(1)
                 one, one_a8, one_int8 = linear(x, packed), linear_a8(x, packed), linear_int8(x, int8)
                 for count in (1, 2, 3):
@@ -114,6 +127,9 @@ def test_padding_is_never_used(level: str) -> None:
     for dtype in ACTIVATIONS:
         for m in (1, 7, 20):
             x = torch.randn(m, 70).to(dtype)
+            # Rows past the last one are read: from memory that an earlier product has left full of NaN.
+            nan = torch.full((64, 70), float("nan"), dtype=dtype)
+            assert bool(linear(nan, packed).isnan().all())
             assert torch.equal(linear(x, poisoned), linear(x, packed))
             assert torch.equal(linear_a8(x, poisoned), linear_a8(x, packed))
 
@@ -129,13 +145,34 @@ def test_special_values_of_fp16_and_bf16(level: str) -> None:
         x = torch.zeros(8, 32, dtype=dtype)
         x[torch.arange(8), torch.arange(8)] = values.to(dtype)
         assert torch.equal(linear(x, packed).diagonal(), values.to(dtype))
-    x = torch.full((1, 32), float("nan"), dtype=torch.bfloat16)
-    assert bool(linear(x, packed).isnan().all())
+    for m in (1, 20):
+        x = torch.full((m, 32), float("nan"), dtype=torch.bfloat16)
+        assert bool(linear(x, packed).isnan().all())
+        x = torch.zeros(m, 32, dtype=torch.bfloat16)
+        for i, value in enumerate([2.0**-126, -0.0, 1e37, -1.5][:m]):
+            x[i, i] = value
+        assert torch.equal(linear(x, packed), x[:, :16])
+        x[-1, 5] = float("inf")
+        y = linear(x, packed)
+        assert not bool(y[-1].isfinite().any())
+        assert torch.equal(y[:-1], x[:-1, :16])
 
 
 @pytest.mark.skipif(not library.available(), reason="no native library is built here")
 @pytest.mark.parametrize(("isa", "expected"), [("scalar", "scalar"), ("sse9", "unknown: choose one of scalar")])
 def test_environment_forces_the_level(isa: str, expected: str) -> None:
+    assert expected in level_with(isa)
+
+
+@pytest.mark.skipif(not library.available(), reason="no native library is built here")
+def test_amx_is_used_only_when_asked_for() -> None:
+    best = library.LEVELS[library.load().vqp_cpu_max_level()]
+    assert level_with("") == ("avx512_bf16" if best == "amx" else best)
+    assert level_with("amx") == ("amx" if best == "amx" else f"VQP_CPU_ISA=amx: this CPU has no more than {best}")
+
+
+def level_with(isa: str) -> str:
+    """What a process with this VQP_CPU_ISA says of its level."""
     code = """
 from vllm_quant_kernels import library
 try:
@@ -145,4 +182,4 @@ except library.LibraryError as error:
 """
     environment = {**os.environ, "VQP_CPU_ISA": isa}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert expected in done.stdout
+    return done.stdout.strip()
