@@ -106,6 +106,21 @@ def times_table(results: list[dict[str, Any]], threads: int) -> str:
     return "\n".join(lines)
 
 
+def layers_table(results: list[dict[str, Any]], threads: int) -> str:
+    """W4 at every other layer shape: microseconds, and how many times as fast as each peer. Empty without such shapes."""
+    rows = {(r["shape"], r["m"], r["name"]): r["best_us"] for r in results if r["threads"] == threads}
+    peers = ("in-tree W4", "torch BF16", "llama.cpp Q4_0")
+    lines = [
+        "| layer | M | W4, us | " + " | ".join(f"against {peer}" for peer in peers) + " |",
+        "|---|---|---|---|---|---|",
+    ]
+    for shape, m in dict.fromkeys((shape, m) for shape, m, _ in rows if shape != SHAPE):
+        ours = rows[shape, m, "W4"]
+        cells = [f"{rows[shape, m, p] / ours:.2f}x" if (shape, m, p) in rows else "-" for p in peers]
+        lines.append(f"| {shape} | {m} | {ours:.0f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def render(report: dict[str, Any]) -> str:
     """Everything a report says about the goals, as Markdown."""
     machine, results = report["machine"], report["results"]
@@ -116,8 +131,8 @@ def render(report: dict[str, Any]) -> str:
     for threads in sorted({r["threads"] for r in results}):
         clock = "CPU time" if threads == 1 else "wall clock"
         parts.append(f"### {threads} thread{'s' if threads > 1 else ''} ({clock})")
-        parts += [table(results, threads), times_table(results, threads)]
-    return "\n\n".join(parts)
+        parts += [table(results, threads), times_table(results, threads), layers_table(results, threads)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def replace_between(document: str, text: str) -> str:

@@ -10,7 +10,8 @@ the least time over the rounds is reported (the call that was least disturbed by
 with the median beside it. One thread is timed by its CPU time, which leaves out the time that other
 processes hold the core (not what they do to caches and to the memory bus); more threads by the wall clock,
 which means little on a machine that is not idle. Each is checked against the dequantized weight first. "read" is a
-plain loop of vector loads over as many bytes as the W4 weight. Peers come from vLLM's CPU build (in-tree
+plain loop of vector loads over as many bytes as the W4 weight, once in ordinary memory, where all peers have
+theirs, and once where this package has its own (huge_pages.py). Peers come from vLLM's CPU build (in-tree
 cpu_gemm_wna16, oneDNN), PyTorch and llama.cpp (Q4_0, see ggml_peer.py; it has threads of its own, so it is
 timed after a pause, at its second call); one that cannot run is named with the reason.
 """
@@ -34,7 +35,7 @@ from ggml_peer import Ggml, find_library
 from rich.console import Console
 from rich.table import Table
 
-from vllm_quant_kernels import library, reference
+from vllm_quant_kernels import huge_pages, library, reference
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
 from vllm_quant_kernels.pack import PackedWeight, pack, pack_int8
@@ -79,7 +80,8 @@ def ours(w: CanonicalWeight, x: torch.Tensor, product: Callable[..., torch.Tenso
 
     def copy() -> PackedWeight:
         zeros = None if first.zeros is None else first.zeros.clone()
-        return dataclasses.replace(first, data=first.data.clone(), scales=first.scales.clone(), zeros=zeros)
+        data = huge_pages.empty_bytes(first.data.numel()).copy_(first.data)
+        return dataclasses.replace(first, data=data, scales=first.scales.clone(), zeros=zeros)
 
     packed = [first] + [copy() for _ in range(max(1, CACHE_BYTES // first.nbytes))]
     return (lambda i: product(x, packed[i % len(packed)])), first.nbytes
@@ -165,13 +167,13 @@ def check(name: str, call: Call, expected: torch.Tensor, tolerance: float) -> No
         raise SystemExit(f"{name}: relative error {error:.3g} exceeds {tolerance}")
 
 
-def reader(nbytes: int) -> tuple[Call, int]:
-    memory = torch.randint(0, 256, (max(2, CACHE_BYTES // nbytes), nbytes), dtype=torch.uint8)
+def reader(nbytes: int, empty: Callable[[int], torch.Tensor]) -> tuple[Call, int]:
+    memory = [empty(nbytes).random_() for _ in range(max(2, CACHE_BYTES // nbytes))]
     lib = library.load()
 
     def call(i: int) -> torch.Tensor:
         lib.vqp_read(memory[i % len(memory)].data_ptr(), nbytes, torch.get_num_threads())
-        return memory
+        return memory[0]
 
     return call, nbytes
 
@@ -206,7 +208,8 @@ def candidates(n: int, k: int, m: int, every: bool, folder: Path | None) -> dict
     if every:
         found |= int8_pair(n, k, x)
     if m == 1:
-        found["read"] = reader(found["W4"][1])
+        found["read"] = reader(found["W4"][1], lambda nbytes: torch.empty(nbytes, dtype=torch.uint8))
+        found["read, pages of 2 MB"] = reader(found["W4"][1], huge_pages.empty_bytes)
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vllm_quant_kernels import library
+from vllm_quant_kernels import huge_pages, library
 
 if TYPE_CHECKING:
     from vllm_quant_kernels.pack import PackedInt8, PackedWeight
@@ -39,7 +39,7 @@ def pack_planes(codes: torch.Tensor, bits: int, columns: torch.Tensor | None, kp
     """
     n, k = codes.shape
     codes = codes.contiguous()
-    out = torch.empty(-(-n // 16) * 16 * kp * bits // 8, dtype=torch.uint8)
+    out = huge_pages.empty_bytes(-(-n // 16) * 16 * kp * bits // 8)
     threads = torch.get_num_threads()
     code = library.load().vqp_pack(_pointer(codes), n, k, bits, _pointer(columns), kp, _pointer(out), threads)
     if code:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_quant_kernels import library, native
+from vllm_quant_kernels import huge_pages, library, native
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_kernels.layout import (
     BLOCK,
@@ -235,8 +235,9 @@ def pack_int8(codes: torch.Tensor, scales: torch.Tensor) -> PackedInt8:
     wide[:n] = scales.cpu().float().flatten()
     # Four codes move as one 32-bit word.
     quads = padded.view(torch.int32).view(rows // LANES, LANES, columns // 4)
-    data = quads.transpose(1, 2).contiguous().view(torch.int8).flatten()
-    return PackedInt8(data, wide, padded.sum(dim=1, dtype=torch.int32), n, k)
+    data = huge_pages.empty_bytes(rows * columns)
+    data.view(torch.int32).view(rows // LANES, columns // 4, LANES).copy_(quads.transpose(1, 2))
+    return PackedInt8(data.view(torch.int8), wide, padded.sum(dim=1, dtype=torch.int32), n, k)
 
 
 def unpack_int8(data: torch.Tensor, n: int, k: int) -> torch.Tensor:
