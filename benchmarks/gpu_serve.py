@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import os
@@ -72,7 +73,7 @@ def quantized(model: str, folder: Path) -> dict[str, Path]:
     made = {}
     for method in ("awq", "gptq", "fp8", "int8"):
         target = folder / method
-        command = ["vllm-quant", "quantize", model, "-m", method, "-o", str(target)]
+        command = [sys.executable, "-m", "vllm_quant_plugin", "quantize", model, "-m", method, "-o", str(target)]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode == 0:
             made[method] = target
@@ -89,7 +90,7 @@ def free_port() -> int:
 
 def post(port: int, prompt: str) -> list[str]:
     """The greedy continuation of ``prompt`` as its tokens' texts."""
-    body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "logprobs": 0}
+    body = {"prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True, "logprobs": 1}
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/v1/completions",
         json.dumps({**body, "model": "served"}).encode(),
@@ -124,7 +125,9 @@ def rate(port: int, at_once: int, requests: int) -> float:
 def measure(server: Server, flags: list[str], folder: Path) -> dict[str, Any]:
     """Start, ask, time, stop. Raises RuntimeError where the server does not start."""
     port, log = free_port(), folder / "server.log"
-    command = ["vllm", "serve", server.model, "--served-model-name", "served", "--port", str(port)]
+    # The `vllm` command of this very environment.
+    command = [sys.executable, "-m", "vllm_quant_serve.server", "serve", server.model]
+    command += ["--served-model-name", "served", "--port", str(port)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             [*command, *server.flags, *flags],
@@ -139,12 +142,17 @@ def measure(server: Server, flags: list[str], folder: Path) -> dict[str, Any]:
         rate(port, 32, 64)  # graphs, caches
         return {"answers": answers, "tokens_s_1": rate(port, 1, 8), "tokens_s_32": rate(port, 32, 256)}
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End the server and all that it started."""
+    for sign, patience in ((signal.SIGTERM, 60), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+            return
 
 
 def agreement(answers: list[list[str]], expected: list[list[str]]) -> float:

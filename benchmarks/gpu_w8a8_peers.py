@@ -87,7 +87,7 @@ class Cutlass(Peer8):
         if w.blocks:
             from vllm.model_executor.layers.quantization.utils.fp8_utils import per_token_group_quant_fp8
 
-            scales = w.scales.t().contiguous().t()
+            scales = w.scales.t()
 
             def quantize() -> tuple[torch.Tensor, torch.Tensor]:
                 return per_token_group_quant_fp8(x, 128, column_major_scales=True)

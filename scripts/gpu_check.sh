@@ -43,4 +43,4 @@ if ! "$python" -c 'import vllm' 2>/dev/null; then
   echo "gpu-check: vLLM is not installed: no server was started"
   exit 0
 fi
-PATH="$(dirname "$python"):$PATH" "$python" benchmarks/gpu_serve.py "${VQP_SERVE_MODEL:-vllm_quant_plugin/data/stdlib-llama}"
+"$python" benchmarks/gpu_serve.py "${VQP_SERVE_MODEL:-vllm_quant_plugin/data/stdlib-llama}"
