@@ -55,6 +55,13 @@ def test_verdicts(goals: ModuleType) -> None:
     assert found["W4"] == ["100", "0.0"]
 
 
+def test_other_layers(goals: ModuleType) -> None:
+    found = report(goals, W4_1=100, torch_BF16_1=450)
+    assert "| layer |" not in goals.render(found)
+    found["results"] += [{**row, "shape": "qkv"} for row in found["results"]]
+    assert lines(goals.render(found))["qkv"] == ["1", "100", "-", "4.50x", "-"]
+
+
 def test_place_in_the_document(goals: ModuleType) -> None:
     document = f"a\n{goals.BEGIN}\nold\n{goals.END}\nb\n"
     assert goals.replace_between(document, "new") == f"a\n{goals.BEGIN}\nnew\n{goals.END}\nb\n"

@@ -1,4 +1,4 @@
-"""Memory for packed weights: right contents whatever the system gives, whole pages asked for, and no more than needed."""
+"""Memory for packed weights: right contents whatever the system gives, and huge pages asked for where they fill."""
 
 from __future__ import annotations
 
