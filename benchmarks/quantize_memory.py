@@ -1,7 +1,8 @@
 """Peak resident memory of whole runs on synthetic checkpoints, beside what is promised.
 
     python benchmarks/quantize_memory.py --shape 8b -m int8 -m fp8       # 16 GB of BF16, methods without data
-    python benchmarks/quantize_memory.py --shape 1b -m gptq -m awq       # two layers of a 1B model, with data
+    python benchmarks/quantize_memory.py --shape 1b -m gptq -m awq       # two layers of a 1B model, with data: long on a CPU
+    python benchmarks/quantize_memory.py --shape 300m -m gptq -m awq     # two layers of a smaller one: minutes
 
 Promised: the largest decoder layer in FP32 three times, the calibration windows' hidden states, and 2 GB. The
 checkpoint holds random weights; it and the outputs are deleted. Each method runs in a process of its own, whose
@@ -73,6 +74,7 @@ class Shape:
 SHAPES = {
     "8b": Shape(4096, 14336, 32, 8, 128256, 32),
     "1b": Shape(2048, 8192, 32, 8, 128256, 2),
+    "300m": Shape(1024, 4096, 16, 8, 128256, 2),
 }
 
 
