@@ -1,7 +1,7 @@
 """Peak resident memory of whole runs on synthetic checkpoints, beside what is promised.
 
     python benchmarks/quantize_memory.py --shape 8b -m int8 -m fp8       # 16 GB of BF16, methods without data
-    python benchmarks/quantize_memory.py --shape 1b -m gptq -m awq       # two layers of a 1B model, with data: long on a CPU
+    python benchmarks/quantize_memory.py --shape 1b -m gptq -m awq       # two layers of a 1B model, with data: long
     python benchmarks/quantize_memory.py --shape 300m -m gptq -m awq     # two layers of a smaller one: minutes
 
 Promised: the largest decoder layer in FP32 three times, the calibration windows' hidden states, and 2 GB. The
