@@ -40,40 +40,40 @@ class Tiles {
 VQP_INLINE void memory_is_read() { __asm__ volatile("" ::: "memory"); }
 
 // The intrinsics take register numbers as literals, hence macros. HEIGHT is 1 or 2 tiles of rows.
-#define VQP_ZERO_SUMS(HEIGHT)     \
-    do {                          \
-        _tile_zero(0);            \
-        _tile_zero(1);            \
+#define VQP_ZERO_SUMS(HEIGHT)       \
+    do {                            \
+        _tile_zero(0);              \
+        _tile_zero(1);              \
         if constexpr (HEIGHT > 1) { \
-            _tile_zero(2);        \
-            _tile_zero(3);        \
-        }                         \
+            _tile_zero(2);          \
+            _tile_zero(3);          \
+        }                           \
     } while (0)
 
 // One step of 64 bytes of features: x at `x`, rows `x_stride` bytes apart, weights of two panels at `w0` and `w1`.
-#define VQP_TILE_STEP(DOT, HEIGHT, x, x_stride, w0, w1, w_stride)             \
-    do {                                                                      \
-        _tile_loadd(6, w0, w_stride);                                         \
-        _tile_loadd(4, x, x_stride);                                          \
-        DOT(0, 4, 6);                                                         \
-        _tile_loadd(7, w1, w_stride);                                         \
-        DOT(1, 4, 7);                                                         \
-        if constexpr (HEIGHT > 1) {                                           \
-            _tile_loadd(5, (x) + kTileRows * (x_stride), x_stride);           \
-            DOT(2, 5, 6);                                                     \
-            DOT(3, 5, 7);                                                     \
-        }                                                                     \
+#define VQP_TILE_STEP(DOT, HEIGHT, x, x_stride, w0, w1, w_stride)   \
+    do {                                                            \
+        _tile_loadd(6, w0, w_stride);                               \
+        _tile_loadd(4, x, x_stride);                                \
+        DOT(0, 4, 6);                                               \
+        _tile_loadd(7, w1, w_stride);                               \
+        DOT(1, 4, 7);                                               \
+        if constexpr (HEIGHT > 1) {                                 \
+            _tile_loadd(5, (x) + kTileRows * (x_stride), x_stride); \
+            DOT(2, 5, 6);                                           \
+            DOT(3, 5, 7);                                           \
+        }                                                           \
     } while (0)
 
 // Sums to out[row of HEIGHT * 16][panel of 2][16 channels], four bytes each.
-#define VQP_STORE_SUMS(HEIGHT, out)                                  \
-    do {                                                             \
-        _tile_stored(0, out, 128);                                   \
-        _tile_stored(1, (out) + kLanes, 128);                        \
-        if constexpr (HEIGHT > 1) {                                  \
-            _tile_stored(2, (out) + 2 * kTileRows * kLanes, 128);    \
+#define VQP_STORE_SUMS(HEIGHT, out)                                     \
+    do {                                                                \
+        _tile_stored(0, out, 128);                                      \
+        _tile_stored(1, (out) + kLanes, 128);                           \
+        if constexpr (HEIGHT > 1) {                                     \
+            _tile_stored(2, (out) + 2 * kTileRows * kLanes, 128);       \
             _tile_stored(3, (out) + (2 * kTileRows + 1) * kLanes, 128); \
-        }                                                            \
+        }                                                               \
     } while (0)
 
 }  // namespace

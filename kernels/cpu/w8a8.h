@@ -4,9 +4,9 @@
 //   K::Element              what an activation becomes: uint8_t or int16_t
 //   K::kOffset              added to q; the end subtracts (zero + offset) * sum of the channel's codes
 //   K::put(q, out)          stores 16 activations, each quad in the order the products want
-//   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels and 1 to kRowBlock rows;
-//                           or, where rows come in units of kRowUnit > 1, K::multiply<PANELS>(rows), which may read
-//                           the rows that fill up the last unit
+//   K::micro<ROWS, PANELS>  adds a range of input features to the int32 totals of PANELS panels and of
+//                           1 to kRowBlock rows; or, where rows come in units of kRowUnit > 1,
+//                           K::multiply<PANELS>(rows), which may read the rows that fill up the last unit
 #pragma once
 
 #include "quantize.h"

@@ -9,8 +9,9 @@
 // Every element of y is summed by one thread in one fixed order, whatever the tile or the number of
 // threads: results are bitwise reproducible.
 //
-// The ISA unit provides K: Element, kPanels, kPanelStride, unpack(), and micro<ROWS>() for blocks of 1 to kRowBlock rows;
-// or, where rows come in units of kRowUnit > 1, multiply(rows), which may read the rows that fill up the last unit.
+// The ISA unit provides K: Element, kPanels, kPanelStride, unpack(), and micro<ROWS>() for blocks of 1 to
+// kRowBlock rows; or, where rows come in units of kRowUnit > 1, multiply(rows), which may read the rows that
+// fill up the last unit.
 #pragma once
 
 #include "lanes.h"

@@ -58,7 +58,7 @@ void load_config(const uint8_t *config) {
     std::memcpy(state.rows, config + 48, kTiles);
     for (int t = 0; t < kTiles; ++t) {
         require(state.rows[t] <= kRows && state.row_bytes[t] <= kRowBytes, "LDTILECFG: a tile is too large");
-        require((state.rows[t] == 0) == (state.row_bytes[t] == 0), "LDTILECFG: rows without bytes or bytes without rows");
+        require((state.rows[t] == 0) == (state.row_bytes[t] == 0), "LDTILECFG: half of a tile's size is zero");
     }
     state.configured = true;
 }
@@ -66,7 +66,9 @@ void load_config(const uint8_t *config) {
 void load(int tile, const uint8_t *from, int64_t stride) {
     use({tile});
     std::memset(state.data[tile], 0, sizeof state.data[tile]);
-    for (int r = 0; r < state.rows[tile]; ++r) std::memcpy(state.data[tile][r], from + r * stride, state.row_bytes[tile]);
+    for (int r = 0; r < state.rows[tile]; ++r) {
+        std::memcpy(state.data[tile][r], from + r * stride, state.row_bytes[tile]);
+    }
 }
 
 void store(int tile, uint8_t *to, int64_t stride) {
@@ -161,7 +163,7 @@ Instruction decode(const uint8_t *code, const greg_t *registers) {
     int64_t address = 0;
     if (i.rm == 4) {
         const int sib = code[i.length++], index = (sib >> 3 & 7) | high_index << 3;
-        if (index != 4) i.stride = static_cast<int64_t>(static_cast<uint64_t>(registers[kRegisters[index]]) << (sib >> 6));
+        if (index != 4) i.stride = registers[kRegisters[index]] * (1 << (sib >> 6));
         if (mode != 0 || (sib & 7) != 5) address = registers[kRegisters[(sib & 7) | high_base << 3]];
     } else if (mode != 0 || i.rm != 5) {
         address = registers[kRegisters[i.rm | high_base << 3]];
@@ -237,10 +239,12 @@ __attribute__((visibility("default"))) int vqp_amx_emulate() {
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGILL, &action, nullptr) != 0) return 0;
     std::atexit([] {
-        std::fprintf(stderr, "amx emulator: %lld configured, %lld released, %lld loaded, %lld stored, %lld tdpbf16ps, %lld tdpbusd\n",
-                     static_cast<long long>(counts[kConfigured]), static_cast<long long>(counts[kReleased]),
-                     static_cast<long long>(counts[kLoaded]), static_cast<long long>(counts[kStored]),
-                     static_cast<long long>(counts[kBf16]), static_cast<long long>(counts[kInt8]));
+        const char *names[kCounters] = {"configured", "released", "loaded", "stored", "tdpbf16ps", "tdpbusd"};
+        std::fprintf(stderr, "amx emulator:");
+        for (int i = 0; i < kCounters; ++i) {
+            std::fprintf(stderr, "%s %lld %s", i ? "," : "", static_cast<long long>(counts[i]), names[i]);
+        }
+        std::fprintf(stderr, "\n");
     });
     return 1;
 }

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at every level of this CPU."""
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, at each level of this CPU and at amx, emulated."""
 
 from __future__ import annotations
 
