@@ -20,22 +20,33 @@ struct Loader {
   static constexpr int kChunks = kTokens * kTileK / 8; /* of 8 activations in a stage */
   static constexpr int kCopies = (kChunks + kThreads - 1) / kThreads;
 
+  static constexpr int kSlabChunks = slab_bytes(kBits) / 16;
+
+  /* This thread's place in everything it copies, so that a K tile costs a multiplication and a comparison a copy.
+   * Warp w copies row tile w. A copy that is not valid reads nothing: its address may be anywhere. */
   const Params &p;
-  const uint8_t *data;        /* of the block's first row tile; likewise the tables */
-  const char *scales, *zeros;
+  const int warp, lane;
+  const uint8_t *codes;       /* of K tile 0 */
+  const char *scales, *zeros; /* the same of the tables, of group 0 */
+  int code_chunks;            /* from this lane's first chunk to the end of the row tile; 0 past the last row tile */
+  int table_groups;           /* groups of the row tile; 0 past the last one */
   const int32_t *perm;
   int64_t first_row; /* of the block, among the rows of all tiles */
-  int row_tiles;     /* of the block that exist */
   uint64_t policy;
-  const char *x_rows[kCopies]; /* this thread's chunk of tokens tid / 16 + 16 j; null past the end */
+  const char *x_rows[kCopies]; /* this thread's chunk of tokens tid / 16 + 16 j; null without such a token */
+  int x_columns;               /* from the chunk's first column to the end of token 0's row; 0 without it */
 
   VQP_DEVICE Loader(const Params &params, int m_tile, int n_tile, int64_t expert)
-      : p(params), first_row(static_cast<int64_t>(m_tile) * kTokens), row_tiles(p.row_tiles - n_tile * kRowTiles) {
+      : p(params), warp(thread_index() >> 5), lane(thread_index() & 31),
+        first_row(static_cast<int64_t>(m_tile) * kTokens) {
     const vqp_cuda_linear &c = p.call;
-    const int64_t first_tile = expert * p.row_tiles + n_tile * kRowTiles, table = first_tile * c.groups * kRowTile;
-    data = c.data + first_tile * p.slabs * slab_bytes(kBits);
-    scales = static_cast<const char *>(c.scales) + table * p.scale_bytes;
-    zeros = static_cast<const char *>(c.zeros) + table * p.zero_bytes;
+    const int64_t row_tile = expert * p.row_tiles + n_tile * kRowTiles + warp;
+    const bool exists = n_tile * kRowTiles + warp < p.row_tiles;
+    codes = c.data + row_tile * p.slabs * slab_bytes(kBits) + 16 * lane;
+    code_chunks = exists ? p.slabs * kSlabChunks - lane : 0;
+    scales = static_cast<const char *>(c.scales) + row_tile * c.groups * kRowTile * p.scale_bytes + 16 * lane;
+    zeros = static_cast<const char *>(c.zeros) + row_tile * c.groups * kRowTile * p.zero_bytes + 16 * lane;
+    table_groups = exists ? static_cast<int>(c.groups) : 0;
     perm = c.perm ? c.perm + expert * c.k_padded : nullptr;
     policy = p.read_once ? read_once_policy() : read_again_policy();
     VQP_UNROLL
@@ -43,7 +54,14 @@ struct Loader {
       const int token = (thread_index() >> 4) + 16 * j;
       const int64_t pair = token < kTokens ? source(token) : -1;
       x_rows[j] = pair < 0 ? nullptr : x_row(pair) + 16 * (thread_index() & 15);
+      if (j == 0) x_columns = pair < 0 ? 0 : static_cast<int>(c.k) - 8 * (thread_index() & 15);
     }
+  }
+
+  /* One register more saves instructions where a thread copies one chunk; with more chunks there is none to spare. */
+  VQP_DEVICE bool x_valid(int j, int tile) const {
+    if (kCopies == 1) return tile * kTileK < x_columns;
+    return x_rows[j] && tile * kTileK + 8 * (thread_index() & 15) < static_cast<int>(p.call.k);
   }
 
   /* Where chunk `chunk` of a token's activations goes in a stage. */
@@ -57,19 +75,15 @@ struct Loader {
     return static_cast<const char *>(p.call.x) + 2 * p.call.x_stride * x_row_of(p.call, pair);
   }
 
-  /* Start the copies of K tile `tile` into `stage`: warp w copies row tile w, whose slabs follow each other. */
+  /* Start the copies of K tile `tile` into `stage`. The slabs of a row tile follow each other. */
   VQP_DEVICE void copy_weights(char *stage, int tile) const {
-    constexpr int kSlabChunks = slab_bytes(kBits) / 16;
-    const int warp = thread_index() >> 5, lane = thread_index() & 31;
-    const int chunks = warp < row_tiles ? (p.slabs - 2 * tile) * kSlabChunks : 0;
-    const uint8_t *const from = data + 16 * (((warp < row_tiles ? warp : 0) * p.slabs + 2 * tile) * kSlabChunks + lane);
+    const uint8_t *const from = codes + static_cast<int64_t>(tile) * (2 * slab_bytes(kBits));
+    const int left = code_chunks - tile * (2 * kSlabChunks);
     char *const to = stage + 16 * (warp * 2 * kSlabChunks + lane);
     VQP_UNROLL
     for (int j = 0; j < (2 * kSlabChunks + 31) / 32; ++j) {
-      const int chunk = lane + 32 * j;
-      if (2 * kSlabChunks % 32 && chunk >= 2 * kSlabChunks) break;
-      const bool valid = chunk < chunks;
-      copy_async(to + 512 * j, valid ? from + 512 * j : data, valid, policy);
+      if (2 * kSlabChunks % 32 && lane + 32 * j >= 2 * kSlabChunks) break;
+      copy_async(to + 512 * j, from + 512 * j, 32 * j < left, policy);
     }
     copy_table(stage + p.stage.scales, scales, p.scale_bytes, tile);
     if (p.zero_bytes) copy_table(stage + p.stage.zeros, zeros, p.zero_bytes, tile);
@@ -78,12 +92,10 @@ struct Loader {
   /* [row tile][group of the K tile][16] of a table [row tile][groups][16] with `size` bytes an element. At most
    * 8 groups of 4 bytes: 32 chunks a row tile, one a lane. */
   VQP_DEVICE void copy_table(char *to, const char *table, int size, int tile) const {
-    const int warp = thread_index() >> 5, lane = thread_index() & 31, width = groups_of_tile(p.group_shift) * size;
+    const int width = groups_of_tile(p.group_shift) * size;
     if (lane >= width) return;
-    const int first = (tile * (kTileK / kStep)) >> p.group_shift, groups = static_cast<int>(p.call.groups);
-    const bool valid = warp < row_tiles && lane < (groups - first) * size;
-    const int at = (warp * groups + first) * size + lane;
-    copy_async(to + 16 * (warp * width + lane), table + (valid ? 16 * at : 0), valid);
+    const int first = (tile * (kTileK / kStep)) >> p.group_shift;
+    copy_async(to + 16 * (warp * width + lane), table + 16 * first * size, lane < (table_groups - first) * size);
   }
 
   VQP_DEVICE void copy_x(char *stage, int tile) const {
@@ -91,9 +103,8 @@ struct Loader {
     for (int j = 0; j < kCopies; ++j) {
       const int token = (thread_index() >> 4) + 16 * j, chunk = thread_index() & 15;
       if (kChunks % kThreads && token >= kTokens) break;
-      const bool valid = x_rows[j] && tile * kTileK + 8 * chunk < p.call.k;
-      const void *from = valid ? x_rows[j] + static_cast<int64_t>(tile) * kTileK * 2 : p.call.x;
-      copy_async(stage + x_place(token, chunk), from, valid);
+      const char *const from = x_rows[j] + static_cast<int64_t>(tile) * (kTileK * 2);
+      copy_async(stage + x_place(token, chunk), from, x_valid(j, tile));
     }
   }
 
@@ -136,7 +147,7 @@ struct Loader {
         for (int j = 0; j < kCopies; ++j) {
           const int at = tile + first + i;
           loaded[i][j] = {};
-          if (first + i < count && x_rows[j] && at * kTileK + 8 * chunk < p.call.k)
+          if (first + i < count && x_valid(j, at))
             loaded[i][j] = load_written(reinterpret_cast<const Words4 *>(x_rows[j] + static_cast<int64_t>(at) * kTileK * 2));
         }
       VQP_UNROLL

@@ -20,6 +20,7 @@ constexpr int kWarpsN = 4, kWarpsK = 2;
 constexpr int kTileN = 128, kTileK = 128;
 constexpr int kRowTiles = kTileN / kRowTile; /* of a block */
 constexpr int kWideTokens = 128;             /* from here on a block is that of wide_kernel.h */
+constexpr int kScaleOnceBits = 5;            /* three stages of 256 tokens fit up to here */
 VQP_HD constexpr int wide_stages(int tokens) { return tokens == kWideTokens ? 4 : 3; }
 constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
 constexpr int kMaxSplits = 8;
@@ -113,11 +114,11 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
 }
 
 /* Whether the kernels of wide_kernel.h serve a call: groups from 32, integer zero points; 256 tokens need one scale a
- * row. Sums come in another order there, so batch invariance is kept by the small kernels. */
+ * row and narrow weights. Sums come in another order there, so batch invariance is kept by the small kernels. */
 inline bool wide_serves(const Device &device, const vqp_cuda_linear &c, int tokens) {
   const int shift = group_shift(c.groups, c.group_size);
   return device.warpgroups && !c.batch_invariant && !(c.zeros && c.zero_dtype == VQP_CUDA_F32) && shift >= 1 &&
-         (tokens == kWideTokens || (tokens == 2 * kWideTokens && shift == kOneGroup));
+         (tokens == kWideTokens || (tokens == 2 * kWideTokens && shift == kOneGroup && bits_of(c.kind) <= kScaleOnceBits));
 }
 
 /* 8, 4 or 2 stages: as many as let two blocks share a multiprocessor, else two in a block that has it alone. */

@@ -20,13 +20,14 @@ wide(const VQP_PARAMETER Params p) {
 namespace {
 template <class T, int kKind>
 const void *kernel_for(int tokens, bool float_zeros) {
+  constexpr bool kOnce = bits_of(kKind) <= kScaleOnceBits; /* where 256 tokens are never asked for: the other kernel */
   if (float_zeros) return reinterpret_cast<const void *>(&wna16<T, kKind, 16, kKind != kFp8>);
   return tokens == 8    ? reinterpret_cast<const void *>(&wna16<T, kKind, 8, false>)
          : tokens == 16 ? reinterpret_cast<const void *>(&wna16<T, kKind, 16, false>)
          : tokens == 32 ? reinterpret_cast<const void *>(&wna16<T, kKind, 32, false>)
          : tokens == 64 ? reinterpret_cast<const void *>(&wna16<T, kKind, 64, false>)
          : tokens == kWideTokens ? reinterpret_cast<const void *>(&wide<T, kKind, kWideTokens, false>)
-                                 : reinterpret_cast<const void *>(&wide<T, kKind, 2 * kWideTokens, true>);
+                                 : reinterpret_cast<const void *>(&wide<T, kKind, kOnce ? 2 * kWideTokens : kWideTokens, kOnce>);
 }
 }  // namespace
 
