@@ -169,6 +169,31 @@ def median_seconds(work: Callable[[], Any], repeats: int = 15) -> float:
     return statistics.median(times)
 
 
+def time_in_turns(
+    ready: dict[str, Timed], nbytes: int, flops: int, repeats: int, bandwidth: float
+) -> dict[str, dict[str, float]]:
+    """Microseconds and rates by name; ``nbytes`` and ``flops`` are one product's, ``bandwidth`` bytes a second.
+
+    Who goes first alternates, so that a drift of the clock favours nobody.
+    """
+    for turn in range(repeats):
+        order = list(ready.values())
+        for timed in order if turn % 2 else reversed(order):
+            timed.replay()
+    results = {}
+    for name, timed in ready.items():
+        median = statistics.median(timed.times)
+        results[name] = {
+            "us": median,
+            "us_low": min(timed.times),
+            "us_high": max(timed.times),
+            "copy_share": nbytes / (median * 1e-6) / bandwidth,
+            "tflops": flops / (median * 1e-6) / 1e12,
+            "relative_error": timed.error,
+        }
+    return results
+
+
 def measure(case: Case, bandwidth: float, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
     """All implementations in one case, in turns."""
     l2 = torch.cuda.get_device_properties(0).L2_cache_size
@@ -184,21 +209,7 @@ def measure(case: Case, bandwidth: float, dtype: torch.dtype, repeats: int) -> d
             ready[peer.name] = prepare(peer, weights, x, exact)
         except Exception as error:
             absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    for turn in range(repeats):
-        order = list(ready.values())
-        for timed in order if turn % 2 else reversed(order):
-            timed.replay()
-    results = {}
-    for name, timed in ready.items():
-        median = statistics.median(timed.times)
-        results[name] = {
-            "us": median,
-            "us_low": min(timed.times),
-            "us_high": max(timed.times),
-            "copy_share": case.bytes / (median * 1e-6) / bandwidth,
-            "tflops": 2 * case.m * case.n * case.k / (median * 1e-6) / 1e12,
-            "relative_error": timed.error,
-        }
+    results = time_in_turns(ready, case.bytes, 2 * case.m * case.n * case.k, repeats, bandwidth)
     shape = {"m": case.m, "n": case.n, "k": case.k, "bits": case.bits, "group_size": case.group_size}
     return {"case": case.name, **shape, "zeros": case.zeros, "copies": copies, "results": results, "absent": absent}
 

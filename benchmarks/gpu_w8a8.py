@@ -112,21 +112,7 @@ def measure(case: Case, bandwidth: float, repeats: int) -> dict[str, Any]:
             ready[peer.name] = gpu_linear.Timed(graph, len(runs), error)
         except Exception as error:
             absent[peer.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    for turn in range(repeats):
-        order = list(ready.values())
-        for timed in order if turn % 2 else reversed(order):
-            timed.replay()
-    results = {}
-    for name, timed in ready.items():
-        median = statistics.median(timed.times)
-        results[name] = {
-            "us": median,
-            "us_low": min(timed.times),
-            "us_high": max(timed.times),
-            "copy_share": case.bytes / (median * 1e-6) / bandwidth,
-            "tflops": 2 * case.m * case.n * case.k / (median * 1e-6) / 1e12,
-            "relative_error": timed.error,
-        }
+    results = gpu_linear.time_in_turns(ready, case.bytes, 2 * case.m * case.n * case.k, repeats, bandwidth)
     return {**asdict(case), "copies": copies, "results": results, "absent": absent}
 
 
