@@ -70,11 +70,17 @@ int vqp_cuda_linear_plan(const vqp_cuda_linear *call, int tokens, vqp_cuda_plan 
 int vqp_cuda_linear_run(const vqp_cuda_linear *call, const vqp_cuda_plan *plan, void *workspace,
                         int64_t workspace_bytes, void *stream_) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  int index;
+  Device device;
+  const int unknown = device_of(&index, &device);
+  if (unknown) return unknown;
   if (workspace_bytes < plan->workspace_bytes) return VQP_CUDA_EWORKSPACE;
   if (plan->m_tiles == 0) return VQP_CUDA_OK;
   const void *kernel = kernel_of(*call, plan->tokens);
-  /* Sets a bound that later calls may need higher or lower: cheap, and safe during a capture. */
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes);
+  /* A bound of the kernel on this device. Always the most there is: two threads that set what their own calls need
+   * could lower it under each other's launch. Cheap, and safe during a capture. */
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_per_block);
   if (error != cudaSuccess) return runtime_error(error);
   Params p = make_params(*call, *plan, static_cast<float *>(workspace));
   void *arguments[] = {&p};

@@ -56,6 +56,10 @@ VQP_HD int64_t pair_of(const vqp_cuda_linear &c, int64_t row, Load load) {
   const int64_t pair = load(c.rows + row);
   return pair < c.m ? pair : -1;
 }
+/* Whether the weight holds expert `expert` of a tile. */
+VQP_HD bool holds_expert(const vqp_cuda_linear &c, int64_t expert) {
+  return !c.rows || (expert >= 0 && expert < c.num_experts);
+}
 VQP_HD int64_t x_row_of(const vqp_cuda_linear &c, int64_t pair) { return c.rows ? pair / c.top_k : pair; }
 
 }  // namespace vqp

@@ -24,6 +24,7 @@ constexpr int kScaleOnceBits = 5;            /* three stages of 256 tokens fit u
 VQP_HD constexpr int wide_stages(int tokens) { return tokens == kWideTokens ? 4 : 3; }
 constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
 constexpr int kMaxSplits = 8;
+constexpr int kMaxGrid = 65535; /* blocks along y and z */
 constexpr int64_t kMaxWorkspace = 256 << 20; /* of the grouped form, whose rows cannot be run in parts */
 constexpr int kOneGroup = 30; /* the group shift of one scale a row */
 
@@ -141,7 +142,8 @@ inline bool set_shared(const Device &device, const vqp_cuda_linear &c, vqp_cuda_
 
 inline int check_call(const vqp_cuda_linear &c) {
   if (c.m < 0 || c.n < 1 || c.k < 1 || c.k_padded < c.k || c.k_padded % kSlab || c.groups < 1) return VQP_CUDA_ESHAPE;
-  if (c.k_padded > (1 << 20) || c.n > (1 << 23) || c.m > (1 << 24)) return VQP_CUDA_ESHAPE; /* offsets of 32 bits */
+  if (c.k_padded > (1 << 20) || c.m > (1 << 24)) return VQP_CUDA_ESHAPE; /* offsets of 32 bits */
+  if (ceil_div(c.n, kTileN) > kMaxGrid) return VQP_CUDA_ESHAPE;
   if (c.kind < 2 || c.kind > kFp8 || (c.kind == kFp8 && c.zeros)) return VQP_CUDA_EDTYPE;
   if (c.x_dtype != VQP_CUDA_F16 && c.x_dtype != VQP_CUDA_BF16) return VQP_CUDA_EDTYPE;
   if (c.scale_dtype < VQP_CUDA_F32 || c.scale_dtype > VQP_CUDA_F16) return VQP_CUDA_EDTYPE;
@@ -151,7 +153,8 @@ inline int check_call(const vqp_cuda_linear &c) {
     const int size = c.group_size;
     if (size < kStep || (size & (size - 1)) || ceil_div(c.k_padded, size) != c.groups) return VQP_CUDA_ESHAPE;
   }
-  if (c.rows && (!c.experts || !c.padded_rows || c.top_k < 1 || c.sorted_rows < 1)) return VQP_CUDA_ESHAPE;
+  if (c.rows && (!c.experts || !c.padded_rows || c.top_k < 1 || c.sorted_rows < 1 || c.num_experts < 1))
+    return VQP_CUDA_ESHAPE;
   const uintptr_t wide = reinterpret_cast<uintptr_t>(c.data) | reinterpret_cast<uintptr_t>(c.scales) |
                          reinterpret_cast<uintptr_t>(c.zeros);
   return wide & 15 ? VQP_CUDA_EALIGN : VQP_CUDA_OK;
@@ -168,7 +171,7 @@ inline int plan_splits(const vqp_cuda_linear &c, const Device &device, int token
   vqp_cuda_plan plan = {};
   plan.tokens = tokens;
   const int64_t rows = c.rows ? c.sorted_rows : c.m, m_tiles = ceil_div(rows, plan.tokens);
-  if (m_tiles > 65535) return VQP_CUDA_ESHAPE;
+  if (m_tiles > kMaxGrid) return VQP_CUDA_ESHAPE;
   plan.m_tiles = static_cast<int>(m_tiles);
   plan.n_tiles = static_cast<int>(ceil_div(c.n, kTileN));
   if (!set_shared(device, c, plan)) return VQP_CUDA_EDEVICE;

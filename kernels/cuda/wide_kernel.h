@@ -223,7 +223,7 @@ VQP_DEVICE void wide_block(const Params &p) {
   if (kDependentLaunch && p.dependent) dependency_wait(), dependency_launch();
   if (c.rows && first_row >= load_written(c.padded_rows)) return; /* all blocks of a cluster agree */
   const int64_t expert = c.rows ? load_written(c.experts + m_tile) : 0;
-  if (expert < 0) {
+  if (!holds_expert(c, expert)) {
     if (split == 0) store_zeros<kTokens>(c, first_row, static_cast<int64_t>(n_tile) * kTileN);
     return;
   }

@@ -185,7 +185,7 @@ VQP_DEVICE void store_output(const vqp_cuda_linear &c, int64_t pair, int64_t cha
   store_global(static_cast<uint16_t *>(c.y) + pair * c.n + channel, static_cast<uint16_t>(to_pair<T>(value, 0)));
 }
 
-/* The block's outputs where the tile's expert is on another device. */
+/* The block's outputs where the weight does not hold the tile's expert. */
 template <int kTokens>
 VQP_DEVICE void store_zeros(const vqp_cuda_linear &c, int64_t first_row, int64_t first_channel) {
   for (int i = thread_index(); i < kTokens * kTileN; i += kThreads) {
@@ -193,6 +193,18 @@ VQP_DEVICE void store_zeros(const vqp_cuda_linear &c, int64_t first_row, int64_t
     const int64_t channel = first_channel + i % kTileN;
     if (pair >= 0 && channel < c.n) store_global(static_cast<uint16_t *>(c.y) + pair * c.n + channel, uint16_t(0));
   }
+}
+
+/* The sum over the blocks of a cluster of the float at `at`, in their order. All are asked for before the first is
+ * used: one trip to the other multiprocessors, not one for each. */
+VQP_DEVICE float sum_of_cluster(const float *at, int splits) {
+  float of[kMaxSplits];
+  VQP_UNROLL
+  for (int rank = 0; rank < kMaxSplits; ++rank) of[rank] = rank < splits ? load_cluster(at, rank) : 0;
+  float sum = of[0];
+  VQP_UNROLL
+  for (int rank = 1; rank < kMaxSplits; ++rank) sum = rank < splits ? sum + of[rank] : sum;
+  return sum;
 }
 
 /* From the block's sum tile to its outputs, or to the workspace. */
@@ -216,10 +228,7 @@ VQP_DEVICE void finish_block(const Params &p, const Source &loader, const float 
       store_global(p.partial + (split * rows + first_row + token) * c.n + channel, value);
       continue;
     }
-    if (p.clustered) {
-      value = load_cluster(at, 0);
-      for (int rank = 1; rank < p.splits; ++rank) value += load_cluster(at, rank);
-    }
+    if (p.clustered) value = sum_of_cluster(at, p.splits);
     store_output<T>(c, pair, channel, expert, value);
   }
   if (p.clustered) cluster_barrier(); /* a block's sums live until all have read them */
@@ -236,7 +245,7 @@ VQP_DEVICE void wna16_block(const Params &p) {
   if (kDependentLaunch && p.dependent && c.rows) dependency_wait(), dependency_launch();
   if (c.rows && first_row >= load_written(c.padded_rows)) return; /* all blocks of a cluster agree */
   const int64_t expert = c.rows ? load_written(c.experts + m_tile) : 0;
-  if (expert < 0) {
+  if (!holds_expert(c, expert)) {
     if (split == 0) store_zeros<kTokens>(c, first_row, static_cast<int64_t>(n_tile) * kTileN);
     return;
   }
@@ -297,7 +306,7 @@ VQP_DEVICE void reduce_block(const Params &p, int64_t rows, int tokens) {
   for (int64_t row = block_y(); row < used; row += grid_y()) {
     const int64_t pair = pair_of(c, row, [](const int32_t *at) { return load_global(at); });
     const int64_t expert = c.rows ? load_global(c.experts + row / tokens) : 0;
-    if (pair < 0 || expert < 0) continue;
+    if (pair < 0 || !holds_expert(c, expert)) continue;
     float value = load_global(p.partial + row * c.n + channel);
     for (int split = 1; split < p.splits; ++split)
       value += load_global(p.partial + (split * rows + row) * c.n + channel);

@@ -15,7 +15,7 @@ extern "C" {
 
 #define VQP_CUDA_API __attribute__((visibility("default")))
 
-enum { VQP_CUDA_ABI_VERSION = 2, VQP_CUDA_LAYOUT_VERSION = 1 };
+enum { VQP_CUDA_ABI_VERSION = 3, VQP_CUDA_LAYOUT_VERSION = 1 };
 enum {
   VQP_CUDA_OK = 0,
   VQP_CUDA_ESHAPE = 1,     /* sizes that do not make a layout, or beyond the grid */
@@ -32,7 +32,7 @@ enum { VQP_CUDA_F32 = 0, VQP_CUDA_BF16 = 1, VQP_CUDA_F16 = 2, VQP_CUDA_U8 = 3, V
  * Grouped form (rows not null): tile i of `tokens` rows reads expert experts[i]; row j of the tiles is pair
  * rows[j]: it reads row rows[j] / top_k of x and writes row rows[j] of y; a pair >= m is padding. `m` then
  * counts pairs, `padded_rows` (device, one element) the rows in use, and `sorted_rows` bounds it. A tile whose
- * expert is negative (it lives on another device) writes zeros.
+ * expert is not in [0, num_experts) (it lives on another device, or the router chose none) writes zeros.
  */
 typedef struct {
   const void *x;           /* (rows, k), rows x_stride elements apart, dtype x_dtype */
@@ -54,6 +54,7 @@ typedef struct {
   int32_t kind;            /* 2..8: integer bits; 9: FP8 E4M3 */
   int32_t x_dtype, scale_dtype, zero_dtype, bias_dtype;
   int32_t top_k;
+  int32_t num_experts;     /* with rows: how many the weight holds */
   int32_t batch_invariant; /* nonzero: a row's bits do not depend on m */
   int32_t dependent;       /* nonzero: may start before the kernel ahead of it in the stream has ended (sm_90). That
                               kernel must then not write data, scales, zeros, perm or bias */

@@ -20,7 +20,7 @@ import torch
 from vllm_quant_kernels.library import LibraryError
 
 NAME = "libvqp_cuda.so"
-ABI_VERSION = 2
+ABI_VERSION = 3
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 NO_DTYPE = 4
 RUNTIME_ERROR = 1000
@@ -41,7 +41,7 @@ class Linear(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("rows", "experts", "padded_rows", "row_scales")]
         + [(name, ctypes.c_int64) for name in ("m", "n", "k", "k_padded", "x_stride", "groups", "sorted_rows")]
         + [(name, ctypes.c_int32) for name in ("group_size", "kind", "x_dtype", "scale_dtype", "zero_dtype")]
-        + [(name, ctypes.c_int32) for name in ("bias_dtype", "top_k", "batch_invariant", "dependent")]
+        + [(name, ctypes.c_int32) for name in ("bias_dtype", "top_k", "num_experts", "batch_invariant", "dependent")]
     )
 
 

@@ -72,7 +72,7 @@ def describe_experts(
     call = describe(x, out, w, bias, batch_invariant)
     call.m, call.top_k, call.sorted_rows = out.shape[0], top_k, rows.numel()
     call.rows, call.experts, call.padded_rows = _pointer(rows), _pointer(experts), _pointer(padded_rows)
-    call.row_scales = _pointer(row_scales)
+    call.row_scales, call.num_experts = _pointer(row_scales), w.data.shape[0]
     return call
 
 

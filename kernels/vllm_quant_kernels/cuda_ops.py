@@ -111,7 +111,7 @@ def _experts_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     for tile in range(int(padded_rows) // tokens):
         e, pair = int(experts[tile]), rows[tile * tokens : (tile + 1) * tokens].long()
         pair = pair[pair < pairs]
-        if e < 0:
+        if not 0 <= e < packed.data.shape[0]:
             continue
         factor = None if row_scales is None else row_scales[pair, None]
         out[pair] = _product(x[pair // top_k], packed.expert(e), None if bias is None else bias[e], factor)
@@ -165,7 +165,8 @@ def experts_cuda(
         packed: tensors with a leading expert dimension.
         rows: int32, tiles of ``tokens`` pairs sorted by expert; entries >= ``pairs`` are padding (vLLM's
             ``moe_align_block_size`` with block size ``tokens`` gives rows, experts and padded_rows).
-        experts: int32, the expert of each tile; negative: the expert is elsewhere, and the rows become zero.
+        experts: int32, the expert of each tile. The rows of one that ``packed`` does not hold (negative, or past
+            the last) become zero.
         padded_rows: int32, one element: rows in use.
         tokens: 8, 16, 32, 64, or 128 on Hopper; 16 with floating zero points. :func:`tile_tokens` chooses.
         bias: None, or (experts, N).

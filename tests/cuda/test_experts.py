@@ -39,11 +39,14 @@ def align(
     expert_map: torch.Tensor | None = None,
     pad_sorted_ids: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """vLLM's ``moe_align_block_size``, of which vLLM has no CPU version: sizes and order by its docstring.
+    """vLLM's ``moe_align_block_size``, of which vLLM has no CPU version: sizes and order by its docstring. Its kernel
+    counts every id, so one outside [0, num_experts) would write out of bounds.
 
     What it leaves unwritten holds a valid pair and expert here, so a kernel that does not stop at the rows in
     use overwrites good rows.
     """
+    assert int(topk_ids.min()) >= 0
+    assert int(topk_ids.max()) < num_experts
     pairs = topk_ids.numel()
     size = pairs + num_experts * (block_size - 1)
     if pad_sorted_ids:
@@ -112,13 +115,14 @@ def weights_of(name: str, n: int, k: int) -> list[CanonicalWeight]:
     return [random_weight(n, k, seed=10 * n + e, **FORMATS[name]) for e in range(EXPERTS)]
 
 
-@pytest.mark.parametrize("mode", ["all", "parallel", "on-input"])
+@pytest.mark.parametrize("mode", ["all", "parallel", "on-input", "none-chosen", "parallel-none-chosen"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_experts_compute_what_the_dequantized_ones_do(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "moe_align_block_size", align)
-    local = {2: 0, 0: 1, 4: 2} if mode == "parallel" else {e: e for e in range(EXPERTS)}
+    parallel = mode.startswith("parallel")
+    local = {2: 0, 0: 1, 4: 2} if parallel else {e: e for e in range(EXPERTS)}
     expert_map = None
-    if mode == "parallel":
+    if parallel:
         expert_map = torch.tensor([local.get(e, -1) for e in range(EXPERTS)], dtype=torch.int32)
     layer = layer_of(expert_map, mode == "on-input")
     matrices = {"w13": weights_of(name, 2 * INNER, HIDDEN), "w2": weights_of(name, HIDDEN, INNER)}
@@ -131,25 +135,52 @@ def test_experts_compute_what_the_dequantized_ones_do(name: str, mode: str, monk
     for m in (1, 2, 40):
         x = torch.randn(m, HIDDEN, generator=torch.Generator().manual_seed(m)).bfloat16()
         weights, ids = route(m, m)
+        if mode.endswith("none-chosen"):
+            ids[0], ids[m // 2, 1] = -1, -1  # a row without any expert, and one with half of them
         found = run_experts(layer, stacks["w13"], stacks["w2"], x, weights, ids)
         expected = exact(x, dense["w13"], dense["w2"], weights, ids, local, mode == "on-input")
         assert found.dtype == x.dtype
         assert close(found, expected)
+        assert bool(found[0].any()) != mode.endswith("none-chosen")
     empty = run_experts(layer, stacks["w13"], stacks["w2"], x[:0], weights[:0], ids[:0])
     assert empty.shape == (0, HIDDEN)
 
 
+def test_experts_one_by_one_skip_slots_without_an_expert() -> None:
+    """Without the grouped kernels: -1 is no index into the map of experts."""
+    layer = layer_of(torch.tensor([1, -1, 0, -1, 2], dtype=torch.int32), False)
+    local = {2: 0, 0: 1, 4: 2}
+    generator = torch.Generator().manual_seed(0)
+    dense = {
+        (matrix, e): torch.randn(n, k, generator=generator, dtype=torch.float64) / k**0.5
+        for matrix, n, k in (("w13", 2 * INNER, HIDDEN), ("w2", HIDDEN, INNER))
+        for e in local.values()
+    }
+    layer.vqp_stacks = {}
+    layer.vqp_experts = {
+        (e, matrix): lambda _, x, w=w: (x.double() @ w.T).to(x.dtype) for (matrix, e), w in dense.items()
+    }
+    method = VqpMoEMethod.__new__(VqpMoEMethod)
+    x, (weights, ids) = torch.randn(6, HIDDEN, generator=generator).bfloat16(), route(6, 3)
+    ids[0], ids[4, 0] = -1, -1
+    found = method.apply(layer, x, weights, ids, None, None)
+    w13, w2 = ([dense[matrix, e] for e in range(3)] for matrix in ("w13", "w2"))
+    assert close(found, exact(x, w13, w2, weights, ids, local, False))
+    assert not found[0].any()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("device", ["ONE_BLOCK", "SPLITTING", "CLUSTERED"])
-def test_the_emulated_kernel_in_the_method(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's own source behind both calls: router weights, and zeros for experts of other ranks."""
+def test_the_emulated_kernel_in_the_method(device: str, parallel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own source behind both calls: router weights, and zeros for experts of other ranks and for none."""
 
     def emulate(*arguments: Any, **named: Any) -> torch.Tensor:
         return emulated.experts(*arguments, **named, device=getattr(emulated, device), seed=1)
 
     monkeypatch.setattr(layers, "moe_align_block_size", align)
     monkeypatch.setattr(cuda_experts, "experts_cuda", emulate)
-    local = {2: 0, 0: 1, 4: 2}
-    layer = layer_of(torch.tensor([1, -1, 0, -1, 2], dtype=torch.int32), False)
+    local = {2: 0, 0: 1, 4: 2} if parallel else {e: e for e in range(EXPERTS)}
+    layer = layer_of(torch.tensor([1, -1, 0, -1, 2], dtype=torch.int32) if parallel else None, False)
     stacks, dense = {}, {}
     for matrix, (n, k) in {"w13": (2 * INNER, HIDDEN), "w2": (HIDDEN, INNER)}.items():
         experts = weights_of("int4-act-order", n, k)[: len(local)]
@@ -157,6 +188,7 @@ def test_the_emulated_kernel_in_the_method(device: str, monkeypatch: pytest.Monk
         stacks[matrix].register(layer, f"{matrix}_packed")
         dense[matrix] = [w.dequantize(torch.float64) for w in experts]
     x, (weights, ids) = torch.randn(6, HIDDEN).bfloat16(), route(6, 3)
+    ids[2], ids[4, 0] = -1, -1
     found = run_experts(layer, stacks["w13"], stacks["w2"], x, weights, ids)
     assert close(found, exact(x, dense["w13"], dense["w2"], weights, ids, local, False))
 

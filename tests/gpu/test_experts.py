@@ -63,14 +63,14 @@ def test_large_batches(kind: str, group_size: int | None, zeros: str, order: str
 
 def test_router_weights_and_experts_of_other_ranks() -> None:
     weights, packed = stack_of("4", 64, "integer", "none")
-    local = [3, -1, 0, 7, -1, 5, 1, 2]
+    local = [3, -1, 0, 7, EXPERTS, 5, 1, 2]  # neither below 0 nor past the last is one of the stack
     chosen, factors = choices(M), torch.rand(M * TOP_K, device="cuda")
     x = activations(M, 512, torch.float16)
     torch.full((64 << 20,), torch.nan, device="cuda")
     routing = order_by_expert(chosen, EXPERTS, 16, local)
     y = experts_cuda(x, packed, *routing, 16, TOP_K, M * TOP_K, row_scales=factors)
     for pair, e in enumerate(chosen.tolist()):
-        if local[e] < 0:
+        if not 0 <= local[e] < EXPERTS:
             assert not y[pair].any()
             continue
         expected = weights[local[e]].dequantize(torch.float64) @ x[pair // TOP_K].double() * factors[pair].double()

@@ -6,8 +6,9 @@
                      --w2, grouped-->   (M * top_k, H)      times the router's weights, in FP32
                      --sum over top_k-> (M, H)
 
-Every shape follows from M alone, so CUDA graphs can record it. Experts of other ranks (expert parallelism) have
-tiles too; the kernel writes zeros for them.
+Every shape follows from M alone, so CUDA graphs can record it. Experts of other ranks (expert parallelism), and slots
+for which the router chose none (id -1: padding rows, or a dispatcher's mark), have tiles too; the kernel writes zeros
+for them.
 """
 
 from __future__ import annotations
@@ -114,18 +115,29 @@ def _fixed(part: PackedCuda) -> bool:
     return part.zeros is not None and part.zeros.dtype == torch.float32
 
 
+def route(topk_ids: torch.Tensor, tokens: int, experts: int, expert_map: torch.Tensor | None) -> Routing:
+    """Tiles of ``tokens`` pairs. Every pair is in one, also those of no expert: their output must be written too.
+
+    vLLM's operator counts ids from 0 only, so -1 becomes an expert of its own behind the last: one that no stack holds.
+    """
+    ids = topk_ids.remainder(experts + 1)
+    if expert_map is not None:
+        expert_map = torch.nn.functional.pad(expert_map, (0, 1), value=-1)
+    rows, tiles, used = layers.moe_align_block_size(ids, tokens, experts + 1, expert_map, pad_sorted_ids=True)
+    return Routing(rows, tiles, used, tokens)
+
+
 def run_experts(
     layer: Any, w13: ExpertStack, w2: ExpertStack, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
 ) -> torch.Tensor:
-    """x (M, H); topk_weights and topk_ids (M, top_k), ids global and none negative. Returns (M, H)."""
+    """x (M, H); topk_weights and topk_ids (M, top_k), ids global, -1 for none. Returns (M, H)."""
     m, top_k = topk_ids.shape
     pairs, experts = m * top_k, layer.global_num_experts
     if not pairs:
         return torch.zeros_like(x)
     fixed = [stack for stack in (w13, w2) if stack.fixed_tile]
     tokens = min(stack.tokens(pairs, experts, x.device) for stack in fixed or (w13, w2))
-    rows, tiles, used = layers.moe_align_block_size(topk_ids, tokens, experts, layer.expert_map, pad_sorted_ids=True)
-    routing = Routing(rows, tiles, used, tokens)
+    routing = route(topk_ids, tokens, experts, layer.expert_map)
     weights = topk_weights.reshape(-1).float().contiguous()
     on_input = bool(layer.apply_router_weight_on_input)
     gate_up = w13(layer, x, routing, top_k, pairs, weights if on_input else None)

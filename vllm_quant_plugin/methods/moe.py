@@ -160,12 +160,13 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         shared_experts: Any,
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
-        """x (M, H); topk_weights and topk_ids (M, top_k), ids global. Returns (M, H)."""
+        """x (M, H); topk_weights and topk_ids (M, top_k), ids global, -1 for none. Returns (M, H)."""
         if layer.vqp_stacks:
             stacks = layer.vqp_stacks
             return run_experts(layer, stacks["w13"], stacks["w2"], x, topk_weights, topk_ids)
         if layer.expert_map is not None:
-            topk_ids = layer.expert_map[topk_ids.long()]
+            # -1, no expert chosen, stays that: as an index it would be the last one.
+            topk_ids = torch.where(topk_ids < 0, -1, layer.expert_map[topk_ids.clamp(min=0).long()])
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         gather = x.device.type == "cpu"
         for expert in range(len(layer.vqp_experts) // 2):
