@@ -12,6 +12,8 @@ The real vLLM on the bundled model; ``fake`` has the tests' fake behind the same
           Output tokens per second with the plugin's metrics over those without, two servers taking turns, the idle
           one stopped: at least 0.99 (median over pairs). Beside it the processor time of the server's processes per
           token, which other programs on the machine disturb less.
+``wait``  The same for the engine's processes sleeping while they wait for each other (``VQP_ENGINE_WAIT``) against
+          vLLM's own spinning: one request at a time, and 16, at least 0.95.
 ``record``
           Processor time of the plugin's metrics per engine step, fed with vLLM's own statistics objects, over the
           time of a step in ``overhead``: at most 0.01.
@@ -94,53 +96,75 @@ def volume(options: argparse.Namespace, *, fake: bool) -> dict[str, Any]:
 CONCURRENCY = 16
 
 
+def _take_turns(on: Server, off: Server, pairs: int, concurrency: int = CONCURRENCY) -> dict[str, Any]:
+    """Two servers that are loading, asked in turn: ratios of ``on`` over ``off`` in tokens per second.
+
+    The one that is not asked is stopped. Both are ended.
+    """
+    tokens, requests = 64, 2 * concurrency
+    on.wait("ready")
+    off.wait("ready")
+    trees = {server.port: server.tree() for server in (on, off)}
+
+    def rate(server: Server) -> tuple[float, float]:
+        """Tokens per second of the clock, and per second of processor time."""
+        for process in trees[server.port]:
+            process.resume()
+        before = _processor_seconds(trees[server.port])
+        outcomes, _, seconds = asyncio.run(_ask(server.url, requests, concurrency, tokens))
+        worked = _processor_seconds(trees[server.port]) - before
+        for process in trees[server.port]:
+            process.suspend()
+        assert outcomes["complete"] == requests, (outcomes, "on" if server is on else "off")
+        return requests * tokens / seconds, requests * tokens / worked
+
+    for server in (on, off, on, off):
+        rate(server)
+    found = []
+    for number in range(pairs):
+        # Which goes first alternates, so that a drift of the machine favours neither.
+        order = (on, off) if number % 2 else (off, on)
+        rates = {server.port: rate(server) for server in order}
+        found.append((rates[on.port], rates[off.port]))
+        print(f"    tokens/s and per processor second: on {found[-1][0]}, off {found[-1][1]}", flush=True)
+    for process in (*trees[on.port], *trees[off.port]):
+        process.resume()
+    figures: dict[str, Any] = {"pairs": found}
+    for index, clock in enumerate(("wall", "processor")):
+        ratios = [one[index] / other[index] for one, other in found]
+        figures[clock] = {
+            "tokens_per_second_on": statistics.median(one[index] for one, _ in found),
+            "tokens_per_second_off": statistics.median(other[index] for _, other in found),
+            "ratio_median": statistics.median(ratios), "ratio_mean": statistics.fmean(ratios),
+            "ratio_stderr": statistics.stdev(ratios) / len(ratios) ** 0.5,
+        }  # fmt: skip
+    return figures
+
+
 def overhead(options: argparse.Namespace) -> dict[str, Any]:
     """Throughput with the plugin's metrics against without them."""
-    tokens = 64
     with (
         Server("--deep-check", "0", "--price", "1", "--slo-ttft", "30") as on,
         Server("--deep-check", "0", environment={"VLLM_PLUGINS": "vqp"}) as off,
     ):
-        on.wait("ready")
-        off.wait("ready")
+        figures = _take_turns(on, off, options.pairs)
         assert "vqp_" in httpx.get(f"{on.url}/metrics").text
         assert "vqp_" not in httpx.get(f"{off.url}/metrics").text
-        trees = {server.port: server.tree() for server in (on, off)}
-
-        def rate(server: Server, requests: int = 32) -> tuple[float, float]:
-            """Tokens per second of the clock, and per second of processor time."""
-            for process in trees[server.port]:
-                process.resume()
-            before = _processor_seconds(trees[server.port])
-            outcomes, _, seconds = asyncio.run(_ask(server.url, requests, CONCURRENCY, tokens))
-            worked = _processor_seconds(trees[server.port]) - before
-            for process in trees[server.port]:
-                process.suspend()
-            assert outcomes["complete"] == requests, outcomes
-            return requests * tokens / seconds, requests * tokens / worked
-
-        for server in (on, off, on, off):
-            rate(server)
-        pairs = []
-        for number in range(options.pairs):
-            # Which goes first alternates, so that a drift of the machine favours neither.
-            order = (on, off) if number % 2 else (off, on)
-            rates = {server.port: rate(server) for server in order}
-            pairs.append((rates[on.port], rates[off.port]))
-            print(f"    tokens/s and per processor second: on {pairs[-1][0]}, off {pairs[-1][1]}", flush=True)
-        for process in (*trees[on.port], *trees[off.port]):
-            process.resume()
         codes = [on.stop(), off.stop()]
-    figures: dict[str, Any] = {"pairs": pairs, "exit_codes": codes}
-    for index, clock in enumerate(("wall", "processor")):
-        ratios = [one[index] / other[index] for one, other in pairs]
-        figures[clock] = {
-            "tokens_per_second_on": statistics.median(one[index] for one, _ in pairs),
-            "tokens_per_second_off": statistics.median(other[index] for _, other in pairs),
-            "ratio_median": statistics.median(ratios), "ratio_mean": statistics.fmean(ratios),
-            "ratio_stderr": statistics.stdev(ratios) / len(ratios) ** 0.5,
-        }  # fmt: skip
-    return {**figures, "good": figures["wall"]["ratio_median"] >= 0.99}
+    return {**figures, "exit_codes": codes, "good": figures["wall"]["ratio_median"] >= 0.99}
+
+
+def wait(options: argparse.Namespace) -> dict[str, Any]:
+    """Throughput with the engine's processes asleep while they wait for each other, against vLLM's own spinning."""
+    found: dict[str, Any] = {}
+    for concurrency in (1, CONCURRENCY):
+        with (
+            Server("--deep-check", "0") as sleeping,
+            Server("--deep-check", "0", environment={"VQP_ENGINE_WAIT": "spin"}) as spinning,
+        ):
+            found[f"concurrency {concurrency}"] = _take_turns(sleeping, spinning, options.pairs, concurrency)
+            assert [sleeping.stop(), spinning.stop()] == [0, 0]
+    return {**found, "good": all(one["wall"]["ratio_median"] >= 0.95 for one in found.values())}
 
 
 STEPS = 20_000
@@ -336,6 +360,7 @@ TESTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "fake": lambda options: volume(options, fake=True),
     "real": lambda options: volume(options, fake=False),
     "overhead": overhead,
+    "wait": wait,
     "record": record,
     "probes": probes,
     "soak": soak,

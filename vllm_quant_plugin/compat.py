@@ -21,6 +21,8 @@ TESTED = ("0.32", "0.33")
 
 # "module:qualified name" -> parameters that our overrides or calls rely on.
 RELIED_ON: dict[str, tuple[str, ...]] = {
+    # Replaced, not called: engine_wait.py.
+    "vllm.distributed.device_communicators.shm_broadcast:sched_yield": (),
     "vllm.model_executor.layers.linear:LinearMethodBase.create_weights": (
         "layer",
         "input_size_per_partition",

@@ -6,6 +6,7 @@ vLLM calls it in every process, several times, before it parses its flags. It is
 
 from __future__ import annotations
 
+from vllm_quant_plugin.engine_wait import rest_while_waiting
 from vllm_quant_plugin.import_hook import after_import
 
 
@@ -27,6 +28,8 @@ def register() -> None:
         for name in config.names:
             compat.register_quantization_config(name)(config)
     after_import("vllm.model_executor.kernels.linear", _register_kernel)
+    if compat.current_platform.is_cpu():
+        rest_while_waiting()
 
 
 def _register_kernel() -> None:
