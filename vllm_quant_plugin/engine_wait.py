@@ -17,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from typing import Any
 
 from vllm_quant_plugin.import_hook import after_import
 
@@ -48,7 +49,7 @@ def rest_while_waiting() -> None:
 
 
 def _replace_yield() -> None:
-    ring = importlib.import_module(RING)
+    ring: Any = importlib.import_module(RING)
     # The ring looks the name up with each wait. A vLLM without it waits in another way, which is left alone.
     if hasattr(ring, "sched_yield"):
         ring.sched_yield = rest
