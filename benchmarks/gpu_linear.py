@@ -1,13 +1,14 @@
 """Weight-only linear layers on one GPU, peers side by side in one run. Needs torch; peers are optional.
 
-    python benchmarks/gpu_linear.py [--quick] [--json FILE]
+    python benchmarks/gpu_linear.py [--quick | --layers] [--seconds N] [--json FILE]
 
 Protocol: the copy bandwidth and the dense BF16 rate are measured first, in the same run. Every case holds
 enough distinct copies of its weight to exceed the L2 four times over, and one CUDA graph runs through them
 all, so each call meets a cold L2; the time is the median over replays divided by the calls in the graph.
 Implementations take turns, replay by replay, and each is checked against the dequantized weight before it
 is timed. A peer that cannot run is named in the report with the reason.
-Writes benchmarks/results/<gpu>-<date>.json unless --json names another file.
+Writes benchmarks/results/<gpu>-<date>.json unless --json names another file, anew after every case;
+benchmarks/gpu_render.py puts it into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import json
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ LLAMA = {
 }
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases() -> Iterator[Case]:
+    """The goals' shapes."""
     for m in (1, 4, 8, 16, 32, 64):
         yield Case(f"square-{m}", m, 8192, 8192)
     yield Case("wide-1", 1, 28672, 8192)
@@ -86,10 +89,12 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(f"square-{m}", m, 8192, 8192)
     for bits in (4, 8):
         yield Case(f"square-4096-w{bits}-channel", 4096, 8192, 8192, bits, group_size=8192)
-    if not quick:
-        for name, (n, k) in LLAMA.items():
-            for m in (1, 8, 32):
-                yield Case(f"{name}-{m}", m, n, k)
+
+
+def layers() -> Iterator[Case]:
+    for name, (n, k) in LLAMA.items():
+        for m in (1, 8, 32):
+            yield Case(f"{name}-{m}", m, n, k)
 
 
 def random_weight(case: Case, seed: int) -> CanonicalWeight:
@@ -214,8 +219,57 @@ def measure(case: Case, bandwidth: float, dtype: torch.dtype, repeats: int) -> d
     return {"case": case.name, **shape, "zeros": case.zeros, "copies": copies, "results": results, "absent": absent}
 
 
+def measure_all(
+    chosen: Iterable[Any],
+    measure_one: Callable[[Any], dict[str, Any]],
+    result: dict[str, Any],
+    target: Path,
+    end: float,
+) -> None:
+    """Fill ``result["cases"]``, and write it after each, until the time ``end``. What fails is told in its row."""
+    result["cases"] = []
+    for case in chosen:
+        if time.monotonic() > end:
+            print(f"no time left: {case.name} and what follows are not measured")
+            break
+        try:
+            row = measure_one(case)
+        except RuntimeError as error:
+            row = {"case": case.name, "results": {}, "absent": {}, "error": str(error).splitlines()[0]}
+        result["cases"].append(row)
+        print(report(row), flush=True)
+        write_results(target, result)
+        torch.cuda.empty_cache()
+    absent = {peer: reason for row in result["cases"] for peer, reason in row["absent"].items()}
+    for peer, reason in absent.items():
+        print(f"absent in some or all cases: {peer}: {reason}")
+    print(f"written to {target}")
+
+
+def result_file(suffix: str = "") -> Path:
+    """Where results of this GPU and day are kept."""
+    slug = torch.cuda.get_device_name().lower().replace("nvidia", "").strip().replace(" ", "-")
+    return ROOT / "benchmarks" / "results" / f"{slug}-{datetime.date.today()}{suffix}.json"
+
+
+def write_results(target: Path, result: dict[str, Any]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(target)
+
+
+def machine() -> dict[str, Any]:
+    """What a result begins with: the GPU, and the two ceilings measured in this run."""
+    bandwidth, rate, name = copy_bandwidth(), dense_rate(), torch.cuda.get_device_name()
+    torch.cuda.empty_cache()
+    print(f"{name}: copy {bandwidth / 1e12:.2f} TB/s, dense BF16 {rate / 1e12:.0f} TFLOP/s", flush=True)
+    head = {"gpu": name, "torch": torch.__version__, "date": str(datetime.date.today())}
+    return {**head, "copy_bandwidth": bandwidth, "dense_bf16_rate": rate}
+
+
 def report(row: dict[str, Any]) -> str:
-    parts = [f"{row['case']:24}"]
+    parts = [f"{row['case']:24}"] + ([row["error"]] if "error" in row else [])
     for name, result in row["results"].items():
         parts.append(f"{name} {result['us']:.1f} us ({result['copy_share']:.0%} of copy, {result['tflops']:.0f} TF)")
     return " | ".join(parts)
@@ -224,6 +278,8 @@ def report(row: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="without the Llama layers")
+    parser.add_argument("--layers", action="store_true", help="the Llama layers alone")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after that")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--repeats", type=int, default=20, help="replays of each implementation")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
@@ -231,26 +287,13 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_linear: no NVIDIA GPU here: nothing was measured", file=sys.stderr)
         return 69
-    name = torch.cuda.get_device_name()
-    bandwidth, rate = copy_bandwidth(), dense_rate()
-    print(f"{name}: copy {bandwidth / 1e12:.2f} TB/s, dense BF16 {rate / 1e12:.0f} TFLOP/s", flush=True)
-    rows = []
-    for case in cases(arguments.quick):
-        rows.append(measure(case, bandwidth, getattr(torch, arguments.dtype), arguments.repeats))
-        print(report(rows[-1]), flush=True)
-        torch.cuda.empty_cache()
-    absent = {peer: reason for row in rows for peer, reason in row["absent"].items()}
-    for peer, reason in absent.items():
-        print(f"absent in some or all cases: {peer}: {reason}")
-    slug = name.lower().replace("nvidia", "").strip().replace(" ", "-")
-    target = arguments.json or ROOT / "benchmarks" / "results" / f"{slug}-{datetime.date.today()}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    head = {"gpu": name, "torch": torch.__version__, "dtype": arguments.dtype, "date": str(datetime.date.today())}
-    result = {**head, "copy_bandwidth": bandwidth, "dense_bf16_rate": rate, "cases": rows}
-    partial = target.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(target)
-    print(f"written to {target}")
+    end, dtype = time.monotonic() + arguments.seconds, getattr(torch, arguments.dtype)
+    result = {**machine(), "dtype": arguments.dtype}
+    chosen = [*([] if arguments.layers else cases()), *([] if arguments.quick else layers())]
+    target = arguments.json or result_file("-layers" if arguments.layers else "")
+    measure_all(
+        chosen, lambda case: measure(case, result["copy_bandwidth"], dtype, arguments.repeats), result, target, end
+    )
     return 0
 
 

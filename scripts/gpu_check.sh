@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Builds the kernels for this machine's GPU, runs tests/gpu, then the benchmarks benchmarks/gpu_*.py. They need
-# torch and pytest only, so a bare machine with those two will do; vLLM is served where it is installed.
-# Called by `make gpu-check`.
-#   exit 0: the tests passed    exit 1: they failed    exit 69: no GPU, nothing was checked
+# Builds the kernels for this machine's GPU, tests and measures them: finds a GPU and a python3 with torch and pytest,
+# and hands over to gpu_check.py, which says what the steps are. Called by `make gpu-check`; arguments go to gpu_check.py.
+#   exit 0: all passed    exit 1: something did not    exit 69: no GPU, nothing was checked
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -22,25 +21,4 @@ if [[ -z $python ]]; then
   make setup
   python=.venv/bin/python
 fi
-
-# A build of its own, for the GPU that is here: make's may have been configured without CUDA.
-build=build/gpu-check
-architecture=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
-# Hopper's own instructions need the "a" that CMake's "native" leaves out.
-[[ $architecture == 90 ]] && architecture=90a
-cmake -S kernels -B "$build" -DVQP_CUDA=ON -DVQP_CUDA_ARCHITECTURES="$architecture-real" >/dev/null
-cmake --build "$build" --parallel
-
-# The tests' own pytest.ini keeps the project's plugins and conftest out. The folder
-# kernels/ is on the path only where the package is not installed.
-"$python" -c 'import vllm_quant_kernels' 2>/dev/null || export PYTHONPATH="$root/kernels${PYTHONPATH:+:$PYTHONPATH}"
-"$python" -m pytest -c tests/gpu/pytest.ini tests/gpu "$@"
-# Speed only of what is right. Results land in benchmarks/results/<gpu>-<date>.json and ...-w8a8.json.
-"$python" benchmarks/gpu_linear.py
-"$python" benchmarks/gpu_w8a8.py
-# The whole plugin in vLLM, where there is one; VQP_SERVE_MODEL names a larger 16-bit model. 69: nothing was served.
-if ! "$python" -c 'import vllm' 2>/dev/null; then
-  echo "gpu-check: vLLM is not installed: no server was started"
-  exit 0
-fi
-"$python" benchmarks/gpu_serve.py "${VQP_SERVE_MODEL:-vllm_quant_plugin/data/stdlib-llama}"
+exec "$python" scripts/gpu_check.py "$@"

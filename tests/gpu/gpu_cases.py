@@ -75,6 +75,12 @@ def check(y: torch.Tensor, x: torch.Tensor, w: CanonicalWeight, bias: torch.Tens
     assert float(worst) <= 1, f"error is {float(worst):.2f} of what is allowed"
 
 
+def check_on_cpu(y: torch.Tensor, x: torch.Tensor, w: CanonicalWeight) -> None:
+    """The same without a kernel of its own on the GPU."""
+    fields = {name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in vars(w).items()}
+    check(y.cpu(), x.cpu(), CanonicalWeight(**fields))
+
+
 def order_by_expert(
     chosen: torch.Tensor, experts: int, tokens: int, local: list[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -31,5 +31,7 @@ def test_clean(script: str, tool: str) -> None:
     # Whole allocations from the driver: the caching allocator would hide accesses beyond a tensor.
     environment = {**os.environ, "PYTHONPATH": path, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if "Device not supported" in result.stdout:
+        pytest.skip("compute-sanitizer refuses this device: a container or virtual machine without debugging")
     assert result.returncode == 0, (result.stdout + result.stderr)[-6000:]
     assert "0 errors" in result.stdout or "0 hazards" in result.stdout, result.stdout[-2000:]

@@ -1,0 +1,232 @@
+"""The steps of `make gpu-check`, apart from each other: one that fails, hangs or takes too long costs no other.
+
+    python scripts/gpu_check.py [--steps build,tests,...] [--seconds N] [PYTEST ARGUMENTS]
+
+Needs torch and pytest. Writes into the folder that OUT names, else build/gpu-check/results: summary.json, written anew
+after every step, and gpu-check.log, all output. The benchmarks write their JSON there too if OUT is set, else to
+benchmarks/results/. Exit 1: a step failed, hung, or ran out of time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "gpu-check"
+TESTS = ROOT / "tests" / "gpu"
+CONTEXT_LOST, NO_TESTS = 70, 5  # tests/gpu/conftest.py; pytest
+PATIENCE = 150  # seconds that one test may take
+RESTARTS = 12
+# What most depends on, first.
+ORDER = ("test_canonical.py", "test_linear.py", "test_quantize.py", "test_experts.py", "test_w8a8.py")
+SANITIZER = "test_sanitizer.py"
+
+
+@dataclass
+class Outcome:
+    """How a step went. ``status``: passed, failed, hung, late (out of its time), or skipped."""
+
+    status: str
+    seconds: float = 0.0
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """Where output goes, and the time there is."""
+
+    folder: Path
+    deadline: float
+    arguments: list[str]
+    own_results: bool  # the benchmarks' JSON into ``folder``
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def command(
+        self, command: list[str], limit: float, progress: Path | None = None, patience: float = PATIENCE
+    ) -> tuple[int | str, str]:
+        """The exit status and the output; ``late`` after ``limit`` seconds, ``hung`` where ``progress``, a file that
+        tests add to, stood still for ``patience``."""
+        limit, begin = min(limit, self.left()), time.monotonic()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if progress:
+            environment["VQP_GPU_PROGRESS"] = str(progress)
+        output: list[bytes] = []
+        with (self.folder / "gpu-check.log").open("ab") as log:
+            log.write(f"$ {' '.join(command)}\n".encode())
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+            def copy() -> None:
+                assert process.stdout
+                for line in process.stdout:
+                    output.append(line)
+                    for target in (log, sys.stdout.buffer):
+                        target.write(line)
+                        target.flush()
+
+            reader = threading.Thread(target=copy, daemon=True)
+            reader.start()
+            status: int | str | None = None
+            size, changed = -1, begin
+            while status is None:
+                time.sleep(0.05)
+                now = time.monotonic()
+                status = process.poll()
+                if progress:
+                    found = progress.stat().st_size if progress.exists() else 0
+                    if found != size:
+                        size, changed = found, now
+                    elif status is None and now - changed > patience:
+                        status = "hung"
+                if status is None and now - begin > limit:
+                    status = "late"
+            if isinstance(status, str):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            reader.join(10)
+        return status, b"".join(output).decode(errors="replace")
+
+
+def test_files(wanted: Callable[[str], bool]) -> list[str]:
+    names = sorted(path.name for path in TESTS.glob("test_*.py") if wanted(path.name))
+    names.sort(key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+    return [f"tests/gpu/{name}" for name in names]
+
+
+def run_tests(run: Run, files: list[str], limit: float, patience: float = PATIENCE) -> Outcome:
+    """pytest, in another process again behind a test that faulted the GPU, crashed or hung."""
+    base = [sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", *files, *run.arguments]
+    end, progress = time.monotonic() + limit, run.folder / "progress.txt"
+    counts: dict[str, int] = {}
+    failed: dict[str, str] = {}
+    resume: list[str] = []
+    status: int | str = "late"
+    for _ in range(RESTARTS):
+        progress.unlink(missing_ok=True)
+        status, _ = run.command([*base, *resume], end - time.monotonic(), progress, patience)
+        told = [line.split(" ", 1) for line in (progress.read_text() if progress.exists() else "").splitlines()]
+        for word, name in told:
+            counts[word] = counts.get(word, 0) + 1
+            if word == "failed":
+                failed[name] = "failed"
+        broken = status in (CONTEXT_LOST, "hung") or (isinstance(status, int) and status < 0)
+        if not broken or not told:
+            break
+        last = told[-1][1]
+        failed[last] = "no answer" if status == "hung" else f"the process ended with {status}"
+        resume = ["--resume-after", last]
+    progress.unlink(missing_ok=True)
+    result = "late" if status == "late" else "failed" if failed or status not in (0, NO_TESTS) else "passed"
+    return Outcome(result, detail={"counts": counts, "failed": failed})
+
+
+def build(run: Run, limit: float) -> Outcome:
+    """For the GPU that is here, in a folder of its own: make's may have been configured without CUDA."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    capability = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0].replace(".", "")
+    # Hopper's own instructions need the "a" that CMake's "native" leaves out.
+    target = f"{'90a' if capability == '90' else capability}-real"
+    configure = ["cmake", "-S", "kernels", "-B", str(BUILD), "-DVQP_CUDA=ON", f"-DVQP_CUDA_ARCHITECTURES={target}"]
+    jobs = str(len(os.sched_getaffinity(0)))
+    for command in (configure, ["cmake", "--build", str(BUILD), "--target", "vqp_cuda", "--parallel", jobs]):
+        status, _ = run.command(command, limit)
+        if status:
+            return Outcome("late" if status == "late" else "failed")
+    return Outcome("passed", detail={"target": target})
+
+
+def benchmark(run: Run, name: str, file: str, limit: float, flags: list[str]) -> Outcome:
+    """``limit`` ends a benchmark that hangs; what it has measured until then is in its file."""
+    command = [sys.executable, f"benchmarks/{file}", *flags]
+    if run.own_results:
+        command += ["--json", str(run.folder / f"{name}.json")]
+    status, output = run.command(command, limit)
+    lines = [line for line in output.splitlines() if line.startswith("absent")]
+    return Outcome("passed" if status == 0 else "late" if status == "late" else "failed", detail={"absent": lines})
+
+
+def device(run: Run, limit: float) -> Outcome:
+    script = "import torch; print(torch.__version__, torch.cuda.get_device_name(), torch.cuda.get_device_properties(0))"
+    status, output = run.command([sys.executable, "-c", script], limit)
+    run.command(["nvidia-smi"], limit)
+    return Outcome("failed" if status else "passed", detail={"device": output.strip()})
+
+
+def serve(run: Run, limit: float) -> Outcome:
+    """The whole plugin in vLLM, where there is one; VQP_SERVE_MODEL names a larger 16-bit model."""
+    if importlib.util.find_spec("vllm") is None:
+        return Outcome("skipped", detail={"reason": "vLLM is not installed: no server was started"})
+    model = os.environ.get("VQP_SERVE_MODEL", "vllm_quant_plugin/data/stdlib-llama")
+    return benchmark(run, "serve", "gpu_serve.py", limit, [model])
+
+
+Step = Callable[[Run, float], Outcome]
+# In the order of what a first run on a GPU most needs to know. Seconds are limits, not estimates.
+STEPS: dict[str, tuple[float, Step]] = {
+    "device": (60, device),
+    "build": (400, build),
+    "tests": (500, lambda run, limit: run_tests(run, test_files(lambda name: name != SANITIZER), limit)),
+    "linear": (240, lambda run, limit: benchmark(run, "linear", "gpu_linear.py", limit, ["--quick"])),
+    "experts": (240, lambda run, limit: benchmark(run, "experts", "gpu_experts.py", limit, [])),
+    "w8a8": (300, lambda run, limit: benchmark(run, "w8a8", "gpu_w8a8.py", limit, ["--quick"])),
+    "sanitizer": (560, lambda run, limit: run_tests(run, test_files(lambda name: name == SANITIZER), limit, 300)),
+    "layers": (400, lambda run, limit: benchmark(run, "layers", "gpu_linear.py", limit, ["--layers"])),
+    "plans": (240, lambda run, limit: benchmark(run, "plans", "gpu_plans.py", limit, [])),
+    "serve": (3600, serve),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", default=",".join(STEPS), help=f"of {', '.join(STEPS)}")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all steps together")
+    arguments, rest = parser.parse_known_args()
+    names = arguments.steps.split(",")
+    if unknown := [name for name in names if name not in STEPS]:
+        parser.error(f"no step {', '.join(unknown)}: there are {', '.join(STEPS)}")
+    out = os.environ.get("OUT")
+    folder = Path(out) if out else BUILD / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "gpu-check.log").unlink(missing_ok=True)
+    if importlib.util.find_spec("vllm_quant_kernels") is None:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]))
+    run = Run(folder, time.monotonic() + arguments.seconds, rest, bool(out))
+    outcomes: dict[str, Outcome] = {}
+    for name in names:
+        limit, step = STEPS[name]
+        begin = time.monotonic()
+        if run.left() < 10:
+            outcomes[name] = Outcome("late", detail={"reason": "no time was left for it"})
+        elif name != "build" and outcomes.get("build", Outcome("passed")).status != "passed":
+            outcomes[name] = Outcome("skipped", detail={"reason": "the kernels were not built"})
+        else:
+            print(f"== {name}", flush=True)
+            outcomes[name] = step(run, limit)
+        outcomes[name].seconds = round(time.monotonic() - begin, 1)
+        table = {step: dataclasses.asdict(outcome) for step, outcome in outcomes.items()}
+        (folder / "summary.json").write_text(json.dumps(table, indent=1) + "\n")
+    print("== gpu-check")
+    for name, outcome in outcomes.items():
+        print(f"{name:10} {outcome.status:8} {outcome.seconds:7.1f} s  {json.dumps(outcome.detail)[:300]}")
+    return int(any(outcome.status not in ("passed", "skipped") for outcome in outcomes.values()))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

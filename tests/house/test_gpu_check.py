@@ -1,0 +1,127 @@
+"""The steps of `make gpu-check` without a GPU: a test that faults, crashes or hangs costs the others nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCH = """
+class cuda:
+    fault = False
+    def is_initialized(): return True
+    def synchronize():
+        if cuda.fault: raise RuntimeError("an illegal memory access")
+"""
+TESTS = """
+import os, time, torch
+def test_first(): pass
+def test_faults(): torch.cuda.fault = True
+def test_wrong(): assert 1 == 2
+def test_crashes(): os.kill(os.getpid(), 11)
+def test_hangs(): time.sleep(600)
+def test_last(): pass
+"""
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """scripts/gpu_check.py over a copy of tests/gpu's set-up with tests of its own, and a stand-in for torch."""
+    spec = importlib.util.spec_from_file_location("gpu_check", ROOT / "scripts" / "gpu_check.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gpu_check", module)
+    spec.loader.exec_module(module)
+    tests = tmp_path / "tests" / "gpu"
+    tests.mkdir(parents=True)
+    for name in ("conftest.py", "pytest.ini"):
+        shutil.copy(ROOT / "tests" / "gpu" / name, tests)
+    (tests / "test_toy.py").write_text(TESTS)
+    (tmp_path / "torch.py").write_text(TORCH)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "TESTS", tests)
+    monkeypatch.setattr(module, "BUILD", tmp_path / "build")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.delenv("OUT", raising=False)
+    return module
+
+
+def new_run(check: ModuleType, folder: Path, seconds: float = 60) -> Any:
+    return check.Run(folder, time.monotonic() + seconds, [], True)
+
+
+def test_every_test_is_run_whatever_the_others_do(check: ModuleType, tmp_path: Path) -> None:
+    outcome = check.run_tests(new_run(check, tmp_path), check.test_files(lambda name: True), 60, patience=4)
+    assert outcome.status == "failed"
+    # The first passes, the one whose fault shows only behind it, and the last.
+    assert outcome.detail["counts"] == {"begun": 6, "passed": 3, "failed": 1}
+    assert outcome.detail["failed"] == {
+        "test_toy.py::test_faults": "the process ended with 70",
+        "test_toy.py::test_wrong": "failed",
+        "test_toy.py::test_crashes": "the process ended with -11",
+        "test_toy.py::test_hangs": "no answer",
+    }
+    assert "illegal memory access" in (tmp_path / "gpu-check.log").read_text()
+
+
+def test_passing_tests_pass(check: ModuleType, tmp_path: Path) -> None:
+    (check.TESTS / "test_toy.py").write_text("def test_one(): pass\ndef test_two(): pass\n")
+    outcome = check.run_tests(new_run(check, tmp_path), check.test_files(lambda name: True), 60)
+    assert (outcome.status, outcome.detail) == ("passed", {"counts": {"begun": 2, "passed": 2}, "failed": {}})
+
+
+def test_a_step_ends_with_its_time(check: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"]
+    status, output = new_run(check, tmp_path).command(command, 2)
+    assert (status, output) == ("late", "begun\n")
+    assert "begun" in (tmp_path / "gpu-check.log").read_text()
+
+
+def test_the_summary_is_written_step_by_step(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "build" / "results" / "summary.json"
+
+    def build(run: Any, limit: float) -> Any:
+        return check.Outcome("failed")
+
+    def device(run: Any, limit: float) -> Any:
+        assert "build" not in (json.loads(summary.read_text()) if summary.exists() else {})
+        return check.Outcome("passed", detail={"device": "stand-in"})
+
+    monkeypatch.setitem(check.STEPS, "build", (1, build))
+    monkeypatch.setitem(check.STEPS, "device", (1, device))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--steps", "device,build,tests"])
+    assert check.main() == 1
+    found = json.loads(summary.read_text())
+    assert {name: step["status"] for name, step in found.items()} == {
+        "device": "passed", "build": "failed", "tests": "skipped"
+    }  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--steps", "device,linear", "--seconds", "3"])
+    assert check.main() == 1
+    assert json.loads(summary.read_text())["linear"]["status"] == "late"
+
+
+def test_an_unknown_step_is_named() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--steps", "build,speed"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "no step speed" in result.stderr
+
+
+def test_every_step_names_files_that_exist(check: ModuleType) -> None:
+    text = (ROOT / "scripts" / "gpu_check.py").read_text()
+    for name in ("gpu_linear.py", "gpu_experts.py", "gpu_w8a8.py", "gpu_plans.py", "gpu_serve.py"):
+        assert f'"{name}"' in text
+        assert (ROOT / "benchmarks" / name).is_file()
