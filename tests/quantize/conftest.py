@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from vllm_quant_plugin.evaluate.windows import BUNDLED
-from vllm_quant_plugin.quantize.calibration import SHIPPED
+from vllm_quant_plugin.quantize.documents import SHIPPED
 
 LAYERS = 2
 

@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS
-from vllm_quant_plugin.quantize.calibration import (
-    SHIPPED,
-    encode_document,
-    load_tokenizer,
-    load_windows,
-    pack_windows,
-    read_documents,
-)
+from vllm_quant_plugin.quantize import calibration
+from vllm_quant_plugin.quantize.calibration import encode_document, load_tokenizer, load_windows, pack_windows
+from vllm_quant_plugin.quantize.documents import SHIPPED, length, read_documents
 from vllm_quant_plugin.quantize.recipe import Calibration
 
 
@@ -38,11 +33,12 @@ CHAT = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hel
         ("a.jsonl", '{"text": "one"}\n\n"two"\n', ["one", "two"]),
         ("b.jsonl", json.dumps({"messages": CHAT}), [CHAT]),
         ("b.json", json.dumps([CHAT]), [CHAT]),
+        ("c.jsonl", '{"text": "one\u2028line"}\n', ["one\u2028line"]),
     ],
 )
 def test_file_forms(tmp_path: Path, name: str, content: str, expected: list) -> None:
     (tmp_path / name).write_text(content)
-    assert read_documents(tmp_path / name) == expected
+    assert read_documents(tmp_path / name) == (expected, False)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -50,7 +46,46 @@ def test_parquet(tmp_path: Path) -> None:
     import pyarrow.parquet as parquet
 
     parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
-    assert read_documents(tmp_path / "a.parquet") == ["one", "two"]
+    assert read_documents(tmp_path / "a.parquet") == (["one", "two"], False)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.json", "a.jsonl", "a.parquet"])
+def test_of_a_long_file_the_beginning_is_read(tmp_path: Path, name: str) -> None:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    texts = ["a" * 10, "b" * 10, "c" * 10, "d" * 10]
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        parquet.write_table(pyarrow.table({"text": texts}), path)
+    elif name.endswith("json"):
+        path.write_text(json.dumps(texts))
+    elif name.endswith("jsonl"):
+        # What lies behind is not looked at.
+        path.write_text("\n".join([*map(json.dumps, texts), "{"]))
+    else:
+        path.write_text("\n\0".join(texts))
+    found, more = read_documents(path, 27)
+    assert more
+    assert found[:2] == texts[:2]
+    assert len(found) == 3
+    assert texts[2].startswith(str(found[2]))
+    assert sum(map(length, found)) <= 27
+
+
+def test_a_text_that_was_cut_is_told(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one two three\n\0" * 1000)
+    wanted = Calibration(str(path), 32, 8)
+    assert not load_windows(wanted, tokenizer).warnings
+    monkeypatch.setattr(calibration, "CHARACTERS", 5000)
+    found = load_windows(wanted, tokenizer)
+    assert found.documents < 1000
+    assert any("first" in warning for warning in found.warnings)
+
+
+def test_a_chat_is_as_long_as_its_messages() -> None:
+    assert length(CHAT) == len("hi" + "hello")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quantize.calibration import SEPARATOR, Tokenizer, encode_document
+from vllm_quant_plugin.quantize.calibration import Tokenizer, encode_document
+from vllm_quant_plugin.quantize.documents import SEPARATOR
 
 BUNDLED = Path(__file__).parents[1] / "data" / "stdlib-llama"
 DEFAULT_TEXTS = (BUNDLED / "heldout-code.txt", BUNDLED / "heldout-prose.txt")

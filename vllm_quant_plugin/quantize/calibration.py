@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.quantize.documents import CHARACTERS, SHIPPED, Document, as_document, read_documents
 from vllm_quant_plugin.quantize.hub_dataset import is_hub_dataset, read_hub_rows
 from vllm_quant_plugin.quantize.quiet import quiet_output
 from vllm_quant_plugin.quantize.recipe import Calibration
 
-SHIPPED = Path(__file__).with_name("data") / "calibration.txt"
-SEPARATOR = "\n\0"
 FEW_SAMPLES = 32
-_TEXT_FIELDS = ("text", "content", "prompt")
-Document = str | list[dict[str, Any]]
 
 
 class Tokenizer(Protocol):
@@ -79,60 +76,8 @@ def encode_document(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _record(value: Any, where: str) -> Document:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, dict):
-        messages = value.get("messages") or value.get("conversations")
-        if isinstance(messages, list) and messages:
-            return messages
-        for field in _TEXT_FIELDS:
-            if isinstance(value.get(field), str):
-                return value[field]
-    if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
-        return value
-    raise UsageError(f"{where}: no text in this record", "records are strings, or objects with 'text' or 'messages'")
-
-
-def read_documents(path: Path) -> list[Document]:
-    """Documents of a calibration file.
-
-    ``.json``: a list of strings or records. ``.jsonl``: one of these per line. ``.parquet``: a column ``text``
-    or ``messages``. Anything else is plain text, documents separated by newline and NUL.
-
-    Raises:
-        UsageError: unreadable, or without text.
-    """
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as parquet
-
-            rows: list[Any] = parquet.read_table(path).to_pylist()
-            documents = [_record(row, f"{path}: row {i}") for i, row in enumerate(rows)]
-        elif path.suffix == ".jsonl":
-            lines = [(i, line) for i, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.strip()]
-            documents = [_record(json.loads(line), f"{path}: line {i}") for i, line in lines]
-        elif path.suffix == ".json":
-            value = json.loads(path.read_text("utf-8"))
-            if not isinstance(value, list):
-                raise UsageError(f"{path}: expected a JSON list", "a list of strings, or of objects with 'text'")
-            documents = [_record(item, f"{path}: item {i}") for i, item in enumerate(value)]
-        else:
-            documents = list(path.read_text("utf-8").split(SEPARATOR))
-    except FileNotFoundError:
-        raise UsageError(f"calibration file {path}: no such file", "check --calibration") from None
-    except (OSError, ValueError) as err:
-        raise UsageError(
-            f"calibration file {path}: not readable: {err}", "give .txt, .json, .jsonl or .parquet"
-        ) from None
-    documents = [d for d in documents if not isinstance(d, str) or d.strip()]
-    if not documents:
-        raise UsageError(f"calibration file {path}: holds no text", "give a file with text")
-    return documents
-
-
 def _from_hub(source: str, samples: int) -> list[Document]:
-    rows = [_record(row, f"{source}: row {i}") for i, row in enumerate(read_hub_rows(source, samples))]
+    rows = [as_document(row, f"{source}: row {i}") for i, row in enumerate(read_hub_rows(source, samples))]
     documents = [d for d in rows if not isinstance(d, str) or d.strip()]
     if not documents:
         raise UsageError(f"calibration data set {source}: holds no text", "give another, or a file")
@@ -195,11 +140,11 @@ def load_windows(calibration: Calibration, tokenizer: Tokenizer) -> Windows:
     Raises:
         UsageError: the file is unreadable or holds no text, or no document is long enough to be cut.
     """
-    source = calibration.source
+    source, more = calibration.source, False
     if source and _is_on_hub(source):
         documents = _from_hub(source, calibration.samples)
     else:
-        documents = read_documents(Path(source) if source else SHIPPED)
+        documents, more = read_documents(Path(source) if source else SHIPPED, CHARACTERS)
     encoded = _encode(tokenizer, documents)
     form = pack_windows if calibration.packing else cut_windows
     windows = form(encoded, calibration.samples, calibration.seq_len, calibration.seed)
@@ -210,6 +155,8 @@ def load_windows(calibration: Calibration, tokenizer: Tokenizer) -> Windows:
             "lower --seq-len, or leave --truncate out",
         )
     warnings = []
+    if more:
+        warnings.append(f"the windows come from the first {CHARACTERS / 1e6:.0f} million characters of {source}")
     if len(windows) < calibration.samples:
         warnings.append(f"the text gives {len(windows)} samples of the {calibration.samples} asked for")
     if len(windows) < FEW_SAMPLES:
