@@ -1,6 +1,7 @@
 """Peak resident memory of whole runs on synthetic checkpoints, beside what is promised.
 
     python benchmarks/quantize_memory.py --shape 8b -m int8 -m fp8       # 16 GB of BF16, methods without data
+    python benchmarks/quantize_memory.py --shape 8b-layer -m gptq        # one layer of it, with data: minutes
     python benchmarks/quantize_memory.py --shape 1b -m gptq -m awq       # two layers of a 1B model, with data: long
     python benchmarks/quantize_memory.py --shape 300m -m gptq -m awq     # two layers of a smaller one: minutes
 
@@ -73,6 +74,7 @@ class Shape:
 
 SHAPES = {
     "8b": Shape(4096, 14336, 32, 8, 128256, 32),
+    "8b-layer": Shape(4096, 14336, 32, 8, 8192, 1),
     "1b": Shape(2048, 8192, 32, 8, 128256, 2),
     "300m": Shape(1024, 4096, 16, 8, 128256, 2),
 }

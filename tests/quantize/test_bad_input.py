@@ -63,6 +63,8 @@ CASES: list[tuple[str, Callable[[Path], object], list[str], int, str]] = [
     ("9 bits", _nothing, ["-m", "gptq", "--bits", "9"], 2, "9 bits"),
     ("group does not divide", _nothing, ["-m", "gptq", "--group-size", "96"], 2, "does not divide"),
     ("unknown level", _nothing, ["--level", "tiny"], 2, "tiny"),
+    ("no calibration samples", _nothing, ["-m", "awq", "--calibration-samples", "0"], 2, "at least 1 sample"),
+    ("level and target", _nothing, ["-m", "rtn", "--level", "4bit", "--target-bpw", "3.5"], 2, "--level and a target"),
     ("no calibration file", _nothing, ["-m", "awq", "--calibration", "/nowhere.txt"], 2, "no such file"),
     ("hub id while offline", shutil.rmtree, ["HUB"], 6, "HF_HUB_OFFLINE"),
 ]

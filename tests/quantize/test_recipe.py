@@ -7,7 +7,7 @@ import pytest
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.config_json import quantization_config
-from vllm_quant_plugin.quantize.options import make_recipe
+from vllm_quant_plugin.quantize.options import default_method, make_recipe
 from vllm_quant_plugin.quantize.recipe import Recipe
 
 LEVELS = [
@@ -38,6 +38,20 @@ LEVELS = [
 def test_level(method: str, level: str | None, scheme: str, storage: str) -> None:
     recipe = make_recipe(method, level=level)
     assert (recipe.scheme.describe(), recipe.scheme.storage) == (scheme, storage)
+
+
+@pytest.mark.parametrize(
+    ("level", "method"),
+    [
+        (None, "awq"),
+        *((level, "awq") for level in ("4bit", "4bit-64g", "4bit-128g", "3bit", "8bit", "W4A16", "W8A16")),
+        ("4bit-actorder", "gptq"),
+        ("W8A8", "int8"),
+    ],
+)
+def test_a_level_alone_is_a_recipe(level: str | None, method: str) -> None:
+    assert default_method(level) == method
+    assert make_recipe(default_method(level), level=level).method == method
 
 
 @pytest.mark.parametrize(("method", "level"), [(row[0], row[1]) for row in LEVELS])

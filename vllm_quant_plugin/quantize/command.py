@@ -12,7 +12,7 @@ import typer
 from vllm_quant_plugin.backends.command import offer_backend
 from vllm_quant_plugin.errors import QualityError, UsageError, VqpError
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
-from vllm_quant_plugin.quantize.options import LEVEL_EXAMPLES, make_recipe
+from vllm_quant_plugin.quantize.options import LEVEL_EXAMPLES, default_method, make_recipe
 from vllm_quant_plugin.quantize.preflight import summary as plan_summary
 from vllm_quant_plugin.quantize.progress import progress_bar
 from vllm_quant_plugin.quantize.report import QuantizeReport
@@ -21,7 +21,9 @@ from vllm_quant_plugin.quantize.report import QuantizeReport
 def quantize(
     model: Annotated[str, typer.Argument(help="Model folder, or hub id such as org/name.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
-    method: Annotated[str | None, typer.Option("--method", "-m", help="awq (default), gptq, fp8, int8 or rtn.")] = None,
+    method: Annotated[
+        str | None, typer.Option("--method", "-m", help="awq, gptq, fp8, int8 or rtn (what --level is for, else awq).")
+    ] = None,
     level: Annotated[str | None, typer.Option(help=f"Preset: {LEVEL_EXAMPLES}.")] = None,
     bits: Annotated[int | None, typer.Option(help="Bits per weight.")] = None,
     group_size: Annotated[int | None, typer.Option(help="Input features per scale; -1 is one per channel.")] = None,
@@ -86,7 +88,7 @@ def quantize(
 
     if max_kl is not None and not evaluate:
         raise UsageError("--max-kl needs the evaluation", "leave --no-eval out")
-    chosen, lines = read_lines(recipe_file, method)
+    chosen, lines = read_lines(recipe_file, method, default_method(level))
     recipe = make_recipe(
         chosen, level=level, bits=bits, group_size=group_size, act_order=act_order, symmetric=symmetric,
         backend=backend, calibration=calibration, samples=calibration_samples, seq_len=seq_len, seed=seed,
@@ -94,7 +96,8 @@ def quantize(
         damp=damp, mse=mse, static_groups=static_groups, activations=activations, smooth=smooth, kv_cache=kv_cache,
     )  # fmt: skip
     recipe = for_model(recipe, lines, model)
-    target = make_target(target_bpw, target_size, group_size, lines=bool(lines), bits=bits is not None)
+    chosen_bits = bits is not None or level is not None
+    target = make_target(target_bpw, target_size, group_size, lines=bool(lines), bits=chosen_bits)
     if dry_run and target is not None:
         found = describe_target(model, recipe, target)
         print(json.dumps(found, indent=2) if as_json else target_summary(found))

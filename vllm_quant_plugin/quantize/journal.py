@@ -43,6 +43,7 @@ class Journal:
         resume: go on from what is there; otherwise it is forgotten.
 
     Attributes:
+        folder: where it is kept.
         layers: finished layers.
         errors: of the finished layers' modules.
         seen: calibration tokens that reached each of them.
@@ -53,7 +54,7 @@ class Journal:
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self.folder = folder
         self._fingerprint = json.loads(json.dumps(fingerprint))
         # Held until the process ends, however it ends.
         self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
@@ -75,7 +76,7 @@ class Journal:
             raise
 
     def _read(self) -> None:
-        path = self._folder / STATE
+        path = self.folder / STATE
         if not path.exists():
             return
         try:
@@ -92,10 +93,10 @@ class Journal:
             )
 
     def _save(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
-        temporary = self._folder / f"{name}.new"
+        temporary = self.folder / f"{name}.new"
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
         _sync(temporary)
-        temporary.rename(self._folder / name)
+        temporary.rename(self.folder / name)
 
     def commit(
         self,
@@ -114,22 +115,22 @@ class Journal:
         state = {
             "fingerprint": self._fingerprint, "layers": self.layers, "errors": self.errors, "seen": self.seen
         }  # fmt: skip
-        temporary = self._folder / f"{STATE}.new"
+        temporary = self.folder / f"{STATE}.new"
         temporary.write_text(json.dumps(state), "utf-8")
         _sync(temporary)
-        temporary.rename(self._folder / STATE)
-        _sync(self._folder)
-        (self._folder / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
+        temporary.rename(self.folder / STATE)
+        _sync(self.folder)
+        (self.folder / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
 
     def hidden(self) -> list[torch.Tensor]:
         """What enters the first unfinished layer."""
-        with safe_open(str(self._folder / f"hidden-{self.layers:05d}.safetensors"), framework="pt") as file:
+        with safe_open(str(self.folder / f"hidden-{self.layers:05d}.safetensors"), framework="pt") as file:
             return [file.get_tensor(name) for name in sorted(file.keys())]
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the finished layers, one in memory at a time."""
         for index in range(self.layers):
-            with safe_open(str(self._folder / f"layer-{index:05d}.safetensors"), framework="pt") as file:
+            with safe_open(str(self.folder / f"layer-{index:05d}.safetensors"), framework="pt") as file:
                 for name in sorted(file.keys()):
                     yield name, file.get_tensor(name)
 

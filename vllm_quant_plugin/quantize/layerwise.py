@@ -62,7 +62,7 @@ def quantize_layerwise(
         prefix = model.layer_prefix(index)
         local = {n.removeprefix(f"{prefix}."): s for n, s in wanted.items() if n.startswith(f"{prefix}.")}
         with model.layer(index) as layer:
-            task = Task(layer, local, batches, kwargs[index], recipe, head_dim, dtype)
+            task = Task(layer, local, batches, kwargs[index], recipe, head_dim, dtype, journal.folder)
             solved = SOLVERS[recipe.method](task)
             for name, weight in solved.weights.items():
                 weight_of(layer, name).copy_(weight.dequantize())

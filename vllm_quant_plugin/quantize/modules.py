@@ -15,6 +15,10 @@ _LAYER = re.compile(r"(^|\.)(layers|h|blocks|decoder_layers)\.\d+\.")
 _KEPT = re.compile(
     r"(^|\.)(visual|vision_\w+|vision|audio_\w+|mtp|embed\w*|lm_head|router|(shared_expert_)?gate|conv1d)(\.|$)"
 )
+# Second moments of experts' inputs that are held at a time; one is held whatever its size.
+MOMENT_BYTES = 1 << 30
+# From this size on the matrix that GPTQ works on is saved in a file, not copied.
+PARKED_BYTES = 1 << 29
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Modules that vLLM loads as one matrix.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
@@ -66,6 +70,12 @@ def siblings(name: str) -> tuple[str, ...]:
         if leaf in parts:
             return tuple(f"{stem}.{part}" for part in parts)
     return (name,)
+
+
+def layer_of(module: str) -> str:
+    """Name of the decoder layer that a module is in: up to its first number."""
+    parts = module.split(".")
+    return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit()) + 1])
 
 
 def check_input(checkpoint: Checkpoint) -> list[Linear]:

@@ -26,6 +26,14 @@ _LEVEL = re.compile(r"^(?P<bits>\d+)bit(?P<rest>(-(\d+g|channel|actorder|sym|asy
 LEVEL_EXAMPLES = "4bit, 4bit-64g, 4bit-128g, 4bit-actorder, 3bit, 8bit, W8A8, W8A16, W4A16, channel, tensor, block"
 
 
+def default_method(level: str | None) -> Method:
+    """The method that a preset is for where none is named: W8A8 is INT8, act-order is GPTQ's, the rest AWQ."""
+    text = (level or "").strip().lower()
+    if re.match(r"^w\d+a8$", text):
+        return "int8"
+    return "gptq" if text.endswith("actorder") else "awq"
+
+
 @dataclass
 class _Choice:
     bits: int | None = None
@@ -227,7 +235,9 @@ def make_recipe(
             raise UsageError("llm-compressor takes one strength for all inputs", f"--smooth {LLMCOMPRESSOR_STRENGTH}")
         if smoothing == "search":
             smoothing = LLMCOMPRESSOR_STRENGTH
-    wanted = Calibration(calibration, samples or 128, seq_len or 512, seed, packing)
+    wanted = Calibration(
+        calibration, 128 if samples is None else samples, 512 if seq_len is None else seq_len, seed, packing
+    )  # fmt: skip
     if wanted.samples < 1 or wanted.seq_len < 8:
         raise UsageError("calibration needs at least 1 sample of 8 tokens", "raise --calibration-samples or --seq-len")
     static = scheme.activation is not None and not scheme.activation.dynamic

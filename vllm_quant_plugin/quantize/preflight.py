@@ -13,15 +13,14 @@ from vllm_quant_plugin.inspect import kernel_name
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.config_json import config_for
 from vllm_quant_plugin.quantize.duration import estimate_seconds, measured_flops
-from vllm_quant_plugin.quantize.modules import Linear
+from vllm_quant_plugin.quantize.memory import memory_needed, parked_bytes
+from vllm_quant_plugin.quantize.modules import Linear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
 TP_SIZES = (1, 2, 4, 8)
 # Modules that vLLM splits along their input; the others are split along their output.
 ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "w2", "dense", "dense_4h_to_h", "c_proj", "fc2")
-# Python, torch and the libraries before the first tensor is read, as measured with 30 % added.
-_RUNTIME_BYTES = {True: 1_200_000_000, False: 400_000_000}
 _SLACK_FILES = 32 << 20
 # k_scale and v_scale, one float32 each.
 KV_SCALE_BYTES = 8
@@ -102,32 +101,6 @@ def _module_sizes(modules: Sequence[Linear], recipe: Recipe) -> tuple[ModuleSize
     )  # fmt: skip
 
 
-def _layer_of(module: str) -> str:
-    """Name of the decoder layer that a module is in: up to its first number."""
-    parts = module.split(".")
-    return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit()) + 1])
-
-
-def _peak_memory(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> int:
-    largest = max(m.in_features * m.out_features for m in modules)
-    if recipe.calibration is None:
-        tensor = max(info.nbytes for info in checkpoint.tensors.values())
-        # float32 copy, its scaled and rounded forms, codes.
-        return _RUNTIME_BYTES[False] + max(tensor, 18 * largest)
-    layers: dict[str, int] = {}
-    for m in modules:
-        layer = _layer_of(m.name)
-        layers[layer] = layers.get(layer, 0) + m.in_features * m.out_features
-    # The embedding as stored and in float32, before the first layer is there.
-    outside = sum(t.nbytes for n, t in checkpoint.tensors.items() if "embed" in n) * 3
-    tokens = recipe.calibration.samples * recipe.calibration.seq_len
-    hidden = int(checkpoint.text_config.get("hidden_size") or 0)
-    widest = max(m.in_features for m in modules)
-    batch = min(tokens, 4096) * 4 * (6 * hidden + 4 * widest)
-    inside = 3 * 4 * max(layers.values()) + 5 * 4 * widest**2
-    return _RUNTIME_BYTES[True] + max(outside, inside) + 4 * tokens * hidden + batch
-
-
 def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> Preflight:
     """Work out what a run needs and gives.
 
@@ -137,7 +110,7 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
     saved = sum(s.bytes_before - s.bytes_after for s in sizes)
     after = checkpoint.nbytes - saved
     if recipe.kv_cache:
-        after += KV_SCALE_BYTES * len({_layer_of(m.name) for m in modules})
+        after += KV_SCALE_BYTES * len({layer_of(m.name) for m in modules})
     weights = sum(s.out_features * s.in_features for s in sizes)
     problems: dict[int, tuple[str, ...]] = {}
     for tp in TP_SIZES:
@@ -155,6 +128,7 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
     if recipe.calibration is not None:
         # Finished layers and two generations of what enters the next one.
         state = after + 2 * 4 * recipe.calibration.samples * recipe.calibration.seq_len * hidden
+        state += parked_bytes(modules, recipe.method)
     rejects = {
         "cpu": why_in_tree_rejects(model, Host.local("cpu")),
         "cuda": why_in_tree_rejects(model, Host("cuda")),
@@ -166,7 +140,7 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
         bytes_before=checkpoint.nbytes,
         bytes_after=after,
         bits_per_weight=round(8 * sum(s.bytes_after for s in sizes) / weights, 4),
-        peak_memory_bytes=_peak_memory(checkpoint, modules, recipe),
+        peak_memory_bytes=memory_needed(checkpoint, modules, recipe),
         # A shard's spool lives beside the shard while that is written.
         disk_bytes=2 * after + state + _SLACK_FILES,
         tp_problems=problems,

@@ -10,6 +10,7 @@ from vllm_quant_plugin.quantize import awq, gptq
 from vllm_quant_plugin.quantize.datafree import stored_scale_dtype
 from vllm_quant_plugin.quantize.eightbit import solve_rounding
 from vllm_quant_plugin.quantize.fold import find_fold, try_fold
+from vllm_quant_plugin.quantize.parking import parked
 from vllm_quant_plugin.quantize.statistics import (
     Group,
     Moments,
@@ -73,17 +74,18 @@ def _solve_gptq(task: Task) -> SolvedLayer:
         for group, found in zip(together, moments, strict=True):
             # Without a signal every column would count as dead and become zero: all count alike instead.
             hessian = found.hessian if found.signal else torch.eye(found.hessian.shape[0], device=found.hessian.device)
-            for name in group.names:
-                original = weight_of(task.layer, name)
-                weight = gptq.solve(
-                    original, hessian, found.tokens, task.schemes[name],
-                    damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
-                )  # fmt: skip
-                rounded = weight.dequantize()
-                solved.errors[name] = relative_error(original, rounded, found.hessian)
-                solved.tokens[name] = found.signal
-                original.copy_(rounded)
-                solved.weights[name] = weight
+            with parked(hessian, task.scratch) as restore:
+                for name in group.names:
+                    original = weight_of(task.layer, name)
+                    weight = gptq.solve(
+                        original, hessian, found.tokens, task.schemes[name],
+                        damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups, restore=restore,
+                    )  # fmt: skip
+                    rounded = weight.dequantize()
+                    solved.errors[name] = relative_error(original, rounded, found.hessian)
+                    solved.tokens[name] = found.signal
+                    original.copy_(rounded)
+                    solved.weights[name] = weight
     return solved
 
 

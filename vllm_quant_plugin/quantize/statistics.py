@@ -11,10 +11,8 @@ import torch
 from torch import nn
 
 from vllm_quant_plugin.quantize.layered_model import run_layer
-from vllm_quant_plugin.quantize.modules import siblings
+from vllm_quant_plugin.quantize.modules import MOMENT_BYTES, siblings
 
-# Second moments of experts that are held at a time; one is held whatever its size.
-MOMENT_BYTES = 1 << 30
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
@@ -182,6 +180,6 @@ def collect_moments(
 
 def relative_error(original: torch.Tensor, quantized: torch.Tensor, hessian: torch.Tensor) -> float:
     """Share of a module's output energy that the error is: tr(D H D^T) / tr(W H W^T), D = quantized - original."""
-    total = float(((original @ hessian) * original).sum())
+    total = float((original @ hessian).mul_(original).sum())
     delta = quantized - original
-    return float(((delta @ hessian) * delta).sum()) / total if total > 0 else 0.0
+    return float((delta @ hessian).mul_(delta).sum()) / total if total > 0 else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Task:
         recipe: the method's options.
         head_dim: of an attention head.
         dtype: of the model on disk.
+        scratch: a folder on the output's disk.
     """
 
     layer: nn.Module
@@ -36,6 +38,7 @@ class Task:
     recipe: Recipe
     head_dim: int
     dtype: torch.dtype
+    scratch: Path
 
     def sample_output(self) -> torch.Tensor:
         """The layer's output on the first window."""

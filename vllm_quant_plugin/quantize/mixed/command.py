@@ -16,18 +16,18 @@ from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.recipe import Recipe
 
 
-def read_lines(recipe_file: Path | None, method: str | None) -> tuple[str, dict[str, Any]]:
-    """The method (``-m``, else the file's, else awq) and the file's lines.
+def read_lines(recipe_file: Path | None, method: str | None, default: str = "awq") -> tuple[str, dict[str, Any]]:
+    """The method (``-m``, else the file's, else ``default``) and the file's lines.
 
     Raises:
         UsageError: the file is malformed, or names another method than ``-m``.
     """
     if recipe_file is None:
-        return method or "awq", {}
+        return method or default, {}
     named, lines = read_recipe_file(recipe_file)
     if method is not None and named is not None and named != method:
         raise UsageError(f"recipe {recipe_file} says method {named}, -m says {method}", "leave one of them out")
-    return method or str(named or "awq"), lines
+    return method or str(named or default), lines
 
 
 def for_model(recipe: Recipe, lines: dict[str, Any], model: str | Path) -> Recipe:
@@ -45,7 +45,7 @@ def make_target(
 
     Args:
         lines: there is a recipe file as well.
-        bits: there is a ``--bits`` or ``--level`` with bits as well.
+        bits: there is a ``--bits`` or ``--level`` as well.
 
     Raises:
         UsageError: flags that exclude each other.
@@ -57,7 +57,7 @@ def make_target(
     if lines:
         raise UsageError("--recipe and a target exclude each other", "the target's search chooses the bits")
     if bits:
-        raise UsageError("--bits and a target exclude each other", "the target's search chooses the bits")
+        raise UsageError("--bits or --level and a target exclude each other", "the target's search chooses the bits")
     groups = None if group_size is None else (group_size,)
     return Target(bits_per_weight, None if size is None else parse_size(size), groups)
 
