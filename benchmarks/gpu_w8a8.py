@@ -34,12 +34,13 @@ import gpu_w8a8_peers  # noqa: E402
 
 from vllm_quant_kernels import activation  # noqa: E402
 from vllm_quant_kernels.activation import FP8, INT8, Activations  # noqa: E402
-from vllm_quant_kernels.w8a8_choice import CUBLASLT_ROWS, FUSED_ROWS  # noqa: E402
+from vllm_quant_kernels.w8a8_choice import BACKENDS, CUBLASLT_ROWS, FUSED_ROWS  # noqa: E402
 from vllm_quant_kernels.w8a8_weight import WeightW8A8, product  # noqa: E402
 
 BEGIN, END = "<!-- gpu w8a8: begin -->", "<!-- gpu w8a8: end -->"
 TOLERANCE = 1e-2
-BACKENDS = ("vqp-fused", "vqp-own", "vqp-cublaslt", "vqp-rowwise")
+# DeepGEMM is timed as a peer, and may be chosen all the same.
+NAMES = {"deepgemm" if backend == "deepgemm" else f"vqp-{backend}": backend for backend in BACKENDS}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def cases(quick: bool) -> Iterator[Case]:
             yield Case(kind, "linear", m, 8192, 8192)
     for m in (64, 256, 1024, 4096):
         yield Case("fp8-blocks", "product", m, 8192, 8192)
-    for m in (1, 16, 64):
+    for m in (1, 16, 64, 128, 256, 1024, 4096):
         yield Case("fp8-blocks", "linear", m, 8192, 8192)
 
 
@@ -156,14 +157,14 @@ def suggested_table(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, str
     for row in rows:
         if row["mode"] != "linear":
             continue
-        for name in BACKENDS:
+        for name, backend in NAMES.items():
             if name in row["results"]:
-                times[row["kind"], row["m"]][name].append(math.log(row["results"][name]["us"]))
+                times[row["kind"], row["m"]][backend].append(math.log(row["results"][name]["us"]))
     table: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for (kind, m), found in sorted(times.items()):
         most = max(len(t) for t in found.values())
         complete = {name: statistics.mean(t) for name, t in found.items() if len(t) == most}
-        best = min(complete, key=complete.__getitem__).removeprefix("vqp-")
+        best = min(complete, key=complete.__getitem__)
         if table[kind] and table[kind][-1][1] == best:
             table[kind].pop()
         table[kind].append((m, best))
@@ -242,7 +243,8 @@ def main() -> int:
         print(f"absent in some or all cases: {peer}: {reason}")
     print(f"measured choice (fused up to {FUSED_ROWS} rows, torch from {CUBLASLT_ROWS}), largest M and implementation:")
     for kind, entries in suggested_table(rows).items():
-        print(f"    {kind}: {entries}")
+        lines = [(limit if i + 1 < len(entries) else None, (best,)) for i, (limit, best) in enumerate(entries)]
+        print(f"    {kind!r}: {tuple(lines)!r},")
     slug = name.lower().replace("nvidia", "").strip().replace(" ", "-")
     target = arguments.json or ROOT / "benchmarks" / "results" / f"{slug}-{datetime.date.today()}-w8a8.json"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ import torch
 
 from vllm_quant_kernels import activation, w8a8_native
 from vllm_quant_kernels.activation import Activations
-from vllm_quant_kernels.w8a8_choice import Backend, choose
+from vllm_quant_kernels.w8a8_choice import Backend, choose, fits
 from vllm_quant_kernels.w8a8_weight import WeightW8A8, dequantize_weight
 
 Run = Callable[[], torch.Tensor]
@@ -29,40 +29,29 @@ class Peer8(ABC):
 
 
 class Ours(Peer8):
-    """Our operator: by the table, or one implementation."""
+    """Our operator: by the table, or one implementation; `fast`: FP8 sums stay in the tensor cores, as CUTLASS's do."""
 
-    def __init__(self, backend: Backend | None = None) -> None:
-        self.backend = backend
-        self.name = "vqp" if backend is None else f"vqp-{backend}"
+    def __init__(self, backend: Backend | None = None, fast: bool = False) -> None:
+        self.backend, self.promote = backend, not fast
+        self.name = "vqp" if backend is None else f"vqp-{backend}{'-fast' if fast else ''}"
         if backend in ("fused", "cublaslt"):
             self.kinds = ("int8", "fp8")
-        elif backend == "rowwise":
+        elif backend == "rowwise" or fast:
             self.kinds = ("fp8",)
+        elif backend in ("blockwise", "deepgemm"):
+            self.kinds = ("fp8-blocks",)
 
     def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
-        m = x.shape[0]
-        backend = self.backend or choose(w8a8_native.choice_key(w), m, w.n, w.k)
-        if backend == "fused" and (m > 16 or (a is not None and self.backend)):
-            raise ValueError("only with the quantization, up to 16 rows")
-        if backend in ("cublaslt", "rowwise") and m < 17:
-            raise ValueError("torch wants more than 16 rows")
+        m, kind = x.shape[0], w8a8_native.choice_key(w)
+        backend = self.backend or choose(kind, m, w.n, w.k, available=w8a8_native.available(x.device))
+        if not fits(backend, kind, m, w.n, w.k, False, True):
+            raise ValueError(f"{backend} does not take this shape")
+        if backend == "fused" and a is not None and self.backend:
+            raise ValueError("only with the quantization")
         if a is None:
-            return lambda: w8a8_native.linear(x, w, backend=backend)
+            return lambda: w8a8_native.linear(x, w, promote=self.promote, backend=backend)
         out = torch.empty(m, w.n, dtype=x.dtype, device=x.device)
-        call = w8a8_native.describe(a, out, w, None, True, False)
-
-        def run() -> torch.Tensor:
-            if backend == "rowwise":
-                return w8a8_native.rowwise(a, w, None, out, True)
-            if backend == "cublaslt":
-                w8a8_native.finish(call, w8a8_native.cublaslt_sums(a.q, w.codes, True), x.device)
-                return out
-            plan = w8a8_native.plan(call)
-            assert plan is not None
-            w8a8_native.run(call, plan, x.device)
-            return out
-
-        return run
+        return lambda: w8a8_native.multiply(backend, a, w, None, out, self.promote)
 
 
 class Dense(Peer8):
@@ -115,22 +104,10 @@ class DeepGemm(Peer8):
     kinds = ("fp8-blocks",)
 
     def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
-        import deep_gemm
-
-        from vllm_quant_kernels.cuda_quantize import quantize_cuda
-
-        product = getattr(deep_gemm, "fp8_gemm_nt", None) or deep_gemm.gemm_fp8_fp8_bf16_nt
-        out = torch.empty(x.shape[0], w.n, dtype=torch.bfloat16, device=x.device)
-
-        def run() -> torch.Tensor:
-            codes = a or quantize_cuda(x, w.kind, group=128)
-            # (M, G) over memory [G][M padded to 4]: what its TMA descriptors read.
-            product((codes.q, codes.scales.t()[: x.shape[0]]), (w.codes, w.scales), out)
-            return out
-
-        return run
+        return Ours("deepgemm").build(w, x, a)
 
 
 PEERS: list[Peer8] = [
-    Ours(), Ours("fused"), Ours("own"), Ours("cublaslt"), Ours("rowwise"), Dense(), Cutlass(), DeepGemm(),
+    Ours(), Ours("fused"), Ours("own"), Ours("wgmma"), Ours("cublaslt"), Ours("rowwise"), Ours("blockwise"),
+    Ours("wgmma", fast=True), Ours("rowwise", fast=True), Dense(), Cutlass(), DeepGemm(),
 ]  # fmt: skip

@@ -46,7 +46,8 @@ int vqp_cuda_quantize_run(const vqp_cuda_quantize *call, void *stream) {
   if (blocks > 0x7FFFFFFF) return VQP_CUDA_ESHAPE;
   const void *kernel = call->x_dtype == VQP_CUDA_F16 ? kernel_of<Half>(p) : kernel_of<BFloat16>(p);
   const int shared = quantize_shared(p);
-  failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+  /* The most there is, not what this call needs: another thread's call could lower that before this launch. */
+  failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (failed != cudaSuccess) return runtime_error(failed);
   void *arguments[] = {&p};
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), shared, 1, arguments, static_cast<cudaStream_t>(stream));

@@ -38,10 +38,10 @@ inline int read_device(int index, const void *probe, Device *device, int *capabi
 
 /* `dependent`: the kernel may start before the one ahead of it in the stream has ended; it waits itself. */
 inline int launch(const void *kernel, dim3 grid, int shared, int cluster, void **arguments, cudaStream_t stream,
-                  bool dependent = false) {
+                  bool dependent = false, int threads = kThreads) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared;
   config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};

@@ -2,6 +2,8 @@
 #include "runtime.h"
 #include "w8a8_epilogue.h"
 #include "w8a8_kernels.h"
+#include "w8a8_wide.h"
+#include "w8a8_wide_schedule.h"
 
 namespace vqp {
 namespace {
@@ -32,6 +34,10 @@ int limits(Device *device, bool *fp8) {
   if (!ready[index]) {
     const int failed = read_device(index, w8a8_kernel<kFp8>(8, false, false), &known[index], &capability[index]);
     if (failed) return failed;
+    bool wide = false;
+    const int wrong = wide8_available(&wide);
+    if (wrong) return wrong;
+    known[index].warpgroups = wide;
     __sync_synchronize();
     ready[index] = true;
   }
@@ -49,18 +55,26 @@ int vqp_cuda_w8a8_make_plan(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan)
   Device device = {};
   bool fp8 = false;
   const int error = limits(&device, &fp8);
-  return error ? error : make_w8a8_plan(*call, device, fp8, plan);
+  if (error) return error;
+  return call->warpgroups ? make_wide8_plan(*call, device, plan) : make_w8a8_plan(*call, device, fp8, plan);
 }
 
 int vqp_cuda_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan, void *workspace,
                       int64_t workspace_bytes, void *stream_) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
+  Device device = {};
+  bool fp8 = false;
+  const int unknown = limits(&device, &fp8);
+  if (unknown) return unknown;
   if (workspace_bytes < plan->workspace_bytes) return VQP_CUDA_EWORKSPACE;
   if (plan->m_tiles == 0) return VQP_CUDA_OK;
+  if (plan->channels) return run_wide8(*call, *plan, stream_);
   const bool int8 = call->kind == kInt8, grouped = call->grouped || call->promote, fused = call->quantize_x;
   const void *kernel = int8 ? w8a8_kernel<kInt8>(plan->tokens, grouped, fused)
                             : w8a8_kernel<kFp8>(plan->tokens, grouped, fused);
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan->shared_bytes);
+  /* The most there is, not what this call needs: another thread's call could lower that before this launch. */
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_per_block);
   if (error != cudaSuccess) return runtime_error(error);
   W8Params p = w8a8_params(*call, *plan, workspace);
   void *arguments[] = {&p};

@@ -38,6 +38,12 @@ VQP_HD float add(float a, float b) {
 #endif
 }
 
+VQP_DEVICE float bias_of(const vqp_cuda_w8a8 &c, int64_t channel) {
+  return widen(
+      c.bias_dtype, channel, [&](int64_t i) { return load_global(static_cast<const uint16_t *>(c.bias) + i); },
+      [&](int64_t i) { return load_global(static_cast<const float *>(c.bias) + i); });
+}
+
 /* An output from its sum, the row's scale and zero point: as reference.w8a8_linear rounds. */
 template <int kKind>
 VQP_DEVICE float finish(const vqp_cuda_w8a8 &c, uint32_t word, int64_t channel, float scale, int32_t zero) {
@@ -49,10 +55,7 @@ VQP_DEVICE float finish(const vqp_cuda_w8a8 &c, uint32_t word, int64_t channel, 
     value = as_float(word);
   }
   if (!c.grouped) value = multiply(value, multiply(scale, load_global(c.w_scales + channel)));
-  if (c.bias)
-    value = add(value, widen(
-        c.bias_dtype, channel, [&](int64_t i) { return load_global(static_cast<const uint16_t *>(c.bias) + i); },
-        [&](int64_t i) { return load_global(static_cast<const float *>(c.bias) + i); }));
+  if (c.bias) value = add(value, bias_of(c, channel));
   return value;
 }
 

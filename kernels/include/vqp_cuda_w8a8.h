@@ -57,18 +57,21 @@ typedef struct {
   int32_t quantize_x;      /* x_scales and x_zeros are then static, or null */
   int32_t symmetric;       /* with quantize_x and without x_scales */
   int32_t batch_invariant; /* a row's bits do not depend on m */
+  int32_t warpgroups;      /* the kernels of sm_90a for large m */
   int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias and
                               smooth must be older than that kernel */
 } vqp_cuda_w8a8;
 
-/* How a call runs; see kernels/cuda/w8a8_schedule.h. */
+/* How a call runs; see kernels/cuda/w8a8_schedule.h. With warpgroups: kernels/cuda/w8a8_wide_schedule.h, where
+ * `channels` is the width of a tile and `blocks` the grid; 0 otherwise. */
 typedef struct {
-  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, dependent;
+  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, dependent, channels, blocks;
   int64_t workspace_bytes;
 } vqp_cuda_w8a8_plan;
 
 /* The plan of a call on the current device. VQP_CUDA_EDEVICE: no kernel for it there (FP8 before 8.9; with
- * quantize_x, rows too long for shared memory). */
+ * quantize_x, rows too long for shared memory; with warpgroups, other than Hopper, quantize_x, FP8 that is to be
+ * batch-invariant). */
 VQP_CUDA_API int vqp_cuda_w8a8_make_plan(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan);
 VQP_CUDA_API int vqp_cuda_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan, void *workspace,
                                    int64_t workspace_bytes, void *stream);

@@ -1,9 +1,12 @@
 """Which implementation runs an 8-bit product: one table, by what the weight is and the number of rows.
 
-    fused     one launch of our kernel, which quantizes the activations itself (at most 16 rows)
-    own       a launch that quantizes, one of our kernel
-    cublaslt  a launch that quantizes, cuBLASLt through torch._int_mm or torch._scaled_mm, a pass for scales and bias
-    rowwise   FP8: a launch that quantizes, torch._scaled_mm with scales and bias in its epilogue
+    fused      one launch of our kernel, which quantizes the activations itself (at most 16 rows)
+    own        a launch that quantizes, one of our kernel
+    wgmma      Hopper: the same with our kernel for large M
+    cublaslt   a launch that quantizes, cuBLASLt through torch._int_mm or torch._scaled_mm, a pass for scales and bias
+    rowwise    FP8: a launch that quantizes, torch._scaled_mm with scales and bias in its epilogue
+    blockwise  FP8 with 128 x 128 blocks: the same with block scales, where this torch has them
+    deepgemm   the same by DeepGEMM, where it imports; it compiles kernels when a shape is first seen
 
 No row of this table has been measured by this project: it says what published figures and the instructions
 suggest (docs/cuda-w8a8.md), until benchmarks/gpu_w8a8.py has run and printed a measured one to put here.
@@ -11,37 +14,70 @@ suggest (docs/cuda-w8a8.md), until benchmarks/gpu_w8a8.py has run and printed a 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Literal, get_args
 
-Backend = Literal["fused", "own", "cublaslt", "rowwise"]
+Backend = Literal["fused", "own", "wgmma", "cublaslt", "rowwise", "blockwise", "deepgemm"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+Table = dict[str, tuple[tuple[int | None, tuple[Backend, ...]], ...]]
 
-# By kind: (largest M, implementation), in order; the last has no limit.
-TABLE: dict[str, tuple[tuple[int | None, Backend], ...]] = {
+# By kind: (largest M, implementations, best first), in order; the last has no limit. Where none of them serves: own.
+TABLE: Table = {
     # 8-bit weights of a layer are read once up to about 100 rows: the bus decides, and launches around it. Fused, every
-    # block reads all rows of x: from about 4 rows of 8192 on that is longer than a launch that waits for nobody.
-    "int8": ((4, "fused"), (128, "own"), (None, "cublaslt")),
-    # mma.sync with E4M3 is FP16 arithmetic on sm_90; torch has wgmma kernels. The pass for scales of `cublaslt` moves
-    # 10 bytes an output.
-    "fp8": ((4, "fused"), (64, "own"), (None, "rowwise")),
-    # torch's block-scaled products exist on a few combinations of torch and GPU only.
-    "fp8-blocks": ((None, "own"),),
+    # block reads all rows of x: from about 4 rows of 8192 on that is longer than a launch that waits for nobody. Above,
+    # torch's product costs another pass over 10 bytes an output.
+    "int8": ((4, ("fused",)), (128, ("own",)), (None, ("wgmma", "cublaslt"))),
+    # mma.sync with E4M3 is FP16 arithmetic on sm_90. torch's kernel has run on hardware, ours has not.
+    "fp8": ((4, ("fused",)), (64, ("own",)), (None, ("rowwise", "wgmma", "cublaslt"))),
+    "fp8-blocks": ((64, ("own",)), (None, ("wgmma",))),
 }
 FUSED_ROWS = 16
 # torch._int_mm refuses 16 rows and fewer.
 CUBLASLT_ROWS = 17
+TORCH: tuple[Backend, ...] = ("cublaslt", "rowwise", "blockwise")
+
+
+def fits(backend: Backend, kind: str, m: int, n: int, k: int, batch_invariant: bool, bf16: bool) -> bool:
+    """Whether ``backend`` takes the shape, and promises batch invariance if that is asked for.
+
+    INT8 sums are exact in any order. FP8's order differs between our kernels: those for few rows keep it among
+    themselves; fused, it would change with the number of rows.
+    """
+    blocks = kind == "fp8-blocks"
+    if batch_invariant and kind != "int8" and backend != "own":
+        return False
+    if backend == "fused":
+        return m <= FUSED_ROWS and not blocks
+    if backend in TORCH:
+        shaped = m >= CUBLASLT_ROWS and n % 16 == 0 and k % 16 == 0 and not batch_invariant
+        # torch's releases pad rows of block scales to a multiple of 4 or not: only such rows are the same in all.
+        if backend == "rowwise":
+            return shaped and kind == "fp8" and bf16
+        return shaped and blocks == (backend == "blockwise") and (not blocks or -(-k // 128) % 4 == 0)
+    if backend == "deepgemm":
+        return blocks and bf16 and n % 64 == 0 and k % 128 == 0
+    return True
 
 
 def choose(
-    kind: str, m: int, n: int, k: int, batch_invariant: bool = False, table: dict[str, tuple] | None = None
+    kind: str,
+    m: int,
+    n: int,
+    k: int,
+    batch_invariant: bool = False,
+    bf16: bool = True,
+    available: Collection[str] = BACKENDS,
+    table: Table | None = None,
 ) -> Backend:
-    """The implementation for y (m, n) = x (m, k) W^T.
+    """The implementation for y (m, n) = x (m, k) W^T: the first of the table's that is available and fits, else own.
 
-    What the table says, unless torch does not take the shape or nobody promises batch invariance of it. FP8
-    with batch invariance is never fused: the order of its sums would change with the number of rows.
+    Args:
+        bf16: whether y is BF16, else FP16.
+        available: what this device and this installation have (:func:`w8a8_native.available`).
     """
-    backend: Backend = next(backend for limit, backend in (table or TABLE)[kind] if limit is None or m <= limit)
-    if backend in ("cublaslt", "rowwise") and (batch_invariant or m < CUBLASLT_ROWS or n % 16 or k % 16):
-        return "own"
-    if backend == "fused" and (m > FUSED_ROWS or (batch_invariant and kind != "int8")):
-        return "own"
-    return backend
+    entries = (table or TABLE)[kind]
+    wanted = next(backends for limit, backends in entries if limit is None or m <= limit)
+    for backend in wanted:
+        if backend in available and fits(backend, kind, m, n, k, batch_invariant, bf16):
+            return backend
+    return "own"

@@ -1,4 +1,4 @@
-"""Calls of the 8-bit products in ``libvqp_cuda.so``, and of cuBLASLt through torch."""
+"""Calls of the 8-bit products in ``libvqp_cuda.so``, and the choice among these and other libraries."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import functools
 
 import torch
 
-from vllm_quant_kernels import cuda_library, cuda_quantize
-from vllm_quant_kernels.activation import FP8, GROUP, Activations, round_up
+from vllm_quant_kernels import cuda_library, cuda_quantize, w8a8_torch
+from vllm_quant_kernels.activation import FP8, GROUP, INT8, Activations, round_up
 from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE
 from vllm_quant_kernels.cuda_quantize import pointer
 from vllm_quant_kernels.library import LibraryError
-from vllm_quant_kernels.w8a8_choice import Backend, choose
+from vllm_quant_kernels.w8a8_choice import TABLE, Backend, choose
 from vllm_quant_kernels.w8a8_weight import WeightW8A8
 
 NO_KERNEL = 5  # VQP_CUDA_EDEVICE
@@ -26,17 +26,18 @@ class Product(ctypes.Structure):
         + [(name, ctypes.c_void_p) for name in ("smooth", "bias")]
         + [(name, ctypes.c_int64) for name in ("m", "n", "k", "kp", "x_stride", "x_scale_stride")]
         + [(name, ctypes.c_int32) for name in ("kind", "y_dtype", "bias_dtype", "grouped", "promote")]
-        + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant", "dependent")]
+        + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant", "warpgroups", "dependent")]
     )
 
 
 class Plan(ctypes.Structure):
     """``vqp_cuda_w8a8_plan``."""
 
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "shared_bytes", "clustered", "dependent")
-    ] + [("workspace_bytes", ctypes.c_int64)]
+    _fields_ = (
+        [(name, ctypes.c_int32) for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "shared_bytes")]
+        + [(name, ctypes.c_int32) for name in ("clustered", "dependent", "channels", "blocks")]
+        + [("workspace_bytes", ctypes.c_int64)]
+    )
 
 
 @functools.cache
@@ -68,14 +69,20 @@ def _weight_fields(w: WeightW8A8, out: torch.Tensor, bias: torch.Tensor | None) 
         "y_dtype": DTYPES[out.dtype],
         "bias_dtype": NO_DTYPE if bias is None else DTYPES[bias.dtype],
         "grouped": int(w.blocks),
-        "dependent": 1,
+        "dependent": int(cuda_library.dependent_launch()),
     }
 
 
 def describe(
-    a: Activations, out: torch.Tensor, w: WeightW8A8, bias: torch.Tensor | None, promote: bool, batch_invariant: bool
+    a: Activations,
+    out: torch.Tensor,
+    w: WeightW8A8,
+    bias: torch.Tensor | None,
+    promote: bool,
+    batch_invariant: bool,
+    warpgroups: bool = False,
 ) -> Product:
-    """The call for quantized activations and out (M, N) contiguous."""
+    """The call for quantized activations and out (M, N) contiguous; ``warpgroups``: of the kernels for large M."""
     per_row = a.scales.shape[-1] if w.blocks else int(a.scales.numel() > 1 or out.shape[0] == 1)
     return Product(
         **_weight_fields(w, out, bias),
@@ -86,6 +93,7 @@ def describe(
         x_scale_stride=per_row,
         promote=int(promote and w.kind == FP8),
         batch_invariant=int(batch_invariant),
+        warpgroups=int(warpgroups),
     )
 
 
@@ -138,40 +146,63 @@ def choice_key(w: WeightW8A8) -> str:
     return "fp8-blocks" if w.blocks else "fp8" if w.kind == FP8 else "int8"
 
 
-def cublaslt_sums(q: torch.Tensor, codes: torch.Tensor, promote: bool) -> torch.Tensor:
-    """(M, N) int32 or float32: the products of codes (M, K) and (N, K) by cuBLASLt."""
-    if q.dtype == torch.int8:
-        return torch._int_mm(q, codes.t())
-    one = torch.ones((), device=q.device)
-    return torch._scaled_mm(q, codes.t(), one, one, out_dtype=torch.float32, use_fast_accum=not promote)
-
-
 def finish(call: Product, sums: torch.Tensor, device: torch.device) -> None:
     """Enqueue scales, zero points and bias of ``call`` on the sums (M, N) of its codes."""
     stream = torch.cuda.current_stream(device).cuda_stream
     cuda_library.check(library().vqp_cuda_w8a8_finish(ctypes.byref(call), pointer(sums), stream))
 
 
-def rowwise_serves(a: Activations, out: torch.Tensor) -> bool:
-    """Whether torch._scaled_mm takes scales of rows and channels here: Hopper and newer, BF16 results."""
-    capability = torch.cuda.get_device_capability(out.device)
-    return a.q.dtype != torch.int8 and out.dtype == torch.bfloat16 and capability >= (9, 0)
+@functools.cache
+def available(device: torch.device) -> frozenset[Backend]:
+    """The implementations of the table that run on the GPU ``device`` with what is installed."""
+    wanted = tuple({backend for entries in TABLE.values() for _, backends in entries for backend in backends})
+    found = w8a8_torch.available(device, wanted)
+    found |= {"fused", "own", "wgmma"} if serves_wgmma(device) else {"fused", "own"}
+    return frozenset(found)
 
 
-def rowwise(a: Activations, w: WeightW8A8, bias: torch.Tensor | None, out: torch.Tensor, promote: bool) -> torch.Tensor:
-    """The FP8 product by torch._scaled_mm, scales and bias in its epilogue."""
-    rows = a.scales.view(-1, 1).expand(out.shape[0], 1).contiguous()
-    columns, added = w.scales.view(1, -1), None if bias is None else bias.to(out.dtype)
-    return torch._scaled_mm(
-        a.q, w.codes.t(), rows, columns, bias=added, out_dtype=out.dtype, use_fast_accum=not promote, out=out
-    )
+def serves_wgmma(device: torch.device) -> bool:
+    """Whether the kernels for large M run there: Hopper, with the library's code for sm_90a."""
+    probe = Product(m=128, n=128, k=128, kp=128, x_stride=128, x_scales=16, kind=INT8, y_dtype=1, warpgroups=1)
+    with torch.cuda.device(device):
+        return plan(probe) is not None
 
 
 def _own(call: Product, device: torch.device) -> None:
     chosen = plan(call)
+    if chosen is None and call.warpgroups:
+        raise ValueError("the kernels for large M need a Hopper GPU, and do not keep FP8 batch-invariant")
     if chosen is None:
         raise ValueError("FP8 products need a GPU of compute capability 8.9 or newer; use 16-bit activations")
     run(call, chosen, device)
+
+
+def multiply(
+    backend: Backend,
+    a: Activations,
+    w: WeightW8A8,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    promote: bool = True,
+    batch_invariant: bool = False,
+) -> torch.Tensor:
+    """Enqueue the product of codes into out (M, N) by ``backend``, which must serve it here ("fused" is "own").
+
+    Raises:
+        ValueError: it does not; the device has no FP8 tensor cores.
+    """
+    if backend == "rowwise":
+        return w8a8_torch.rowwise(a, w, bias, out, promote)
+    if backend == "blockwise":
+        return w8a8_torch.blockwise(a, w, bias, out)
+    if backend == "deepgemm":
+        return w8a8_torch.deepgemm(a, w, bias, out)
+    call = describe(a, out, w, bias, promote, batch_invariant, backend == "wgmma")
+    if backend == "cublaslt":
+        finish(call, w8a8_torch.cublaslt_sums(a.q, w.codes, promote), out.device)
+    else:
+        _own(call, out.device)
+    return out
 
 
 def linear(
@@ -198,7 +229,9 @@ def linear(
     if not out.numel():
         return out
     flat, bias = out.view(-1, w.n), None if bias is None else bias.contiguous()
-    backend = backend or choose(choice_key(w), rows.shape[0], w.n, w.k, batch_invariant)
+    if backend is None:
+        bf16, kinds = x.dtype == torch.bfloat16, available(x.device)
+        backend = choose(choice_key(w), rows.shape[0], w.n, w.k, batch_invariant, bf16, kinds)
     with torch.cuda.device(x.device):
         if backend == "fused":
             call = describe_fused(rows, flat, w, bias, symmetric, in_scale, in_zero, smooth)
@@ -208,11 +241,5 @@ def linear(
                 return out
         group = GROUP if w.blocks else 0
         a = cuda_quantize.run(rows, w.kind, symmetric, in_scale, in_zero, group, smooth)
-        call = describe(a, flat, w, bias, promote, batch_invariant)
-        if backend == "rowwise" and rowwise_serves(a, flat):
-            rowwise(a, w, bias, flat, promote)
-        elif backend in ("cublaslt", "rowwise"):
-            finish(call, cublaslt_sums(a.q, w.codes, promote), x.device)
-        else:
-            _own(call, x.device)
+        multiply(backend, a, w, bias, flat, promote, batch_invariant)
     return out

@@ -86,6 +86,16 @@ def force_splits(plan: w8a8_native.Plan, call: w8a8_native.Product, splits: int,
     plan.workspace_bytes = 0 if splits == 1 or plan.clustered else rows * (splits * call.n * 4 + 8)
 
 
+def force_wide(
+    plan: w8a8_native.Plan, call: w8a8_native.Product, channels: int, cluster: int, device: emulated.Device
+) -> None:
+    plan.channels, plan.clustered = channels, int(cluster > 1)
+    plan.n_tiles = -(-call.n // channels)
+    tiles = -(-plan.m_tiles // cluster) * cluster * plan.n_tiles
+    plan.blocks = min(tiles, device.multiprocessors // cluster * cluster)
+    check(emulated.library().vqp_emulator_wide8_shared(ctypes.byref(plan)))
+
+
 def linear(
     x: torch.Tensor,
     w: WeightW8A8,
@@ -102,8 +112,12 @@ def linear(
     seed: int = 0,
     late_copies: bool = True,
     dependent: bool = True,
+    warpgroups: bool = False,
+    channels: int = 0,
+    cluster: int = 0,
 ) -> tuple[torch.Tensor, w8a8_native.Plan]:
-    """x (M, K) through quantization and product, by emulating every thread."""
+    """x (M, K) through quantization and product, by emulating every thread. ``channels`` and ``cluster`` replace the
+    plan's choice of the kernels with warpgroups."""
     w = place(w)
     out = torch.full((x.shape[0], w.n), torch.nan, dtype=x.dtype)
     if fused:
@@ -116,10 +130,12 @@ def linear(
         q = filled(a.q)
         q.view(torch.uint8).copy_(a.q.view(torch.uint8))
         a = Activations(q, scales, a.zeros)
-        call = w8a8_native.describe(a, out, w, bias, promote, batch_invariant)
+        call = w8a8_native.describe(a, out, w, bias, promote, batch_invariant, warpgroups)
         tensors = [a.q, a.scales, a.zeros]
     call.dependent = int(dependent)
     plan = make_plan(call, device)
+    if channels:
+        force_wide(plan, call, channels, cluster, device)
     if splits:
         force_splits(plan, call, splits, device)
         check(emulated.library().vqp_emulator_w8a8_shared(ctypes.byref(call), ctypes.byref(plan)))

@@ -15,6 +15,7 @@ RIGHT = {
     20: "dependent launch",
     24: "dependent copy",
     30: "warpgroup product",
+    40: "ring of copies in a cluster",
 }
 FAULTS = {
     1: "filling|nothing wrote",  # no wait for the copies
@@ -41,6 +42,17 @@ FAULTS = {
     37: "products under way",  # at the end of the thread
     38: "without the 128-byte swizzle",
     39: "no wgmma fence came",  # after sums were handed back
+    41: "filling|nothing wrote|before a barrier",  # no wait for a stage that is full
+    42: "filling|may read it|two warps write|more arrivals",  # nor for one that is empty
+    43: "deadlock",  # more bytes expected than come
+    44: "no fence made visible",  # between the barriers' initialization and copies
+    45: "more arrivals|filling|two warps write",  # than the barrier was initialized for
+    46: "filling|may read it|before a barrier",  # a stage is given back before it is read
+    47: "filling|nothing wrote|before a barrier|deadlock",  # the wrong phase is waited for
+    48: "multiple of 1024",  # a box in the middle of the swizzle
+    49: "has ended",  # a block ends while the other still copies into it
+    50: "deadlock",  # the other block is not told
+    51: "not initialized|before a barrier",  # barriers of the other block are used before they exist
 }
 
 

@@ -15,7 +15,7 @@ from tests.kernels.weights import random_weight
 from vllm_quant_kernels import activation, reference, w8a8_native
 from vllm_quant_kernels.activation import FP8, INT8, Activations
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.w8a8_choice import TABLE, choose
+from vllm_quant_kernels.w8a8_choice import TABLE, Table, choose
 from vllm_quant_kernels.w8a8_ops import linear_w8a8
 from vllm_quant_kernels.w8a8_weight import (
     WeightW8A8,
@@ -251,16 +251,40 @@ def test_a_weight_keeps_its_values(kind: str) -> None:
 
 
 def test_the_choice_is_the_table_where_shapes_allow() -> None:
-    table = {"int8": ((4, "fused"), (64, "own"), (None, "cublaslt"))}
+    table: Table = {"int8": ((4, ("fused",)), (64, ("own",)), (None, ("cublaslt",)))}
     assert [choose("int8", m, 64, 64, table=table) for m in (1, 4, 5, 64, 65)] == [
         "fused", "fused", "own", "own", "cublaslt",
     ]  # fmt: skip
     assert choose("int8", 65, 72, 64, table=table) == "own", "cuBLASLt wants multiples of 16"
     assert choose("int8", 65, 64, 64, batch_invariant=True, table=table) == "own"
-    assert choose("int8", 2, 64, 64, table={"int8": ((None, "cublaslt"),)}) == "own"
+    assert choose("int8", 2, 64, 64, table={"int8": ((None, ("cublaslt",)),)}) == "own"
     assert choose("fp8", 2, 64, 64, batch_invariant=True) == "own"
     for rows in TABLE.values():
         assert rows[-1][0] is None
+
+
+def test_the_first_that_is_available_and_fits_is_taken() -> None:
+    table: Table = {
+        "fp8": ((None, ("rowwise", "wgmma", "cublaslt")),),
+        "fp8-blocks": ((None, ("deepgemm", "blockwise", "wgmma")),),
+    }
+
+    def taken(kind: str, available: set[str], n: int = 256, k: int = 512, **options: bool) -> str:
+        return choose(kind, 100, n, k, available=available | {"own"}, table=table, **options)
+
+    everything = {"rowwise", "wgmma", "cublaslt", "deepgemm", "blockwise"}
+    assert taken("fp8", everything) == "rowwise"
+    assert taken("fp8", everything, bf16=False) == "wgmma", "torch's row scales give BF16 only"
+    assert taken("fp8", everything, n=250) == "wgmma", "torch wants multiples of 16"
+    assert taken("fp8", {"cublaslt"}) == "cublaslt"
+    assert taken("fp8", everything, batch_invariant=True) == "own"
+    assert taken("fp8-blocks", everything) == "deepgemm"
+    assert taken("fp8-blocks", everything - {"deepgemm"}) == "blockwise"
+    assert taken("fp8-blocks", everything, k=640) == "deepgemm"
+    assert taken("fp8-blocks", everything - {"deepgemm"}, k=640) == "wgmma", "torch's releases pad 5 scales differently"
+    assert taken("fp8-blocks", everything, bf16=False) == "blockwise"
+    assert taken("fp8-blocks", set()) == "own"
+    assert choose("int8", 300, 64, 64, batch_invariant=True) == "wgmma", "INT8 sums are exact"
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8", "fp8-blocks"])

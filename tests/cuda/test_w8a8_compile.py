@@ -19,6 +19,7 @@ TARGETS = [
     ("w8a8_int8.cu", "sm_80", "IMMA.16832"),
     ("w8a8_fp8.cu", "sm_89", "QMMA.16832"),
     ("w8a8_fp8.cu", "sm_90a", "HMMA.16816"),
+    ("w8a8_wide.cu", "sm_90a", None),
     ("quantize.cu", "sm_86", None),
     ("w8a8.cu", "sm_90a", None),
 ]
@@ -96,3 +97,34 @@ def test_the_decode_loops_have_not_grown(source: str) -> None:
     slack = 1.02 if sass.compiler() == "13.0" else 1.15
     for key, count in found.items():
         assert 0 < count <= LOOPS[key] * slack, f"{key}: {count}"
+
+
+# Of the kernels for large M, by kind, channels and whether sums are taken over: the product, and FP32 additions of its
+# sums for each thread and K tile.
+WIDE = {
+    ("8", 128, False): ("IGMMA.64x128x32.S8.S8", 0),
+    ("8", 256, False): ("IGMMA.64x256x32.S8.S8", 0),
+    ("9", 128, False): ("QGMMA.64x128x32.F32.E4M3.E4M3", 0),
+    ("9", 256, False): ("QGMMA.64x256x32.F32.E4M3.E4M3", 0),
+    ("9", 128, True): ("QGMMA.64x128x32.F32.E4M3.E4M3", 64),
+}
+
+
+@pytest.mark.skipif(sass.disassembler() is None, reason="no nvdisasm: it comes with the CUDA toolkit or Triton")
+def test_the_wide_kernels_run_warpgroup_products_without_waits_between() -> None:
+    report, text = compiled("w8a8_wide.cu", "sm_90a")
+    assert not re.search(r"setmaxnreg.*ignored|C7508", report)
+    found = {}
+    for section in re.split(r"\n\s*\.section\s+\.text\.", text)[1:]:
+        name = re.search(r"w8a8_wideILi(\d+)ELi(\d+)ELb(\d)E", section.split(",")[0])
+        assert name
+        instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]+)", section)
+        products = [i for i, opcode in enumerate(instructions) if "GMMA" in opcode]
+        assert len(products) == 4
+        # Between the four products of a K tile nothing waits for one.
+        between = instructions[products[0] : products[-1]]
+        assert not any(opcode.startswith(("WARPGROUP", "BAR", "SYNCS")) for opcode in between)
+        assert {"USETMAXREG.TRY_ALLOC.CTAPOOL", "USETMAXREG.DEALLOC.CTAPOOL"} <= set(instructions)
+        assert {"UTMALDG.2D", "UTMALDG.2D.MULTICAST"} <= set(instructions)
+        found[name[1], int(name[2]), name[3] == "1"] = (instructions[products[0]], instructions.count("FFMA"))
+    assert found == WIDE

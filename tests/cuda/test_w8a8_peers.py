@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.cuda.test_w8a8 import activations, weight
-from vllm_quant_kernels import activation, w8a8_native
+from vllm_quant_kernels import activation, w8a8_torch
 from vllm_quant_kernels.w8a8_weight import product
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,7 @@ def load(name: str) -> ModuleType:
 def test_sums_by_torch(kind: str) -> None:
     w, x = weight(48, 64, kind), activations(20, 64, torch.bfloat16, 1)
     a = activation.quantize(x, w.kind)
-    sums = w8a8_native.cublaslt_sums(a.q, w.codes, True)
+    sums = w8a8_torch.cublaslt_sums(a.q, w.codes, True)
     assert sums.dtype == (torch.int32 if kind == "int8" else torch.float32)
     exact = a.q.double() @ w.codes.double().T
     assert ((sums.double() - exact).abs() <= 2.0**-18 * exact.abs().max()).all()
@@ -45,7 +45,7 @@ def test_rowwise_by_torch(static: bool) -> None:
     w, x = weight(48, 64, "fp8"), activations(20, 64, torch.bfloat16, 2)
     bias, out = torch.randn(48), torch.empty(20, 48, dtype=torch.bfloat16)
     a = activation.quantize(x, w.kind, in_scale=torch.tensor([0.1]) if static else None)
-    result = w8a8_native.rowwise(a, w, bias, out, True)
+    result = w8a8_torch.rowwise(a, w, bias, out, True)
     assert result.data_ptr() == out.data_ptr()
     expected = product(a, w, bias)
     assert ((out.float() - expected).abs() <= 2.0**-6 * expected.abs() + 0.02).all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from gpu_cases import activations
-from test_w8a8 import KINDS, check, weight
+from test_w8a8 import HOPPER, KINDS, check, weight
 
 from vllm_quant_kernels import w8a8_native
 
@@ -18,6 +18,11 @@ def main() -> None:
             for backend in backends:
                 check(w8a8_native.linear(x, w, symmetric=kind != "int8", backend=backend), x, w, None,
                       **({"symmetric": False} if kind == "int8" else {}))  # fmt: skip
+    for kind in KINDS if HOPPER else []:
+        w, x = weight(264, 456, kind), activations(300, 456, torch.bfloat16)
+        for promote in (False, True):
+            y = w8a8_native.linear(x, w, promote=promote, backend="wgmma")
+            check(y, x, w, None, kept=2.0**-13 if promote or w.blocks else 2.0**-10)
     x, w = activations(2, 9000, torch.bfloat16), weight(64, 9000, "int8")
     check(w8a8_native.linear(x, w, backend="own"), x, w, None)
 

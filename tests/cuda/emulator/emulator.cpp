@@ -8,8 +8,10 @@
 #include <random>
 #include <vector>
 
+#include "clocks.h"
+#include "emulator_async.h"
+#include "emulator_wgmma8.h"
 #include "fragments.h"
-#include "emulator_wgmma.h"
 #include "numeric8.h"
 #include "wgmma_state.h"
 
@@ -18,7 +20,8 @@ namespace emulator {
 namespace {
 
 constexpr size_t kStack = 64 << 10;
-enum class State { kReady, kWarp, kBarrier, kCluster, kDone };
+enum class State { kReady, kWarp, kBarrier, kCluster, kMbarrier, kDone };
+constexpr int kBarriers = 32; /* in shared memory, of a block */
 
 struct Copy {
   void *to;
@@ -41,24 +44,33 @@ struct Lane {
   int warp() const { return index / 32; }
 };
 
-/* Who touched a 4-byte word of shared memory, counted in the block's barriers. */
+/* Who wrote a 4-byte word of shared memory, and when by that agent's clock. Reads are kept by warp beside it. */
 struct Word {
-  int write_epoch = -1, write_warp = -1, read_epoch = -1, read_warp = -1, cluster_epoch = -1, in_flight = 0;
-  int writer = -1; /* its thread */
+  int agent = -1, cluster_epoch = -1, in_flight = 0;
+  uint32_t time = 0;
+  int writer = -1; /* its thread; -1: a copy that a barrier counts */
   uint64_t write_time = 0;
 };
-constexpr int kManyWarps = -2;
 
+struct Phase;
 struct Group { /* a block */
   Dim at, grid;
+  int rank = 0;
   std::vector<Lane> lanes;
   std::unique_ptr<char[]> memory;
   char *shared;
   size_t shared_bytes;
   std::vector<Word> words;
-  std::map<int, std::vector<uint64_t>> descriptors; /* of the products of each warpgroup */
-  int epoch = 0, cluster_epoch = 0, at_barrier = 0, at_cluster = 0, done = 0;
+  std::vector<uint32_t> reads; /* [word][warp]: when that warp last read it */
+  std::vector<Clock> clocks;   /* of each warp */
+  std::map<ptrdiff_t, std::shared_ptr<Phase>> phases;
+  std::map<int, std::vector<std::pair<uint64_t, uint64_t>>> descriptors; /* of the products of each warpgroup */
+  int cluster_epoch = 0, at_barrier = 0, at_cluster = 0, done = 0;
 };
+int warps_of(const Group &block) { return static_cast<int>(block.lanes.size()) / 32; }
+int first_agent(const Group &block) { return block.rank * (warps_of(block) + kBarriers); }
+int agent_of(const Lane &lane) { return first_agent(*lane.block) + lane.warp(); }
+Clock &clock_of(const Lane &lane) { return lane.block->clocks[lane.warp()]; }
 
 Options options;
 std::mt19937_64 random_order;
@@ -109,28 +121,45 @@ Word *words_of(Group &block, const void *pointer, size_t bytes, const char *what
   return &block.words[at / 4];
 }
 
+bool seen(const Clock &clock, int agent, uint32_t time) { return agent < 0 || time <= clock[agent]; }
+
+/* Whether `warp` (of another block if `foreign`) may write a word. */
+void check_write(Group &block, const Word &w, int warp, const Clock &clock, bool foreign) {
+  if (w.in_flight) report("write to shared memory that a copy is filling");
+  if (!seen(clock, w.agent, w.time)) report("two warps write a word between barriers");
+  const int warps = warps_of(block);
+  const uint32_t *const reads = &block.reads[(&w - block.words.data()) * warps];
+  for (int i = 0; i < warps; ++i)
+    if ((foreign || i != warp) && !seen(clock, first_agent(block) + i, reads[i]))
+      report("a word is written while another warp may read it");
+}
+
 void note_write(Group &block, void *pointer, size_t bytes, int warp) {
   Word *word = words_of(block, pointer, bytes, "write");
+  const int agent = first_agent(block) + warp;
   for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
     Word &w = word[i];
-    if (w.in_flight) report("write to shared memory that a copy is filling");
-    if (w.write_epoch == block.epoch && w.write_warp != warp) report("two warps write a word between barriers");
-    if (w.read_epoch == block.epoch && w.read_warp != warp) report("a word is written while another warp may read it");
-    w.write_epoch = block.epoch, w.write_warp = warp, w.cluster_epoch = block.cluster_epoch;
+    check_write(block, w, warp, block.clocks[warp], false);
+    w.agent = agent, w.time = block.clocks[warp][agent], w.cluster_epoch = block.cluster_epoch;
     w.writer = current->index, w.write_time = ++clock_ticks;
   }
 }
 
-void note_read(Group &block, const void *pointer, size_t bytes, int warp) {
+/* `clock`: of the reader, which is warp `warp` of this block or, at its barriers, of another. */
+void note_read(Group &block, const void *pointer, size_t bytes, int warp, const Clock &clock) {
   Word *word = words_of(block, pointer, bytes, "read");
+  const int agent = first_agent(block) + warp;
+  const bool own = &clock == &block.clocks[warp];
   for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
     Word &w = word[i];
     if (w.in_flight) report("read of shared memory that a copy is filling");
-    if (w.write_epoch == -1) report("read of shared memory that nothing wrote");
-    if (w.write_epoch == block.epoch && w.write_warp != warp) report("a word is read before a barrier shows its write");
-    w.read_warp = w.read_epoch == block.epoch && w.read_warp != warp ? kManyWarps : warp;
-    w.read_epoch = block.epoch;
+    if (w.agent == -1) report("read of shared memory that nothing wrote");
+    if (!seen(clock, w.agent, w.time)) report("a word is read before a barrier shows its write");
+    if (own) block.reads[(&w - block.words.data()) * warps_of(block) + warp] = clock[agent];
   }
+}
+void note_read(Group &block, const void *pointer, size_t bytes, int warp) {
+  note_read(block, pointer, bytes, warp, block.clocks[warp]);
 }
 
 void land(const Copy &copy) {
@@ -230,12 +259,14 @@ void run_shuffle(Lane *lanes) {
   }
 }
 
-#include "wgmma_model.h"
-
 void release(Group &block, State from) {
   for (Lane &lane : block.lanes)
     if (lane.state == from) lane.state = State::kReady;
 }
+
+#include "wgmma_model.h"
+#include "wgmma8_model.h"
+#include "async_model.h"
 
 /* Runs one warp as far as it gets, then another at random: the worst order that the barriers allow. */
 void run_cluster() {
@@ -252,7 +283,14 @@ void run_cluster() {
             break;
           }
     }
-    if (done == cluster.size()) return;
+    if (done == cluster.size()) {
+      if (!transfers.empty()) report("a block ended with copies under way");
+      for (auto &block : cluster)
+        for (const auto &[at, phase] : block->phases)
+          if (phase->bytes) report("a block ended with a barrier that expects bytes");
+      return;
+    }
+    if (ready.empty() && first_fault.empty() && land_some()) continue;
     if (ready.empty()) {
       if (first_fault.empty()) first_fault = "deadlock: no thread can go on";
       return;
@@ -271,6 +309,17 @@ void run_cluster() {
   }
 }
 
+void meet_blocks(const std::vector<Group *> &blocks) {
+  std::vector<Clock *> clocks;
+  std::vector<int> agents;
+  for (Group *block : blocks)
+    for (int warp = 0; warp < warps_of(*block); ++warp) {
+      clocks.push_back(&block->clocks[warp]);
+      agents.push_back(first_agent(*block) + warp);
+    }
+  meet(clocks, agents);
+}
+
 }  // namespace
 
 void reset(const Options &chosen) {
@@ -287,10 +336,16 @@ void allow(const void *pointer, size_t bytes, bool constant) {
 const std::string &fault() { return first_fault; }
 
 void global_access(const void *pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes)
+    report("global access of " + std::to_string(bytes) + " bytes outside every tensor");
+  global_range(pointer, bytes);
+}
+
+void global_range(const void *pointer, size_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
   auto next = allowed.upper_bound(at);
   const bool inside = next != allowed.begin() && at + bytes <= (--next)->first + next->second.bytes;
-  if (!inside || at % bytes) report("global access of " + std::to_string(bytes) + " bytes outside every tensor");
+  if (!inside) report("global access of " + std::to_string(bytes) + " bytes outside every tensor");
   else if (dependent_launch && !next->second.constant && !current->waited)
     report("memory of the kernel ahead is touched before the wait for it");
 }
@@ -329,11 +384,13 @@ void warp_instruction(Warp which, void *operands) {
       case Warp::kMmaHalf: run_mma(lanes, true); break;
       case Warp::kMmaBFloat16: run_mma(lanes, false); break;
       case Warp::kWgmma: run_wgmma(lanes); break;
+      case Warp::kWgmma8: run_wgmma8(lanes); break;
       case Warp::kMmaInt8:
         run_mma8<MmaInt8Operands, int32_t>(lanes, [](uint32_t code) { return static_cast<int8_t>(code); });
         break;
       case Warp::kMmaE4m3: run_mma8<MmaOperands, float>(lanes, e4m3_table); break;
       case Warp::kShuffle: run_shuffle(lanes); break;
+      case Warp::kConverge: break;
     }
   for (int i = 0; i < 32; ++i)
     if (&lanes[i] != self) lanes[i].state = State::kReady;
@@ -348,6 +405,7 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
             bool dependent) {
   body = &kernel;
   dependent_launch = dependent;
+  transfers.clear();
   for (int z = 0; z < grid.z; ++z)
     for (int y = 0; y < grid.y; ++y)
       for (int x = 0; x < grid.x; x += cluster_size) {
@@ -357,6 +415,7 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
           cluster.push_back(std::make_unique<Group>());
           Group &block = *cluster.back();
           block.at = {x + rank, y, z};
+          block.rank = rank;
           block.grid = grid;
           block.shared_bytes = shared_bytes;
           block.memory.reset(new char[shared_bytes + 128]);
@@ -364,6 +423,12 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
           memset(block.shared, 0xFF, shared_bytes); /* NaN in every format */
           block.words.resize((shared_bytes + 3) / 4);
           block.lanes.resize(threads);
+          block.reads.assign(block.words.size() * warps_of(block), 0);
+          const int agents = cluster_size * (warps_of(block) + kBarriers);
+          for (int warp = 0; warp < warps_of(block); ++warp) {
+            block.clocks.push_back(Clock(agents, 0));
+            block.clocks.back()[first_agent(block) + warp] = 1;
+          }
           for (int i = 0; i < threads; ++i) {
             Lane &lane = block.lanes[i];
             lane.block = &block, lane.index = i;
@@ -396,7 +461,7 @@ void barrier() {
   if (block.done) emulator::report("a barrier after threads have ended");
   if (++block.at_barrier < static_cast<int>(block.lanes.size())) return emulator::suspend(emulator::State::kBarrier);
   block.at_barrier = 0;
-  ++block.epoch;
+  emulator::meet_blocks({&block});
   emulator::release(block, emulator::State::kBarrier);
 }
 
@@ -405,9 +470,12 @@ void cluster_barrier() {
   ++current->block->at_cluster;
   for (auto &block : emulator::cluster) arrived += block->at_cluster, lanes += block->lanes.size();
   if (arrived < lanes) return emulator::suspend(emulator::State::kCluster);
+  std::vector<emulator::Group *> blocks;
+  for (auto &block : emulator::cluster) blocks.push_back(block.get());
+  emulator::meet_blocks(blocks);
   for (auto &block : emulator::cluster) {
     block->at_cluster = 0;
-    ++block->epoch, ++block->cluster_epoch;
+    ++block->cluster_epoch;
     emulator::release(*block, emulator::State::kCluster);
   }
 }
@@ -418,7 +486,7 @@ float load_cluster(const void *pointer, int rank) {
   const emulator::Word *word = emulator::words_of(other, other.shared + at, 4, "cluster read");
   if (!word) return 0;
   if (other.done) emulator::report("shared memory of a block that has ended is read");
-  if (word->write_epoch < 0 || word->cluster_epoch >= current->block->cluster_epoch)
+  if (word->agent < 0 || word->cluster_epoch >= current->block->cluster_epoch)
     emulator::report("a cluster read that no cluster barrier orders after its write");
   float value;
   memcpy(&value, other.shared + at, 4);
@@ -433,6 +501,58 @@ void wgmma_commit() {
   current->products.open.clear();
 }
 void proxy_fence() { current->products.proxy_fenced = ++emulator::clock_ticks; }
+
+int cluster_rank() { return current->block->rank; }
+
+void mbarrier_init(Mbarrier *barrier, int arrivals) {
+  emulator::Group &block = *current->block;
+  emulator::note_write(block, barrier, 8, current->warp());
+  auto phase = std::make_shared<emulator::Phase>();
+  phase->count = phase->pending = arrivals;
+  phase->agent = emulator::first_agent(block) + emulator::warps_of(block) + static_cast<int>(block.phases.size());
+  phase->initializer = current->index, phase->initialized = ++emulator::clock_ticks;
+  phase->seen = emulator::Clock(emulator::clock_of(*current).size(), 0);
+  if (block.phases.size() == emulator::kBarriers) return emulator::report("more barriers than the emulator keeps");
+  block.phases[emulator::place_of(barrier)] = std::move(phase);
+}
+void mbarrier_init_fence() { proxy_fence(); }
+void mbarrier_expect(Mbarrier *barrier, int bytes) {
+  emulator::Phase *const phase = emulator::phase_of(*current->block, emulator::place_of(barrier));
+  if (phase) phase->bytes += bytes, emulator::arrive(*current->block, emulator::place_of(barrier));
+}
+void mbarrier_arrive(Mbarrier *barrier, int rank) {
+  emulator::arrive(*emulator::cluster[rank], emulator::place_of(barrier));
+}
+void mbarrier_wait(Mbarrier *barrier, int parity) {
+  emulator::note_read(*current->block, barrier, 8, current->warp());
+  emulator::Phase *const phase = emulator::phase_of(*current->block, emulator::place_of(barrier));
+  while (phase && (phase->phase & 1) == static_cast<uint32_t>(parity)) emulator::suspend(emulator::State::kMbarrier);
+  if (phase && phase->phase) emulator::join(emulator::clock_of(*current), phase->completed);
+}
+void load_box_shared(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier, int blocks) {
+  const ptrdiff_t at = emulator::place_of(to);
+  if (at % 1024) emulator::report("a copy with the 128-byte swizzle to no multiple of 1024 bytes");
+  if (reinterpret_cast<uintptr_t>(map.base) % 16 || map.stride % 16 || map.box > 256)
+    emulator::report("a tensor map that cannot be encoded");
+  std::vector<char> bytes(map.box * 128, 0);
+  for (int i = 0; i < map.box && row + i < map.rows; ++i) {
+    const int64_t width = map.columns - column < 128 ? map.columns - column : 128;
+    const char *const from = map.base + (row + i) * map.stride + column;
+    emulator::global_range(from, width);
+    if (!emulator::fault().empty()) return;
+    for (int64_t j = 0; j < width; ++j) bytes[(i * 128 + j) ^ (i & 7) << 4] = from[j];
+  }
+  for (int rank = 0; rank < static_cast<int>(emulator::cluster.size()); ++rank)
+    if (blocks >> rank & 1) emulator::start_transfer(*emulator::cluster[rank], at, emulator::place_of(barrier), bytes);
+}
+void emulator::copy_to_block(int rank, char *to, const void *from, int bytes, Mbarrier *barrier) {
+  const ptrdiff_t at = emulator::place_of(to);
+  if ((reinterpret_cast<uintptr_t>(from) | at | bytes) % 16) emulator::report("a bulk copy that is not of 16 bytes");
+  emulator::global_range(from, bytes);
+  if (!emulator::fault().empty()) return;
+  const char *const source = static_cast<const char *>(from);
+  emulator::start_transfer(*cluster[rank], at, emulator::place_of(barrier), std::vector<char>(source, source + bytes));
+}
 
 void copy_commit() {
   current->groups.push_back(std::move(current->open));

@@ -38,9 +38,10 @@ const std::string &fault();
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel,
             bool dependent = false);
 
-enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kWgmma };
+enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kConverge, kWgmma, kWgmma8 };
 void warp_instruction(Warp which, void *operands);
 void global_access(const void *pointer, size_t bytes);
+void global_range(const void *pointer, size_t bytes); /* of any alignment */
 void shared_access(const void *pointer, size_t bytes, bool write);
 void copy_async_16(void *to, const void *from, bool valid);
 
@@ -70,7 +71,7 @@ int block_y();
 int block_z();
 int grid_y();
 void barrier();
-inline void converge() {}
+inline void converge() { emulator::warp_instruction(emulator::Warp::kConverge, nullptr); }
 void cluster_barrier();
 char *shared_memory();
 float load_cluster(const void *pointer, int rank);

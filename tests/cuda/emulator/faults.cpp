@@ -1,6 +1,7 @@
 /* Small kernels with one planted fault each, and their right twins: what the emulator must tell apart. */
 #include <stdint.h>
 
+#include "async.h"
 #include "emulator.h"
 #include "fragments.h"
 #include "ptx.h"
@@ -97,6 +98,56 @@ void multiply(Slip slip) {
       if (c[t][i] != static_cast<float>(8 * t + c_col(lane, i) + 1)) store_global(output - 1, 0.0f); /* out of bounds */
 }
 
+enum class Trip {
+  kNone, kFull, kEmpty, kBytes, kFence, kArrivals, kEarly, kParity, kPlace, kExit, kNeighbour, kStart
+};
+
+/* One thread brings pieces of 256 bytes through a ring of two stages, to both blocks of the pair: each block half of a
+ * piece. A warp of each block reads them and tells both blocks' producers. */
+void pipeline(Trip trip) {
+  constexpr int kPieces = 4, kBlocks = 2, kHalf = 128;
+  char *const ring = shared_memory();
+  Mbarrier *const full = reinterpret_cast<Mbarrier *>(ring + 512), *const empty = full + 2;
+  const int thread = thread_index(), rank = cluster_rank();
+  if (thread == 0) {
+    for (int slot = 0; slot < 2; ++slot) {
+      mbarrier_init(full + slot, 1);
+      mbarrier_init(empty + slot, trip == Trip::kArrivals ? 1 : kBlocks);
+    }
+    if (trip != Trip::kFence) mbarrier_init_fence();
+  }
+  if (trip == Trip::kStart)
+    barrier();
+  else
+    cluster_barrier();
+  TensorMap map;
+  map.base = reinterpret_cast<const char *>(input), map.rows = kPieces, map.columns = map.stride = 256, map.box = 1;
+  for (int i = 0; i < kPieces; ++i) {
+    const int slot = i % 2, parity = i / 2 % 2;
+    char *const stage = ring + (trip == Trip::kPlace ? 64 : 0);
+    if (thread == 0) {
+      if (i >= 2 && trip != Trip::kEmpty) mbarrier_wait_cluster(empty + slot, parity ^ 1);
+      mbarrier_expect(full + slot, 2 * kHalf + (trip == Trip::kBytes ? 16 : 0));
+      if (trip == Trip::kPlace) {
+        load_box(stage, map, 0, i, full + slot);
+        continue;
+      }
+      /* As the boxes of a real ring begin at multiples of 1024, these bytes come by plain copies. */
+      for (int other = 0; other < kBlocks; ++other)
+        emulator::copy_to_block(other, stage + 256 * slot + kHalf * rank, input + 64 * i + 32 * rank, kHalf, full + slot);
+    }
+    if (thread < 32) continue;
+    if (trip != Trip::kFull) mbarrier_wait(full + slot, trip == Trip::kParity ? parity ^ 1 : parity);
+    converge();
+    if (trip == Trip::kEarly && thread < 34) mbarrier_arrive(empty + slot, thread - 32);
+    for (int j = 0; j < 2; ++j) load_shared<float>(stage + 256 * slot + 8 * (thread - 32) + 4 * j);
+    converge();
+    const bool both = trip != Trip::kNeighbour;
+    if (trip != Trip::kEarly && thread < (both ? 34 : 33)) mbarrier_arrive(empty + slot, both ? thread - 32 : rank);
+  }
+  if (trip != Trip::kExit) cluster_barrier();
+}
+
 void neighbour(bool before, bool after) {
   float *const shared = reinterpret_cast<float *>(shared_memory());
   store_shared(shared + thread_index(), 1.0f);
@@ -138,6 +189,8 @@ extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
     case 23: return dependent([] { store_global(output + thread_index(), 0.0f), dependency_wait(); });
     case 24: return dependent([] { follow_copy(true); });
     case 25: return dependent([] { follow_copy(false); });
+    case 40: case 41: case 42: case 43: case 44: case 45: case 46: case 47: case 48: case 49: case 50: case 51:
+      return pair([&] { pipeline(static_cast<Trip>(which - 40)); });
     case 30: case 31: case 32: case 33: case 34: case 35: case 36: case 37: case 38: case 39:
       return emulator::launch({1, 1, 1}, 128, 8192, 1, [&] { multiply(static_cast<Slip>(which - 30)); });
     default: return block([] { copy_async(shared_memory() + 16 * thread_index(), input + 4 * thread_index(), true); });

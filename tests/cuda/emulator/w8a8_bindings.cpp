@@ -2,6 +2,7 @@
 #include "emulator.h"
 #include "quantize_kernel.h"
 #include "w8a8_kernel.h"
+#include "w8a8_wide_kernel.h"
 
 namespace vqp {
 namespace {
@@ -36,6 +37,20 @@ void run_product(const W8Params &p, int tokens) {
   }
 }
 
+TensorMap map_of(const Wide8Matrix &m) {
+  TensorMap map;
+  map.base = static_cast<const char *>(m.base);
+  map.rows = m.rows, map.columns = m.columns, map.stride = m.stride, map.box = m.box;
+  return map;
+}
+
+void run_wide(const Wide8Params &p, int channels) {
+  if (p.call.kind == kInt8)
+    return channels == 128 ? wide8_block<kInt8, 128, false>(p) : wide8_block<kInt8, 256, false>(p);
+  if (p.call.grouped || p.call.promote) return wide8_block<kFp8, 128, true>(p);
+  channels == 128 ? wide8_block<kFp8, 128, false>(p) : wide8_block<kFp8, 256, false>(p);
+}
+
 }  // namespace
 }  // namespace vqp
 
@@ -53,7 +68,7 @@ int vqp_emulator_quantize(const vqp_cuda_quantize *call, int shared_limit) {
 }
 
 int vqp_emulator_w8a8_plan(const vqp_cuda_w8a8 *call, const Device *device, int fp8, vqp_cuda_w8a8_plan *plan) {
-  return make_w8a8_plan(*call, *device, fp8, plan);
+  return call->warpgroups ? make_wide8_plan(*call, *device, plan) : make_w8a8_plan(*call, *device, fp8, plan);
 }
 
 /* The shared memory of a plan whose splits a test has changed. */
@@ -63,6 +78,12 @@ int vqp_emulator_w8a8_shared(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan
 }
 
 void vqp_emulator_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan, void *workspace) {
+  if (plan->channels) {
+    Wide8Params p = wide8_params(*call, *plan);
+    p.x = map_of(wide8_x(*call)), p.w = map_of(wide8_w(*call, *plan));
+    return emulator::launch({plan->blocks, 1, 1}, kWide8Threads, plan->shared_bytes, p.cluster,
+                            [&] { run_wide(p, plan->channels); }, plan->dependent);
+  }
   const W8Params p = w8a8_params(*call, *plan, workspace);
   emulator::launch({plan->splits, plan->m_tiles, plan->n_tiles}, kThreads, plan->shared_bytes,
                    plan->clustered ? plan->splits : 1, [&] {
@@ -80,6 +101,21 @@ void vqp_emulator_w8a8_finish(const vqp_cuda_w8a8 *call, const void *sums) {
   emulator::launch({static_cast<int>(ceil_div(call->n, 2 * kThreads)), 2, 1}, kThreads, 0, 1, [&] {
     call->kind == kInt8 ? w8a8_reduce_block<kInt8>(p, call->m) : w8a8_reduce_block<kFp8>(p, call->m);
   });
+}
+
+/* The ring and memory of a plan whose channels a test has changed. */
+int vqp_emulator_wide8_shared(vqp_cuda_w8a8_plan *plan) {
+  plan->stages = wide8_stages(plan->channels);
+  plan->shared_bytes = wide8_shared(plan->channels);
+  return VQP_CUDA_OK;
+}
+
+/* The first tile along the tokens (in units of a cluster) and the tile along the channels of each index. */
+void vqp_emulator_wide8_tiles(int tiles, int units, int n_tiles, int cluster, int *out) {
+  for (int i = 0; i < tiles; ++i) {
+    const Wide8Tile tile = wide8_tile(i, units, n_tiles, cluster);
+    out[2 * i] = tile.unit, out[2 * i + 1] = tile.n_tile;
+  }
 }
 
 uint32_t vqp_emulator_e4m3(float value) { return soft_e4m3(value); }

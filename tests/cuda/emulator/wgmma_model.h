@@ -8,14 +8,16 @@ inline uint32_t place_of_b(uint64_t descriptor, int token, int k) {
   return at ^ (at >> 7 & 7) << 4;
 }
 
+void check_fences(Products &own, const float *c) {
+  if (own.fenced == 0) report("a product before any wgmma fence");
+  const auto completed = own.completed.find(c);
+  if (completed != own.completed.end() && own.fenced < completed->second && !own.pending(c))
+    report("sums were handed back and no wgmma fence came before their next product");
+}
 void check_registers(Lane &lane, const WgmmaOperands &o) {
   Products &own = lane.products;
-  const uint64_t since = own.fenced;
-  if (since == 0) report("a product before any wgmma fence");
-  if (memcmp(o.a, own.last_a, 16) && since < own.issued) report("registers of A changed without a wgmma fence");
-  const auto completed = own.completed.find(o.c);
-  if (completed != own.completed.end() && since < completed->second && !own.pending(o.c))
-    report("sums were handed back and no wgmma fence came before their next product");
+  if (memcmp(o.a, own.last_a, 16) && own.fenced < own.issued) report("registers of A changed without a wgmma fence");
+  check_fences(own, o.c);
 }
 
 /* The words of B that a product reads: seen by the asynchronous proxy, and not changing while it runs. */
@@ -34,8 +36,8 @@ void run_wgmma(Lane *lanes) {
   if ((first.b & 0x3FFF) << 4 & 0x380) return report("a descriptor that does not begin at a row of the swizzle");
   auto &history = block.descriptors[warp / 4];
   const size_t index = lanes[0].products.count;
-  if (index == history.size()) history.push_back(first.b);
-  if (history[index] != first.b) return report("warps of a warpgroup disagree on a product");
+  if (index == history.size()) history.push_back({0, first.b});
+  if (history[index].second != first.b) return report("warps of a warpgroup disagree on a product");
 
   const int tokens = 8 * first.tiles;
   auto input = std::make_shared<ProductInput>();
@@ -87,7 +89,7 @@ void run_wgmma(Lane *lanes) {
 
 void finish_product(Lane &lane, const Product &product, bool last) {
   Products &own = lane.products;
-  if (memcmp(product.a, product.a_then, 16)) report("registers of A changed while a product reads them");
+  if (product.a && memcmp(product.a, product.a_then, 16)) report("registers of A changed while a product reads them");
   for (size_t i = 0; i < product.result.size(); ++i) {
     uint32_t bits;
     memcpy(&bits, &product.c[i], 4);

@@ -1,0 +1,48 @@
+/* The instructions of kernels/cuda/async.h on the CPU. A copy lands when it is issued, or when no thread can go on
+ * without it (see Options). Who has seen what follows from arrivals and waits alone: a stage that is read before its
+ * barrier or filled again before all have left it is found, whatever the order.
+ */
+#ifndef VQP_EMULATOR_ASYNC_H
+#define VQP_EMULATOR_ASYNC_H
+
+#include "emulator.h"
+
+namespace vqp {
+
+/* What cuTensorMapEncodeTiled is told: bytes, rows `stride` apart; boxes of `box` rows x 128 columns. */
+struct TensorMap {
+  const char *base = nullptr;
+  int64_t rows = 0, columns = 0, stride = 0;
+  int box = 0;
+};
+struct alignas(8) Mbarrier {
+  uint64_t word;
+};
+
+int cluster_rank();
+void mbarrier_init(Mbarrier *barrier, int arrivals);
+void mbarrier_init_fence();
+void mbarrier_expect(Mbarrier *barrier, int bytes);
+void mbarrier_arrive(Mbarrier *barrier, int rank);
+void mbarrier_wait(Mbarrier *barrier, int parity);
+inline void mbarrier_wait_cluster(Mbarrier *barrier, int parity) { mbarrier_wait(barrier, parity); }
+inline void prefetch_map(const TensorMap &) {}
+void load_box_shared(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier, int blocks);
+inline void load_box(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier) {
+  load_box_shared(to, map, column, row, barrier, 1 << cluster_rank());
+}
+namespace emulator {
+/* load_bytes into block `rank` of the cluster. */
+void copy_to_block(int rank, char *to, const void *from, int bytes, Mbarrier *barrier);
+}  // namespace emulator
+inline void load_bytes(char *to, const void *from, int bytes, Mbarrier *barrier) {
+  emulator::copy_to_block(cluster_rank(), to, from, bytes, barrier);
+}
+template <int kRegisters>
+void give_registers() {}
+template <int kRegisters>
+void take_registers() {}
+
+}  // namespace vqp
+
+#endif
