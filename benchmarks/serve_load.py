@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import statistics
@@ -99,7 +100,7 @@ CONCURRENCY = 16
 def _take_turns(on: Server, off: Server, pairs: int, concurrency: int = CONCURRENCY) -> dict[str, Any]:
     """Two servers that are loading, asked in turn: ratios of ``on`` over ``off`` in tokens per second.
 
-    The one that is not asked is stopped. Both are ended.
+    The one that is not asked is suspended.
     """
     tokens, requests = 64, 2 * concurrency
     on.wait("ready")
@@ -118,17 +119,21 @@ def _take_turns(on: Server, off: Server, pairs: int, concurrency: int = CONCURRE
         assert outcomes["complete"] == requests, (outcomes, "on" if server is on else "off")
         return requests * tokens / seconds, requests * tokens / worked
 
-    for server in (on, off, on, off):
-        rate(server)
     found = []
-    for number in range(pairs):
-        # Which goes first alternates, so that a drift of the machine favours neither.
-        order = (on, off) if number % 2 else (off, on)
-        rates = {server.port: rate(server) for server in order}
-        found.append((rates[on.port], rates[off.port]))
-        print(f"    tokens/s and per processor second: on {found[-1][0]}, off {found[-1][1]}", flush=True)
-    for process in (*trees[on.port], *trees[off.port]):
-        process.resume()
+    try:
+        for server in (on, off, on, off):
+            rate(server)
+        for number in range(pairs):
+            # Which goes first alternates, so that a drift of the machine favours neither.
+            order = (on, off) if number % 2 else (off, on)
+            rates = {server.port: rate(server) for server in order}
+            found.append((rates[on.port], rates[off.port]))
+            print(f"    tokens/s and per processor second: on {found[-1][0]}, off {found[-1][1]}", flush=True)
+    finally:
+        # A guard that is stopped cannot end what its launcher leaves.
+        for process in (*trees[on.port], *trees[off.port]):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
     figures: dict[str, Any] = {"pairs": found}
     for index, clock in enumerate(("wall", "processor")):
         ratios = [one[index] / other[index] for one, other in found]
