@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,8 @@ def build(run: Run, limit: float) -> Outcome:
     capability = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0].replace(".", "")
     # Hopper's own instructions need the "a" that CMake's "native" leaves out.
     target = f"{'90a' if capability == '90' else capability}-real"
+    if shutil.which("nvcc") is None and Path("/usr/local/cuda/bin/nvcc").is_file():
+        os.environ.setdefault("CUDACXX", "/usr/local/cuda/bin/nvcc")
     configure = ["cmake", "-S", "kernels", "-B", str(BUILD), "-DVQP_CUDA=ON", f"-DVQP_CUDA_ARCHITECTURES={target}"]
     jobs = str(len(os.sched_getaffinity(0)))
     for command in (configure, ["cmake", "--build", str(BUILD), "--target", "vqp_cuda", "--parallel", jobs]):

@@ -85,33 +85,41 @@ struct Device {
   int multiprocessors, shared_per_block, shared_per_multiprocessor, clusters, warpgroups;
 };
 
+/* Blocks for which a multiprocessor has registers: the second argument of the kernels' launch bounds. */
+VQP_HD constexpr int resident_limit(int tokens) { return tokens >= 64 ? 1 : 2; }
+
 /* Blocks of this plan that fit one multiprocessor: shared memory (1 KB a block is the system's) and registers. */
 inline int resident_blocks(const Device &device, const vqp_cuda_plan &plan) {
   const int by_memory = device.shared_per_multiprocessor / (plan.shared_bytes + 1024);
-  const int by_registers = plan.tokens >= 64 ? 1 : 2;
+  const int by_registers = resident_limit(plan.tokens);
   return by_memory < 1 ? 1 : by_memory < by_registers ? by_memory : by_registers;
 }
 
-/* Clocks of a plan. Per K tile a multiprocessor needs the time of its bytes at about 18 bytes a clock (an H200's
- * copy bandwidth), or of its mma at about 3.5 clocks each over four tensor cores (wgmma: 1.4 for
- * as much); blocks beyond one wave wait. */
+/* Clocks of a plan: what the multiprocessor with the most blocks takes, and no less than memory takes for all of them.
+ *
+ *   memory        18 bytes a clock and multiprocessor (an H200's copy bandwidth)
+ *   instructions  about 450 issue slots a K tile and block; where a block has the multiprocessor alone, its waits show
+ *   mma           about 3.5 clocks each over four tensor cores; wgmma 1.4 for as much
+ *   start, end    1500 clocks for each round of blocks, and the sum over the blocks of a cluster
+ *
+ * Published limits and counts of instructions; benchmarks/gpu_plans.py measures how good they are. */
 inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, int k_tiles) {
   const double blocks = static_cast<double>(plan.n_tiles) * plan.m_tiles * plan.splits;
+  const double tiles = static_cast<double>(ceil_div(k_tiles, plan.splits));
   const int resident = resident_blocks(device, plan);
-  const double per_wave = static_cast<double>(device.multiprocessors) * resident;
-  const double waves = blocks <= per_wave ? 1 : ceil(blocks / per_wave);
-  const double sharing = blocks < per_wave ? blocks / device.multiprocessors : resident;
-  const double bytes = kTileN * kTileK / 8.0 * bits / 18.0;
+  const double most = ceil(blocks / device.multiprocessors), rounds = ceil(most / resident);
+  const double memory = blocks * tiles * (kTileN * kTileK / 8.0 * bits / 18.0) / device.multiprocessors;
   const double products = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0);
   const double mma = products * (plan.tokens < kWideTokens ? 3.5 : 1.4);
-  const double tile = (bytes > mma ? bytes : mma) * (sharing < 1 ? 1 : sharing);
+  const double issue = most < 2 || resident < 2 ? 600 : 450;
+  const double busy = most * tiles * (issue > mma ? issue : mma);
+  const double stream = memory > busy ? memory : busy;
   if (plan.splits > 1 && !plan.clustered) {
     /* Each block writes its sums, and a second launch reads them again. */
     const double traffic = 2.0 * blocks * sum_tile_bytes(plan.tokens) / (18.0 * device.multiprocessors);
-    return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500) + 4000 + traffic;
+    return stream + rounds * 1500 + 4000 + traffic;
   }
-  const double reduce = plan.splits == 1 ? 0 : 700 + 6.0 * plan.tokens;
-  return waves * (static_cast<double>(ceil_div(k_tiles, plan.splits)) * tile + 1500 + reduce);
+  return stream + rounds * (1500 + (plan.splits == 1 ? 0 : 700 + 6.0 * plan.tokens));
 }
 
 /* Whether the kernels of wide_kernel.h serve a call: groups from 32, integer zero points; 256 tokens need one scale a
@@ -122,11 +130,13 @@ inline bool wide_serves(const Device &device, const vqp_cuda_linear &c, int toke
          (tokens == kWideTokens || (tokens == 2 * kWideTokens && shift == kOneGroup && bits_of(c.kind) <= kScaleOnceBits));
 }
 
-/* 8, 4 or 2 stages: as many as let two blocks share a multiprocessor, else two in a block that has it alone. */
+/* 8, 4 or 2 stages: as many as let two blocks share a multiprocessor, or, from 64 tokens on, whose registers leave room
+ * for one, as many as fit. */
 inline bool set_shared(const Device &device, const vqp_cuda_linear &c, vqp_cuda_plan &plan) {
   const int shift = group_shift(c.groups, c.group_size), zero_bytes = c.zeros ? dtype_bytes(c.zero_dtype) : 0;
   plan.stage_bytes = stage_of(bits_of(c.kind), plan.tokens, shift, dtype_bytes(c.scale_dtype), zero_bytes).bytes;
   const int half = device.shared_per_multiprocessor / 2 - 1024;
+  const int room = resident_limit(plan.tokens) < 2 ? device.shared_per_block : half;
   if (plan.tokens >= kWideTokens) {
     plan.stages = wide_stages(plan.tokens);
     const int wide = plan.stages * plan.stage_bytes, sum_tile = sum_tile_bytes(plan.tokens);
@@ -134,7 +144,7 @@ inline bool set_shared(const Device &device, const vqp_cuda_linear &c, vqp_cuda_
     return plan.shared_bytes <= device.shared_per_block;
   }
   plan.stages = 8;
-  while (plan.stages > 2 && plan.stages * plan.stage_bytes > half) plan.stages /= 2;
+  while (plan.stages > 2 && plan.stages * plan.stage_bytes > room) plan.stages /= 2;
   const int ring = plan.stages * plan.stage_bytes, sums = sum_tile_bytes(plan.tokens);
   plan.shared_bytes = ring > sums ? ring : sums;
   return plan.shared_bytes <= device.shared_per_block;

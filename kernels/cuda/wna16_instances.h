@@ -5,7 +5,7 @@
 namespace vqp {
 
 template <class T, int kKind, int kTokens, bool kFloatZeros>
-VQP_KERNEL(kThreads, kTokens >= 64 ? 1 : 2)
+VQP_KERNEL(kThreads, resident_limit(kTokens))
 wna16(const VQP_PARAMETER Params p) {
   wna16_block<T, kKind, kTokens, kFloatZeros>(p);
 }

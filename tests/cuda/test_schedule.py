@@ -87,6 +87,25 @@ def test_decode_fills_an_h200_and_prefill_is_not_split() -> None:
     assert emulated.make_plan(linear_call(4096, 8192, 8192), emulated.H200).splits == 1
 
 
+def test_no_multiprocessor_has_much_more_to_do_than_with_the_best_split() -> None:
+    """Layers of Llama-3 at M = 1 on 132 multiprocessors: 160 blocks would leave 104 of them half idle."""
+    for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (10240, 8192), (8192, 28672), (57344, 8192)):
+        plan = emulated.make_plan(linear_call(1, n, k), emulated.H200)
+
+        def most(splits: int, n_tiles: int = plan.n_tiles, k_tiles: int = k // 128) -> int:
+            return -(-n_tiles * splits // 132) * -(-k_tiles // splits)
+
+        assert most(plan.splits) <= 1.25 * min(most(splits) for splits in range(1, 9))
+
+
+def test_tiles_of_64_rows_take_the_shared_memory_that_no_second_block_can_use() -> None:
+    """Bytes of weights on their way: an H200 needs about 32 KB a multiprocessor to reach its copy bandwidth."""
+    for kind in (4, 6, 8, 9):
+        plan = emulated.make_plan(linear_call(64, 8192, 8192, kind), emulated.H200)
+        assert plan.tokens == 64
+        assert (plan.stages - 1) * 2048 * min(kind, 8) >= 32 << 10
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
