@@ -16,6 +16,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
+    import torch
+
+    # Part of what a resumed run must have in common with this one.
+    torch.set_num_threads(1)
+
     def die(_what: str, done: int, _total: int) -> None:
         if done == layer:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -93,8 +93,10 @@ def _encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> list[list[in
         try:
             encoded.append(list(tokenizer.apply_chat_template(document, tokenize=True, return_dict=False)))
         except (ValueError, KeyError, TypeError) as err:
+            # The first sentence; transformers goes on about documentation.
+            reason = str(err).splitlines()[0].partition("! ")[0]
             raise UsageError(
-                f"chat messages cannot be encoded: {str(err).splitlines()[0]}", "the tokenizer needs a chat template"
+                f"chat messages cannot be encoded: {reason}", "the tokenizer needs a chat template"
             ) from None
     return encoded
 
