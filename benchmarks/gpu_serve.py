@@ -1,11 +1,14 @@
 """Each method in a real `vllm serve` on a GPU: tokens against BF16, tokens a second beside in-tree methods.
 
-    python benchmarks/gpu_serve.py MODEL [--quantize] [--json FILE] [--eager] [--tensor-parallel N]
+    python benchmarks/gpu_serve.py MODEL [--quantize] [--json FILE] [--eager] [--tensor-parallel N] [--only TEXT]
+    python benchmarks/gpu_serve.py MODEL --device cpu --requests 32 --eager
 
 MODEL is a folder or hub id of a 16-bit model. Online methods are served from it; with --quantize, checkpoints of
 AWQ, GPTQ, FP8 and INT8 are made by `vllm-quant quantize` first and served by this plugin and in-tree. One server
 after the other, all with the same flags. Greedy answers to PROMPTS are compared with the BF16 server's: the share
 of equal leading tokens. Rates are of 64 output tokens a request, at 1 and at 32 requests at a time.
+
+The second form rehearses the same on a CPU: the servers, the comparison, the report. Its rates say nothing of a GPU.
 """
 
 from __future__ import annotations
@@ -122,8 +125,8 @@ def rate(port: int, at_once: int, requests: int) -> float:
     return tokens / (time.perf_counter() - begin)
 
 
-def measure(server: Server, flags: list[str], folder: Path) -> dict[str, Any]:
-    """Start, ask, time, stop. Raises RuntimeError where the server does not start."""
+def measure(server: Server, flags: list[str], folder: Path, requests: int) -> dict[str, Any]:
+    """Start, ask, time ``requests`` of 32 at a time, stop. Raises RuntimeError where the server does not start."""
     port, log = free_port(), folder / "server.log"
     # The `vllm` command of this very environment.
     command = [sys.executable, "-m", "vllm_quant_serve.server", "serve", server.model]
@@ -139,8 +142,9 @@ def measure(server: Server, flags: list[str], folder: Path) -> dict[str, Any]:
     try:
         wait_ready(process, port, log)
         answers = [post(port, prompt) for prompt in PROMPTS]
-        rate(port, 32, 64)  # graphs, caches
-        return {"answers": answers, "tokens_s_1": rate(port, 1, 8), "tokens_s_32": rate(port, 32, 256)}
+        rate(port, 32, requests // 4)  # graphs, caches
+        alone, together = rate(port, 1, max(1, requests // 32)), rate(port, 32, requests)
+        return {"answers": answers, "tokens_s_1": alone, "tokens_s_32": together}
     finally:
         stop(process)
 
@@ -166,9 +170,9 @@ def agreement(answers: list[list[str]], expected: list[list[str]]) -> float:
     return equal / sum(len(wanted) for wanted in expected)
 
 
-def skip_reason() -> str | None:
+def skip_reason(device: str) -> str | None:
     """Why nothing can be served here."""
-    if subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False).returncode:
+    if device == "cuda" and subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False).returncode:
         return "no NVIDIA GPU here"
     if importlib.util.find_spec("vllm") is None:
         return "vLLM is not installed"
@@ -181,34 +185,45 @@ def main() -> int:
     parser.add_argument("--quantize", action="store_true", help="also make and serve checkpoints of each method")
     parser.add_argument("--eager", action="store_true", help="without torch.compile and CUDA graphs")
     parser.add_argument("--tensor-parallel", type=int, default=1)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    parser.add_argument("--requests", type=int, default=256, help="of the rate at 32 at a time")
+    parser.add_argument("--only", default="", help="servers whose name has this text, beside BF16's")
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()
-    reason = skip_reason()
+    reason = skip_reason(arguments.device)
     if reason:
         print(f"gpu_serve: {reason}: nothing was served", file=sys.stderr)
         return 69
     flags = ["--dtype", "bfloat16", "--max-model-len", "1024", "--tensor-parallel-size", str(arguments.tensor_parallel)]
     flags += ["--enforce-eager"] if arguments.eager else []
+    flags += ["--kv-cache-memory-bytes", "256M"] if arguments.device == "cpu" else []  # else a share of all memory
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         checkpoints = quantized(arguments.model, folder) if arguments.quantize else {}
         expected: list[list[str]] | None = None
-        for server in servers(arguments.model, checkpoints):
+        chosen = servers(arguments.model, checkpoints)
+        for server in chosen[:1] + [server for server in chosen[1:] if arguments.only in server.name]:
             try:
-                result = measure(server, flags, folder)
+                result = measure(server, flags, folder, arguments.requests)
             except RuntimeError as error:
                 rows.append({"server": server.name, "error": str(error)})
                 print(f"{server.name:24} {error}", flush=True)
                 continue
             answers = result.pop("answers")
-            expected = answers if expected is None else expected
-            rows.append({"server": server.name, **result, "agreement": agreement(answers, expected)})
+            expected = answers if server is chosen[0] else expected
+            # Without BF16's server there is nothing to compare with.
+            share = None if expected is None else agreement(answers, expected)
+            rows.append({"server": server.name, **result, "agreement": share})
             rates = f"{result['tokens_s_1']:8.0f} tokens/s alone, {result['tokens_s_32']:8.0f} of 32 at once"
-            print(f"{server.name:24} {rates}, {rows[-1]['agreement']:.0%} of tokens as BF16", flush=True)
+            compared = "not compared" if share is None else f"{share:.0%} of tokens as BF16"
+            print(f"{server.name:24} {rates}, {compared}", flush=True)
     if arguments.json:
         arguments.json.write_text(
-            json.dumps({"model": arguments.model, "flags": flags, "servers": rows}, indent=1) + "\n"
+            json.dumps(
+                {"model": arguments.model, "device": arguments.device, "flags": flags, "servers": rows}, indent=1
+            )
+            + "\n"
         )
     return int(any("error" in row and row["server"].startswith("vqp") for row in rows))
 
