@@ -221,7 +221,10 @@ def main() -> int:
             outcomes[name] = Outcome("skipped", detail={"reason": "the kernels were not built"})
         else:
             print(f"== {name}", flush=True)
-            outcomes[name] = step(run, limit)
+            try:
+                outcomes[name] = step(run, limit)
+            except (OSError, subprocess.SubprocessError) as error:  # a program that is not there
+                outcomes[name] = Outcome("failed", detail={"error": str(error)})
         outcomes[name].seconds = round(time.monotonic() - begin, 1)
         table = {step: dataclasses.asdict(outcome) for step, outcome in outcomes.items()}
         (folder / "summary.json").write_text(json.dumps(table, indent=1) + "\n")

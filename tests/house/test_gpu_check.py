@@ -113,6 +113,21 @@ def test_the_summary_is_written_step_by_step(
     assert json.loads(summary.read_text())["linear"]["status"] == "late"
 
 
+def test_a_program_that_is_not_there_fails_its_step_alone(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(run: Any, limit: float) -> Any:
+        run.command(["no-such-program"], limit)
+
+    monkeypatch.setitem(check.STEPS, "plans", (1, absent))
+    monkeypatch.setitem(check.STEPS, "layers", (1, lambda run, limit: check.Outcome("passed")))
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--steps", "plans,layers"])
+    assert check.main() == 1
+    found = json.loads((tmp_path / "build" / "results" / "summary.json").read_text())
+    assert found["layers"]["status"] == "passed"
+    assert "no-such-program" in found["plans"]["detail"]["error"]
+
+
 def test_an_unknown_step_is_named() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "gpu_check.py"), "--steps", "build,speed"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
