@@ -12,7 +12,6 @@ kernels/vllm_quant_kernels/w8a8_choice.py that the run suggests.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import statistics
@@ -225,17 +224,17 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_w8a8: no NVIDIA GPU here: nothing was measured", file=sys.stderr)
         return 69
-    name = torch.cuda.get_device_name()
-    bandwidth, rate = gpu_linear.copy_bandwidth(), gpu_linear.dense_rate()
-    print(f"{name}: copy {bandwidth / 1e12:.2f} TB/s, dense BF16 {rate / 1e12:.0f} TFLOP/s", flush=True)
+    result = gpu_linear.machine()
+    bandwidth, target = result["copy_bandwidth"], arguments.json or gpu_linear.result_file("-w8a8")
     quantized = quantization(bandwidth)
     for row in quantized:
         print(
             f"quantize {row['scheme']:16} K {row['k']:6}: " + ", ".join(f"{p} {s:.0%}" for p, s in row["share"].items())
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in cases(arguments.quick):
         rows.append(measure(case, bandwidth, arguments.repeats))
+        gpu_linear.write_results(target, {**result, "cases": rows, "quantization": quantized})  # what there is so far
         label = f"{case.kind} {case.mode} {case.m} x {case.n} x {case.k}"
         print(gpu_linear.report({"case": label, "results": rows[-1]["results"]}), flush=True)
         torch.cuda.empty_cache()
@@ -245,14 +244,6 @@ def main() -> int:
     for kind, entries in suggested_table(rows).items():
         lines = [(limit if i + 1 < len(entries) else None, (best,)) for i, (limit, best) in enumerate(entries)]
         print(f"    {kind!r}: {tuple(lines)!r},")
-    slug = name.lower().replace("nvidia", "").strip().replace(" ", "-")
-    target = arguments.json or ROOT / "benchmarks" / "results" / f"{slug}-{datetime.date.today()}-w8a8.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    head = {"gpu": name, "torch": torch.__version__, "date": str(datetime.date.today())}
-    result = {**head, "copy_bandwidth": bandwidth, "dense_bf16_rate": rate, "cases": rows, "quantization": quantized}
-    partial = target.with_suffix(".tmp")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(target)
     print(f"written to {target}; render it with --render {target} --write docs/performance.md")
     return 0
 
