@@ -55,7 +55,7 @@ struct Wide8Steps {
   VQP_DEVICE bool exists() const { return index < tiles; }
   VQP_DEVICE void next_tile() {
     index += p.clusters;
-    tile = wide8_tile(index, units, p.n_tiles, p.cluster);
+    if (exists()) tile = wide8_tile(index, units, p.n_tiles, p.cluster);
   }
   VQP_DEVICE void next() {
     if (++k_tile < p.k_tiles) return;
@@ -160,6 +160,7 @@ struct Wide8Consumer {
     char *const stage = ring.stage(place.slot);
     const uint64_t x = tile_descriptor(shared_address(stage + thread_index() / 128 * 64 * kRow));
     const uint64_t w = tile_descriptor(shared_address(stage + kWide8X));
+    converge(); /* lanes may leave the wait for the stage one by one */
     wgmma_fence();
     VQP_UNROLL
     for (int s = 0; s < kRow / 32; ++s) wgmma8(into, x + 2 * s, w + 2 * s, accumulate || s);
@@ -335,11 +336,14 @@ VQP_DEVICE void wide8_block(const Wide8Params &p) {
     }
     mbarrier_init_fence();
   }
-  /* No block of the cluster copies into another, or arrives there, before its barriers exist. */
+  /* No block of the cluster copies into another, or arrives there, before its barriers exist. Warps meet at barriers of
+   * a cluster, and in what follows, as a whole. */
+  converge();
   if (p.cluster > 1)
     cluster_barrier();
   else
     barrier();
+  converge();
   if (warp >= kThreads / 32) {
     give_registers<40>();
     if (thread_index() == kThreads)
@@ -352,6 +356,7 @@ VQP_DEVICE void wide8_block(const Wide8Params &p) {
     Wide8Consumer<kKind, kChannels, kPromote>(p, ring).run();
   }
   /* Nor does one end while the other may still do so. */
+  converge();
   if (p.cluster > 1) cluster_barrier();
 }
 

@@ -74,6 +74,13 @@ def test_the_order_of_warps_and_copies_does_not_show(kind: str) -> None:
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("m", [2048, 2049])
+def test_whole_bands_of_tokens(m: int) -> None:
+    w, x = weight(16, 16, "int8"), activations(m, 16, torch.bfloat16, 1)
+    y, _ = emulated_w8a8.linear(x, w, device=hopper(3), warpgroups=True, channels=128, cluster=1)
+    check(y, activation.quantize(x, w.kind), w, None)
+
+
 def test_nothing_beside_the_tensors_is_read() -> None:
     """NaN around the codes: rows past M and N, columns past K."""
     store = torch.full((140, 192), torch.nan, dtype=torch.float16)
