@@ -12,6 +12,7 @@ from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.duration import estimate_seconds
+from vllm_quant_plugin.quantize.memory import layer_memory
 from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.preflight import check_room
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
@@ -73,6 +74,15 @@ def test_time_and_kernels_are_foretold(small_model: Path, tmp_path: Path) -> Non
     assert fast < slow < 2 * fast
     more = make_recipe("gptq", level="3bit", samples=256)
     assert estimate_seconds(checkpoint, modules, more, 10**6, 1e10) > slow
+
+
+def test_modules_that_stay_in_16_bits_are_in_memory_too(small_model: Path) -> None:
+    checkpoint = read_checkpoint(small_model)
+    layer = [m for m in check_input(checkpoint) if m.name.startswith("model.layers.0.")]
+    down = [m for m in layer if m.name.endswith("down_proj")]
+    weights = sum(m.in_features * m.out_features for m in layer)
+    whole, few = (layer_memory(checkpoint, "model.layers.0", part, "gptq", 0) for part in (layer, down))
+    assert 4 * weights < few < whole
 
 
 def test_no_room_is_refused(small_model: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.quantize.modules import MOMENT_BYTES, PARKED_BYTES, Linear, layer_of, siblings
@@ -34,10 +35,11 @@ def _moment_bytes(layer: Sequence[Linear], method: str) -> int:
     return 0
 
 
-def _layer_memory(layer: Sequence[Linear], method: str, batch: int) -> int:
-    """Float32 weights, codes and packed codes of a decoder layer; then its solver, or a batch on its way through it."""
+def layer_memory(checkpoint: Checkpoint, prefix: str, layer: Sequence[Linear], method: str, batch: int) -> int:
+    """A decoder layer in float32, codes and packed codes; then a solver, or a batch on its way through the layer."""
+    weights = sum(prod(t.shape) for name, t in checkpoint.tensors.items() if name.startswith(f"{prefix}."))
     sizes = [m.in_features * m.out_features for m in layer]
-    return 6 * sum(sizes) + _moment_bytes(layer, method) + max(5 * 4 * max(sizes), batch)
+    return 4 * weights + 2 * sum(sizes) + _moment_bytes(layer, method) + max(5 * 4 * max(sizes), batch)
 
 
 def memory_needed(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> int:
@@ -55,5 +57,5 @@ def memory_needed(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Rec
     tokens = recipe.calibration.samples * recipe.calibration.seq_len
     hidden = int(checkpoint.text_config.get("hidden_size") or 0)
     batch = min(tokens, 4096) * 4 * (6 * hidden + 4 * max(m.in_features for m in modules))
-    inside = max(_layer_memory(layer, recipe.method, batch) for layer in layers.values())
+    inside = max(layer_memory(checkpoint, name, layer, recipe.method, batch) for name, layer in layers.items())
     return _RUNTIME_BYTES[True] + max(outside, inside) + 4 * tokens * hidden
