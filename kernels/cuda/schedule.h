@@ -24,6 +24,7 @@ constexpr int kScaleOnceBits = 5;            /* three stages of 256 tokens fit u
 VQP_HD constexpr int wide_stages(int tokens) { return tokens == kWideTokens ? 4 : 3; }
 constexpr int kSumStride = kTileN + 4;       /* floats a token of the sum tile: conflict-free fragment stores */
 constexpr int kMaxSplits = 8;
+constexpr int kClusterGroup = 16;
 constexpr int kMaxGrid = 65535; /* blocks along y and z */
 constexpr int64_t kMaxWorkspace = 256 << 20; /* of the grouped form, whose rows cannot be run in parts */
 constexpr int kOneGroup = 30; /* the group shift of one scale a row */
@@ -107,7 +108,11 @@ inline double cost(const Device &device, const vqp_cuda_plan &plan, int bits, in
   const double blocks = static_cast<double>(plan.n_tiles) * plan.m_tiles * plan.splits;
   const double tiles = static_cast<double>(ceil_div(k_tiles, plan.splits));
   const int resident = resident_blocks(device, plan);
-  const double most = ceil(blocks / device.multiprocessors), rounds = ceil(most / resident);
+  /* Blocks of a cluster share a group of multiprocessors: some of an H200's have 16, some 18. */
+  const int slots = kClusterGroup * resident, per_group = plan.clustered ? slots / plan.splits * plan.splits : slots;
+  const double rounds = ceil(blocks / (static_cast<double>(per_group) / kClusterGroup * device.multiprocessors));
+  const double evenly = ceil(blocks / device.multiprocessors), queued = (rounds - 1) * resident + 1;
+  const double most = evenly > queued ? evenly : queued;
   const double memory = blocks * tiles * (kTileN * kTileK / 8.0 * bits / 18.0) / device.multiprocessors;
   const double products = (kTileN / 16.0) * (kTileK / 16.0) * (plan.tokens / 8.0);
   const double mma = products * (plan.tokens < kWideTokens ? 3.5 : 1.4);

@@ -58,8 +58,8 @@ typedef struct {
   int32_t symmetric;       /* with quantize_x and without x_scales */
   int32_t batch_invariant; /* a row's bits do not depend on m */
   int32_t warpgroups;      /* the kernels of sm_90a for large m */
-  int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias and
-                              smooth must be older than that kernel */
+  int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias,
+                              smooth and static x_scales and x_zeros must be older than that kernel */
 } vqp_cuda_w8a8;
 
 /* How a call runs; see kernels/cuda/w8a8_schedule.h. With warpgroups: kernels/cuda/w8a8_wide_schedule.h, where

@@ -65,7 +65,8 @@ def run(
     """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
     workspace = filled(torch.empty(plan.workspace_bytes, dtype=torch.uint8))
     # What a dependent launch may read before the kernel ahead of it has ended.
-    constants = (call.w, call.w_scales, call.w_sums, call.bias)
+    static = (call.smooth, call.x_scales, call.x_zeros) if call.quantize_x else ()
+    constants = (call.w, call.w_scales, call.w_sums, call.bias, *static)
     emulated._begin([*tensors, workspace], seed, late_copies, constants)
     emulated.library().vqp_emulator_w8a8_run(
         ctypes.byref(call), ctypes.byref(plan), ctypes.c_void_p(workspace.data_ptr())

@@ -12,7 +12,9 @@ RIGHT = {
     0: "copies, wait, barriers",
     7: "one instruction for a warp",
     10: "cluster barriers",
+    13: "lanes with __syncwarp",
     20: "dependent launch",
+    27: "plain loads of what the kernel ahead wrote",
     24: "dependent copy",
     30: "warpgroup product",
     40: "ring of copies in a cluster",
@@ -28,13 +30,18 @@ FAULTS = {
     9: "deadlock|threads have ended",
     11: "cluster barrier",
     12: "has ended",
-    13: "copies under way",
+    14: "a lane reads another's write",
+    15: "two lanes write",
+    16: "two threads store",
+    17: "another thread stored",
+    26: "read-only path",
+    99: "copies under way",
     21: "before the wait",  # the activations of the kernel ahead
     22: "without waiting",  # half of the threads
     23: "before the wait",  # an output that the kernel ahead may still read
     25: "before the wait",  # an asynchronous copy
     31: "no proxy fence",  # between stores to shared memory and wgmma
-    32: "before a barrier|nothing wrote",  # between the same
+    32: "before a barrier|nothing wrote|another's write",  # between the same
     33: "before any wgmma fence",
     34: "registers of A changed",  # before the wait
     35: "sums changed",  # before the wait

@@ -98,6 +98,14 @@ def test_no_multiprocessor_has_much_more_to_do_than_with_the_best_split() -> Non
         assert most(plan.splits) <= 1.25 * min(most(splits) for splits in range(1, 9))
 
 
+def test_clusters_that_do_not_fit_the_groups_of_multiprocessors_are_not_chosen() -> None:
+    """Tiles of 64 rows, a block a multiprocessor: 20 clusters of 6 are 120 blocks, but two fit 16 of them."""
+    for n, k in ((2560, 8192), (2048, 8192), (8192, 8192), (4096, 14336)):
+        plan = emulated.make_plan(linear_call(64, n, k), emulated.H200)
+        assert plan.clustered == (plan.splits > 1)
+        assert plan.n_tiles <= 16 // plan.splits * (132 / 16)
+
+
 def test_tiles_of_64_rows_take_the_shared_memory_that_no_second_block_can_use() -> None:
     """Bytes of weights on their way: an H200 needs about 32 KB a multiprocessor to reach its copy bandwidth."""
     for kind in (4, 6, 8, 9):

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 #include "clocks.h"
@@ -49,6 +50,8 @@ struct Word {
   int agent = -1, cluster_epoch = -1, in_flight = 0;
   uint32_t time = 0;
   int writer = -1; /* its thread; -1: a copy that a barrier counts */
+  int lane = -1;   /* the same, of a write of the whole word */
+  uint32_t converged = 0; /* how often its warp had converged */
   uint64_t write_time = 0;
 };
 
@@ -63,6 +66,7 @@ struct Group { /* a block */
   std::vector<Word> words;
   std::vector<uint32_t> reads; /* [word][warp]: when that warp last read it */
   std::vector<Clock> clocks;   /* of each warp */
+  std::vector<uint32_t> converged; /* how often each warp did */
   std::map<ptrdiff_t, std::shared_ptr<Phase>> phases;
   std::map<int, std::vector<std::pair<uint64_t, uint64_t>>> descriptors; /* of the products of each warpgroup */
   int cluster_epoch = 0, at_barrier = 0, at_cluster = 0, done = 0;
@@ -79,6 +83,7 @@ struct Memory {
   bool constant;
 };
 std::map<uintptr_t, Memory> allowed;
+std::unordered_map<const void *, int> stores;
 bool dependent_launch;
 std::string first_fault;
 uint64_t clock_ticks = 0;
@@ -134,12 +139,21 @@ void check_write(Group &block, const Word &w, int warp, const Clock &clock, bool
       report("a word is written while another warp may read it");
 }
 
+/* Whether another lane of this warp wrote the whole word, and neither a barrier nor __syncwarp came since. */
+bool of_another_lane(const Group &block, const Word &w, int warp) {
+  const int agent = first_agent(block) + warp;
+  return w.lane >= 0 && w.lane != current->index && w.agent == agent && w.time == block.clocks[warp][agent] &&
+         w.converged == block.converged[warp] && &block == current->block;
+}
+
 void note_write(Group &block, void *pointer, size_t bytes, int warp) {
   Word *word = words_of(block, pointer, bytes, "write");
   const int agent = first_agent(block) + warp;
   for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
     Word &w = word[i];
     check_write(block, w, warp, block.clocks[warp], false);
+    if (bytes >= 4 && of_another_lane(block, w, warp)) report("two lanes write a word without __syncwarp between them");
+    w.lane = bytes >= 4 ? current->index : -1, w.converged = block.converged[warp];
     w.agent = agent, w.time = block.clocks[warp][agent], w.cluster_epoch = block.cluster_epoch;
     w.writer = current->index, w.write_time = ++clock_ticks;
   }
@@ -155,6 +169,7 @@ void note_read(Group &block, const void *pointer, size_t bytes, int warp, const 
     if (w.in_flight) report("read of shared memory that a copy is filling");
     if (w.agent == -1) report("read of shared memory that nothing wrote");
     if (!seen(clock, w.agent, w.time)) report("a word is read before a barrier shows its write");
+    if (own && of_another_lane(block, w, warp)) report("a lane reads another's write without __syncwarp between them");
     if (own) block.reads[(&w - block.words.data()) * warps_of(block) + warp] = clock[agent];
   }
 }
@@ -341,6 +356,25 @@ void global_access(const void *pointer, size_t bytes) {
   global_range(pointer, bytes);
 }
 
+/* Who stored at an address in this launch: no other thread may store or load there. */
+int thread_of_grid() {
+  const Group &b = *current->block;
+  return ((b.at.z * b.grid.y + b.at.y) * b.grid.x + b.at.x) * static_cast<int>(b.lanes.size()) + current->index;
+}
+void global_load(const void *pointer, size_t bytes, bool read_only) {
+  global_access(pointer, bytes);
+  const auto stored = stores.find(pointer);
+  if (stored != stores.end() && stored->second != thread_of_grid()) report("what another thread stored is loaded");
+  const auto memory = allowed.upper_bound(reinterpret_cast<uintptr_t>(pointer));
+  if (read_only && dependent_launch && memory != allowed.begin() && !std::prev(memory)->second.constant)
+    report("memory of the kernel ahead is read through the read-only path");
+}
+void global_store(const void *pointer, size_t bytes) {
+  global_access(pointer, bytes);
+  if (!stores.emplace(pointer, thread_of_grid()).second && stores[pointer] != thread_of_grid())
+    report("two threads store at one address");
+}
+
 void global_range(const void *pointer, size_t bytes) {
   const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
   auto next = allowed.upper_bound(at);
@@ -390,7 +424,7 @@ void warp_instruction(Warp which, void *operands) {
         break;
       case Warp::kMmaE4m3: run_mma8<MmaOperands, float>(lanes, e4m3_table); break;
       case Warp::kShuffle: run_shuffle(lanes); break;
-      case Warp::kConverge: break;
+      case Warp::kConverge: ++self->block->converged[self->warp()]; break;
     }
   for (int i = 0; i < 32; ++i)
     if (&lanes[i] != self) lanes[i].state = State::kReady;
@@ -406,6 +440,7 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
   body = &kernel;
   dependent_launch = dependent;
   transfers.clear();
+  stores.clear();
   for (int z = 0; z < grid.z; ++z)
     for (int y = 0; y < grid.y; ++y)
       for (int x = 0; x < grid.x; x += cluster_size) {
@@ -424,6 +459,7 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
           block.words.resize((shared_bytes + 3) / 4);
           block.lanes.resize(threads);
           block.reads.assign(block.words.size() * warps_of(block), 0);
+          block.converged.assign(warps_of(block), 0);
           const int agents = cluster_size * (warps_of(block) + kBarriers);
           for (int warp = 0; warp < warps_of(block); ++warp) {
             block.clocks.push_back(Clock(agents, 0));

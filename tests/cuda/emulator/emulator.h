@@ -41,6 +41,9 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::
 enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kConverge, kWgmma, kWgmma8 };
 void warp_instruction(Warp which, void *operands);
 void global_access(const void *pointer, size_t bytes);
+/* `read_only`: through the path that does not see writes of a kernel which runs at the same time. */
+void global_load(const void *pointer, size_t bytes, bool read_only);
+void global_store(const void *pointer, size_t bytes);
 void global_range(const void *pointer, size_t bytes); /* of any alignment */
 void shared_access(const void *pointer, size_t bytes, bool write);
 void copy_async_16(void *to, const void *from, bool valid);
@@ -87,21 +90,25 @@ constexpr bool kDependentLaunch = true;
 
 template <class V>
 V load_global(const V *pointer) {
-  emulator::global_access(pointer, sizeof(V));
+  emulator::global_load(pointer, sizeof(V), true);
   return emulator::fault().empty() ? *pointer : V{};
 }
 inline void load_global(uint32_t (&v)[4], const void *pointer) {
-  emulator::global_access(pointer, 16);
+  emulator::global_load(pointer, 16, true);
   if (emulator::fault().empty()) memcpy(v, pointer, 16);
 }
 template <class V>
 V load_written(const V *pointer) {
-  return load_global(pointer);
+  emulator::global_load(pointer, sizeof(V), false);
+  return emulator::fault().empty() ? *pointer : V{};
 }
-inline void load_written(uint32_t (&v)[4], const void *pointer) { load_global(v, pointer); }
+inline void load_written(uint32_t (&v)[4], const void *pointer) {
+  emulator::global_load(pointer, 16, false);
+  if (emulator::fault().empty()) memcpy(v, pointer, 16);
+}
 template <class V>
 void store_global(V *pointer, V value) {
-  emulator::global_access(pointer, sizeof(V));
+  emulator::global_store(pointer, sizeof(V));
   if (emulator::fault().empty()) *pointer = value;
 }
 template <class V>

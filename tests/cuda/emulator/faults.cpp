@@ -152,8 +152,21 @@ void neighbour(bool before, bool after) {
   float *const shared = reinterpret_cast<float *>(shared_memory());
   store_shared(shared + thread_index(), 1.0f);
   if (before) cluster_barrier();
-  store_global(output + thread_index(), load_cluster(shared + thread_index(), 1 - block_x()));
+  const float value = load_cluster(shared + thread_index(), 1 - block_x());
+  if (thread_index() < 32) store_global(output + 32 * block_x() + thread_index(), value);
   if (after) cluster_barrier();
+}
+
+/* Lanes of a warp exchange words. */
+void among_lanes(bool wait) {
+  float *const shared = reinterpret_cast<float *>(shared_memory()) + (thread_index() & 32);
+  const int lane = thread_index() & 31;
+  for (int turn = 0; turn < 2; ++turn) {
+    store_shared(shared + lane, static_cast<float>(turn));
+    if (wait || turn == 0) converge();
+    store_global(output + thread_index(), load_shared<float>(shared + 31 - lane));
+    converge();
+  }
 }
 
 }  // namespace
@@ -183,6 +196,15 @@ extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
     case 10: return pair([] { neighbour(true, true); });
     case 11: return pair([] { neighbour(false, true); });
     case 12: return pair([] { neighbour(true, false); });
+    case 13: return block([] { among_lanes(true); });
+    case 14: return block([] { among_lanes(false); });
+    case 15: return block([] { store_shared(shared_memory() + thread_index() / 2 * 4, 0.0f); });
+    case 16: return block([] { store_global(output + thread_index() / 2, 0.0f); });
+    case 17: return block([] {
+      store_global(output + thread_index(), 0.0f), barrier(), load_written(output + 63 - thread_index());
+    });
+    case 26: return dependent([] { dependency_wait(), load_global(output + thread_index()); });
+    case 27: return dependent([] { dependency_wait(), load_written(output + thread_index()); });
     case 20: return dependent([] { follow(false, 0); });
     case 21: return dependent([] { follow(true, 0); });
     case 22: return dependent([] { follow(false, 32); });
