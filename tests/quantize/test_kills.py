@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from vllm_quant_plugin.quantize.api import Recipe, make_recipe, quantize_model
 from vllm_quant_plugin.quantize.report import hash_tensor_files
@@ -15,11 +16,9 @@ from vllm_quant_plugin.quantize.report import hash_tensor_files
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
-    import torch
-
+def _die(model: Path, output: Path, recipe: Recipe, layer: int, threads: int) -> None:
     # Part of what a resumed run must have in common with this one.
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
 
     def die(_what: str, done: int, _total: int) -> None:
         if done == layer:
@@ -36,7 +35,7 @@ def _run_and_die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["vllm_quant_plugin.quantize.api", "torch"])
-    child = context.Process(target=_die, args=(model, output, recipe, layer))
+    child = context.Process(target=_die, args=(model, output, recipe, layer, torch.get_num_threads()))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
@@ -45,23 +44,16 @@ def _run_and_die(model: Path, output: Path, recipe: Recipe, layer: int) -> None:
 def test_three_kills_give_one_result(
     small_model: Path, short_text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     monkeypatch.syspath_prepend(ROOT)  # where the child finds this module
     recipe = make_recipe("awq", level="3bit-64g", samples=4, seq_len=64, calibration=short_text)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        whole = quantize_model(small_model, tmp_path / "whole", recipe)
-        # After the first layer, after the second (before anything is written), and both in one run.
-        for number, layers in enumerate([(1,), (2,), (1, 2)]):
-            output = tmp_path / f"out-{number}"
-            for layer in layers:
-                _run_and_die(small_model, output, recipe, layer)
-                assert list(tmp_path.glob(f".out-{number}.partial-*"))
-            resumed = quantize_model(small_model, output, recipe, resume=True)
-            assert resumed.resumed_layers == layers[-1]
-            assert hash_tensor_files(output) == whole.files
-    finally:
-        torch.set_num_threads(threads)
+    whole = quantize_model(small_model, tmp_path / "whole", recipe)
+    # After the first layer, after the second (before anything is written), and both in one run.
+    for number, layers in enumerate([(1,), (2,), (1, 2)]):
+        output = tmp_path / f"out-{number}"
+        for layer in layers:
+            _run_and_die(small_model, output, recipe, layer)
+            assert list(tmp_path.glob(f".out-{number}.partial-*"))
+        resumed = quantize_model(small_model, output, recipe, resume=True)
+        assert resumed.resumed_layers == layers[-1]
+        assert hash_tensor_files(output) == whole.files
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out-0", "out-1", "out-2", "whole"]
