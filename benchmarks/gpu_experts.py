@@ -11,7 +11,6 @@ case; benchmarks/gpu_render.py puts it into docs/performance.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
@@ -146,13 +145,8 @@ def measure(case: Case, bandwidth: float, repeats: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after that")
-    parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--repeats", type=int, default=20, help="replays of each implementation")
-    arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("gpu_experts: no NVIDIA GPU here: nothing was measured", file=sys.stderr)
+    arguments = gpu_linear.options(__doc__, repeats=20).parse_args()
+    if gpu_linear.no_gpu("gpu_experts"):
         return 69
     end, result = time.monotonic() + arguments.seconds, gpu_linear.machine()
     target = arguments.json or gpu_linear.result_file("-experts")

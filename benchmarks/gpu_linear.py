@@ -275,17 +275,30 @@ def report(row: dict[str, Any]) -> str:
     return " | ".join(parts)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="without the Llama layers")
-    parser.add_argument("--layers", action="store_true", help="the Llama layers alone")
+def options(doc: str | None, repeats: int) -> argparse.ArgumentParser:
+    """The options that the GPU benchmarks share."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after that")
     parser.add_argument("--json", type=Path, help="where to write the results")
-    parser.add_argument("--repeats", type=int, default=20, help="replays of each implementation")
+    parser.add_argument("--repeats", type=int, default=repeats, help="replays of each implementation")
+    return parser
+
+
+def no_gpu(name: str) -> bool:
+    """Whether there is nothing to measure on; says so."""
+    if torch.cuda.is_available():
+        return False
+    print(f"{name}: no NVIDIA GPU here: nothing was measured", file=sys.stderr)
+    return True
+
+
+def main() -> int:
+    parser = options(__doc__, repeats=20)
+    parser.add_argument("--quick", action="store_true", help="without the Llama layers")
+    parser.add_argument("--layers", action="store_true", help="the Llama layers alone")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
     arguments = parser.parse_args()
-    if not torch.cuda.is_available():
-        print("gpu_linear: no NVIDIA GPU here: nothing was measured", file=sys.stderr)
+    if no_gpu("gpu_linear"):
         return 69
     end, dtype = time.monotonic() + arguments.seconds, getattr(torch, arguments.dtype)
     result = {**machine(), "dtype": arguments.dtype}

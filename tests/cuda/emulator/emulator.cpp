@@ -116,66 +116,7 @@ void enter() {
   swapcontext(&self->context, &scheduler);
 }
 
-Word *words_of(Group &block, const void *pointer, size_t bytes, const char *what) {
-  const ptrdiff_t at = static_cast<const char *>(pointer) - block.shared;
-  if (at < 0 || at + bytes > block.shared_bytes || at % bytes) {
-    report(std::string(what) + " at byte " + std::to_string(at) + " of " + std::to_string(block.shared_bytes) +
-           " of shared memory");
-    return nullptr;
-  }
-  return &block.words[at / 4];
-}
-
-bool seen(const Clock &clock, int agent, uint32_t time) { return agent < 0 || time <= clock[agent]; }
-
-/* Whether `warp` (of another block if `foreign`) may write a word. */
-void check_write(Group &block, const Word &w, int warp, const Clock &clock, bool foreign) {
-  if (w.in_flight) report("write to shared memory that a copy is filling");
-  if (!seen(clock, w.agent, w.time)) report("two warps write a word between barriers");
-  const int warps = warps_of(block);
-  const uint32_t *const reads = &block.reads[(&w - block.words.data()) * warps];
-  for (int i = 0; i < warps; ++i)
-    if ((foreign || i != warp) && !seen(clock, first_agent(block) + i, reads[i]))
-      report("a word is written while another warp may read it");
-}
-
-/* Whether another lane of this warp wrote the whole word, and neither a barrier nor __syncwarp came since. */
-bool of_another_lane(const Group &block, const Word &w, int warp) {
-  const int agent = first_agent(block) + warp;
-  return w.lane >= 0 && w.lane != current->index && w.agent == agent && w.time == block.clocks[warp][agent] &&
-         w.converged == block.converged[warp] && &block == current->block;
-}
-
-void note_write(Group &block, void *pointer, size_t bytes, int warp) {
-  Word *word = words_of(block, pointer, bytes, "write");
-  const int agent = first_agent(block) + warp;
-  for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
-    Word &w = word[i];
-    check_write(block, w, warp, block.clocks[warp], false);
-    if (bytes >= 4 && of_another_lane(block, w, warp)) report("two lanes write a word without __syncwarp between them");
-    w.lane = bytes >= 4 ? current->index : -1, w.converged = block.converged[warp];
-    w.agent = agent, w.time = block.clocks[warp][agent], w.cluster_epoch = block.cluster_epoch;
-    w.writer = current->index, w.write_time = ++clock_ticks;
-  }
-}
-
-/* `clock`: of the reader, which is warp `warp` of this block or, at its barriers, of another. */
-void note_read(Group &block, const void *pointer, size_t bytes, int warp, const Clock &clock) {
-  Word *word = words_of(block, pointer, bytes, "read");
-  const int agent = first_agent(block) + warp;
-  const bool own = &clock == &block.clocks[warp];
-  for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
-    Word &w = word[i];
-    if (w.in_flight) report("read of shared memory that a copy is filling");
-    if (w.agent == -1) report("read of shared memory that nothing wrote");
-    if (!seen(clock, w.agent, w.time)) report("a word is read before a barrier shows its write");
-    if (own && of_another_lane(block, w, warp)) report("a lane reads another's write without __syncwarp between them");
-    if (own) block.reads[(&w - block.words.data()) * warps_of(block) + warp] = clock[agent];
-  }
-}
-void note_read(Group &block, const void *pointer, size_t bytes, int warp) {
-  note_read(block, pointer, bytes, warp, block.clocks[warp]);
-}
+#include "shared_model.h"
 
 void land(const Copy &copy) {
   if (!first_fault.empty()) return;
@@ -195,84 +136,7 @@ void finish(Lane &lane, std::vector<Copy> &copies) {
   }
 }
 
-const float *table(bool half) {
-  static std::vector<float> values[2];
-  if (values[half].empty()) {
-    values[half].resize(1 << 16);
-    for (uint32_t i = 0; i < 1 << 16; ++i)
-      values[half][i] = static_cast<float>(half ? soft_value<Half>(i) : soft_value<BFloat16>(i));
-  }
-  return values[half].data();
-}
-
-void run_matrices(Lane *lanes, int matrices) {
-  uint32_t loaded[32][4];
-  for (int m = 0; m < matrices; ++m)
-    for (int lane = 0; lane < 32; ++lane) {
-      const auto *from = static_cast<const MatrixOperands *>(lanes[8 * m + lane / 4].operands);
-      const char *at = static_cast<const char *>(from->row);
-      if (lane % 4 == 0) {
-        if (reinterpret_cast<uintptr_t>(at) & 15) report("ldmatrix row is not 16-byte aligned");
-        note_read(*lanes->block, at, 16, lanes->warp());
-      }
-      if (first_fault.empty()) memcpy(&loaded[lane][m], at + 4 * (lane % 4), 4);
-    }
-  for (int lane = 0; lane < 32; ++lane)
-    memcpy(static_cast<const MatrixOperands *>(lanes[lane].operands)->r, loaded[lane], 4 * matrices);
-}
-
-void run_mma(Lane *lanes, bool half) {
-  float a[16][16], b[16][8];
-  const float *const value = table(half);
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto *o = static_cast<const MmaOperands *>(lanes[lane].operands);
-    for (int h = 0; h < 2; ++h) {
-      for (int r = 0; r < 4; ++r) a[a_row(lane, r)][a_col(lane, r, h)] = value[o->a[r] >> 16 * h & 0xFFFF];
-      for (int r = 0; r < 2; ++r) b[b_row(lane, r, h)][b_col(lane)] = value[o->b[r] >> 16 * h & 0xFFFF];
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    float *const c = static_cast<const MmaOperands *>(lanes[lane].operands)->c;
-    for (int i = 0; i < 4; ++i) {
-      float sum = 0;
-      for (int k = 0; k < 16; ++k) sum += a[c_row(lane, i)][k] * b[k][c_col(lane, i)];
-      c[i] += sum;
-    }
-  }
-}
-
-template <class Operands, class Value, class Decode>
-void run_mma8(Lane *lanes, Decode decode) {
-  Value a[16][32], b[32][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto *o = static_cast<const Operands *>(lanes[lane].operands);
-    for (int i = 0; i < 4; ++i) {
-      for (int r = 0; r < 4; ++r) a[a_row(lane, r)][a8_col(lane, r, i)] = decode(o->a[r] >> 8 * i & 0xFF);
-      for (int r = 0; r < 2; ++r) b[b8_row(lane, r, i)][b_col(lane)] = decode(o->b[r] >> 8 * i & 0xFF);
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    auto *const c = static_cast<const Operands *>(lanes[lane].operands)->c;
-    for (int i = 0; i < 4; ++i) {
-      Value sum = 0;
-      for (int k = 0; k < 32; ++k) sum += a[c_row(lane, i)][k] * b[k][c_col(lane, i)];
-      c[i] += sum;
-    }
-  }
-}
-
-float e4m3_table(uint32_t code) {
-  static std::vector<float> values;
-  for (uint32_t i = static_cast<uint32_t>(values.size()); i < 256; ++i) values.push_back(e4m3_value(i));
-  return values[code];
-}
-
-void run_shuffle(Lane *lanes) {
-  for (int lane = 0; lane < 32; ++lane) {
-    auto *const o = static_cast<ShuffleOperands *>(lanes[lane].operands);
-    o->result = static_cast<const ShuffleOperands *>(lanes[lane ^ o->mask].operands)->value;
-  }
-}
+#include "warp_model.h"
 
 void release(Group &block, State from) {
   for (Lane &lane : block.lanes)

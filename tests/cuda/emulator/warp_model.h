@@ -1,0 +1,81 @@
+/* How emulator.cpp runs what a whole warp does at once: ldmatrix, mma and shuffles. Included there, behind what it
+ * needs. */
+
+const float *table(bool half) {
+  static std::vector<float> values[2];
+  if (values[half].empty()) {
+    values[half].resize(1 << 16);
+    for (uint32_t i = 0; i < 1 << 16; ++i)
+      values[half][i] = static_cast<float>(half ? soft_value<Half>(i) : soft_value<BFloat16>(i));
+  }
+  return values[half].data();
+}
+
+void run_matrices(Lane *lanes, int matrices) {
+  uint32_t loaded[32][4];
+  for (int m = 0; m < matrices; ++m)
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto *from = static_cast<const MatrixOperands *>(lanes[8 * m + lane / 4].operands);
+      const char *at = static_cast<const char *>(from->row);
+      if (lane % 4 == 0) {
+        if (reinterpret_cast<uintptr_t>(at) & 15) report("ldmatrix row is not 16-byte aligned");
+        note_read(*lanes->block, at, 16, lanes->warp());
+      }
+      if (first_fault.empty()) memcpy(&loaded[lane][m], at + 4 * (lane % 4), 4);
+    }
+  for (int lane = 0; lane < 32; ++lane)
+    memcpy(static_cast<const MatrixOperands *>(lanes[lane].operands)->r, loaded[lane], 4 * matrices);
+}
+
+void run_mma(Lane *lanes, bool half) {
+  float a[16][16], b[16][8];
+  const float *const value = table(half);
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto *o = static_cast<const MmaOperands *>(lanes[lane].operands);
+    for (int h = 0; h < 2; ++h) {
+      for (int r = 0; r < 4; ++r) a[a_row(lane, r)][a_col(lane, r, h)] = value[o->a[r] >> 16 * h & 0xFFFF];
+      for (int r = 0; r < 2; ++r) b[b_row(lane, r, h)][b_col(lane)] = value[o->b[r] >> 16 * h & 0xFFFF];
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    float *const c = static_cast<const MmaOperands *>(lanes[lane].operands)->c;
+    for (int i = 0; i < 4; ++i) {
+      float sum = 0;
+      for (int k = 0; k < 16; ++k) sum += a[c_row(lane, i)][k] * b[k][c_col(lane, i)];
+      c[i] += sum;
+    }
+  }
+}
+
+template <class Operands, class Value, class Decode>
+void run_mma8(Lane *lanes, Decode decode) {
+  Value a[16][32], b[32][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto *o = static_cast<const Operands *>(lanes[lane].operands);
+    for (int i = 0; i < 4; ++i) {
+      for (int r = 0; r < 4; ++r) a[a_row(lane, r)][a8_col(lane, r, i)] = decode(o->a[r] >> 8 * i & 0xFF);
+      for (int r = 0; r < 2; ++r) b[b8_row(lane, r, i)][b_col(lane)] = decode(o->b[r] >> 8 * i & 0xFF);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    auto *const c = static_cast<const Operands *>(lanes[lane].operands)->c;
+    for (int i = 0; i < 4; ++i) {
+      Value sum = 0;
+      for (int k = 0; k < 32; ++k) sum += a[c_row(lane, i)][k] * b[k][c_col(lane, i)];
+      c[i] += sum;
+    }
+  }
+}
+
+float e4m3_table(uint32_t code) {
+  static std::vector<float> values;
+  for (uint32_t i = static_cast<uint32_t>(values.size()); i < 256; ++i) values.push_back(e4m3_value(i));
+  return values[code];
+}
+
+void run_shuffle(Lane *lanes) {
+  for (int lane = 0; lane < 32; ++lane) {
+    auto *const o = static_cast<ShuffleOperands *>(lanes[lane].operands);
+    o->result = static_cast<const ShuffleOperands *>(lanes[lane ^ o->mask].operands)->value;
+  }
+}
