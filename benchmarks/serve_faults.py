@@ -168,7 +168,7 @@ USER = ["--block-size", "32"]
 def startup(_: str) -> dict[str, Any]:
     """Every message of the tests' list, printed by the fake before it ends."""
     sys.path.insert(0, str(ROOT))
-    from tests.serve.test_failures import ELSEWHERE, FROM_VLLM
+    from tests.serve.supervise.test_failures import ELSEWHERE, FROM_VLLM
 
     messages = [(text, cause) for _, _, text, cause in FROM_VLLM] + list(ELSEWHERE)
     rows = [_one_failure(text, cause.value, cause.is_memory) for text, cause in messages]

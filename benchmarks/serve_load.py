@@ -180,7 +180,7 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
     from vllm_quant_serve.metrics.stat_logger import VqpStatLogger
-    from vllm_quant_serve.rundir import VARIABLE, RunDirectory
+    from vllm_quant_serve.supervise.run_directory import VARIABLE, RunDirectory
 
     with tempfile.TemporaryDirectory() as folder:
         plan = {"weight_bytes_per_rank": 14_000_000, "kv_bytes_per_token": 4096,

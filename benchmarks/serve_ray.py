@@ -32,10 +32,10 @@ import psutil
 from serve_harness import BUNDLED, SMALL, free_port, keep, left_after
 
 from vllm_quant_serve.deploy import Deployment, Target, emit
-from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.planning import Machines
-from vllm_quant_serve.state import Options
+from vllm_quant_serve.supervise.state import SuperviseOptions
 
 HOOK = """
 import importlib.abc, importlib.util, sys
@@ -66,10 +66,10 @@ class Cluster:
         self.folder, self.port = folder, free_port()
         words = [str(BUNDLED), *SMALL, "--tensor-parallel-size", "2", "--distributed-executor-backend", "ray",
                  "--port", str(self.port)]  # fmt: skip
-        launch = build_launch(read_words(words), [])
+        launch = build_launch(parse_args(words), [])
         own = ("--no-plan", "--json")
         admin = free_port()
-        text = emit(Target.RAY, Deployment(launch, None, Options(), Machines(2, 1), own, admin_port=admin))
+        text = emit(Target.RAY, Deployment(launch, None, SuperviseOptions(), Machines(2, 1), own, admin_port=admin))
         self.script = folder / "ray.sh"
         self.script.write_text(text)
         (folder / "hook").mkdir()

@@ -14,7 +14,7 @@ import typer
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.deploy import IMAGE, Deployment, Target, set_words
 from vllm_quant_serve.deploy import emit as emit_files
-from vllm_quant_serve.flags import ServeWords, read_words
+from vllm_quant_serve.flags import ServeArgs, parse_args
 from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
 from vllm_quant_serve.planning import (
@@ -28,12 +28,12 @@ from vllm_quant_serve.planning import (
     plan_summary,
     refuse_pickle,
 )
-from vllm_quant_serve.relax import Relaxer
-from vllm_quant_serve.remember import recorder
-from vllm_quant_serve.report import Report
-from vllm_quant_serve.rundir import RunDirectory
-from vllm_quant_serve.state import Options
-from vllm_quant_serve.supervisor import Supervisor
+from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
+from vllm_quant_serve.supervise.launch_recorder import recorder
+from vllm_quant_serve.supervise.report import Report
+from vllm_quant_serve.supervise.run_directory import RunDirectory
+from vllm_quant_serve.supervise.session import Session
+from vllm_quant_serve.supervise.state import SuperviseOptions
 
 
 class Goal(Enum):
@@ -85,7 +85,7 @@ def serve(
     Every flag that is not listed here goes to ``vllm serve`` untouched, and a flag you set always
     wins over the plan. The server listens on 127.0.0.1 unless you give --host.
     """
-    words = read_words([model, *context.args])
+    words = parse_args([model, *context.args])
     _refuse_reserved(words)
     plan, peaks, machines = None, None, ONE_MACHINE
     if not no_plan:
@@ -102,7 +102,9 @@ def serve(
         return
     # One step of a long prompt's chunk takes far longer on a CPU.
     patience = hang_timeout if hang_timeout is not None else 120.0 if cpu or installed_for_cpu() else 30.0
-    options = Options(startup_timeout, drain_timeout, hang_timeout=patience, deep_check=deep_check, restarts=restart)
+    options = SuperviseOptions(
+        startup_timeout, drain_timeout, hang_timeout=patience, deep_check=deep_check, restarts=restart
+    )
     if emit is not None:
         typer.echo(emit_files(emit, _deployment(context, launch, plan, options, machines, image, admin_port)), nl=False)
         return
@@ -111,11 +113,11 @@ def serve(
     _announce(report, plan, launch)
     document = plan_document(plan)
     told = {"peaks": peaks, "slo": {"ttft": slo_ttft, "tpot": slo_tpot}, "price": price}
-    relaxer = Relaxer.of(launch.planned, words, document)
+    fallbacks = MemoryFallbacks.of(launch.planned, words, document)
 
-    def make() -> Supervisor:
+    def make() -> Session:
         remember = None if plan is None else recorder(plan)
-        return Supervisor(launch, RunDirectory.create(), report, options, document, relaxer, told, remember)
+        return Session(launch, RunDirectory.create(), report, options, document, fallbacks, told, remember)
 
     admin = None if no_admin else _bind_admin(admin_host, admin_port, launch)
     code = asyncio.run(_supervise(make, admin))
@@ -123,11 +125,11 @@ def serve(
         raise typer.Exit(code)
 
 
-async def _supervise(make: Callable[[], Supervisor], admin: socket.socket | None) -> int:
+async def _supervise(make: Callable[[], Session], admin: socket.socket | None) -> int:
     supervisor = make()
     if admin is None:
         return await supervisor.run()
-    from vllm_quant_serve.admin import TOKEN_VARIABLE, AdminServer
+    from vllm_quant_serve.admin.app import TOKEN_VARIABLE, AdminServer
 
     app = AdminServer(supervisor, admin, os.environ.get(TOKEN_VARIABLE) or None)
     app.start()
@@ -139,14 +141,14 @@ async def _supervise(make: Callable[[], Supervisor], admin: socket.socket | None
 
 
 def _bind_admin(host: str, port: int | None, launch: Launch) -> socket.socket:
-    from vllm_quant_serve.admin import TOKEN_VARIABLE, bind
+    from vllm_quant_serve.admin.app import TOKEN_VARIABLE, bind
 
     return bind(host, port, launch.endpoint.port, os.environ.get(TOKEN_VARIABLE) or None)
 
 
 def _deployment(
-    context: typer.Context, launch: Launch, plan: Plan | None, options: Options, machines: Machines, image: str,
-    admin_port: int | None,
+    context: typer.Context, launch: Launch, plan: Plan | None, options: SuperviseOptions, machines: Machines,
+    image: str, admin_port: int | None,
 ) -> Deployment:  # fmt: skip
     """This command line as something to deploy."""
     devices = {"gpu", "nodes"}
@@ -157,7 +159,7 @@ def _deployment(
     )  # fmt: skip
 
 
-def _refuse_reserved(words: ServeWords) -> None:
+def _refuse_reserved(words: ServeArgs) -> None:
     if words.has("--uds") and words.has("--host"):
         raise UsageError("--uds and --host exclude each other", "give one of them")
 

@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"^(\d+(?:\.\d+)?)([kmgtKMGT]?)$")
 
 
 @dataclass(frozen=True)
-class ServeWords:
+class ServeArgs:
     """The words after ``serve``: the model and the flags, exactly as typed.
 
     Attributes:
@@ -125,7 +125,7 @@ def _spells(name: str, option: str) -> bool:
 _WHOLE = frozenset({"--host", "--port", "--model", "--dtype", "--config", "--quantization", "--device", "--seed"})
 
 
-def read_words(words: Sequence[str]) -> ServeWords:
+def parse_args(words: Sequence[str]) -> ServeArgs:
     """Split ``[MODEL] [vllm serve flags]``.
 
     Raises:
@@ -133,14 +133,14 @@ def read_words(words: Sequence[str]) -> ServeWords:
     """
     rest = list(words)
     model = rest.pop(0) if rest and not rest[0].startswith("-") else None
-    probe = ServeWords("", tuple(rest))
+    probe = ServeArgs("", tuple(rest))
     config = _read_config(probe.text("--config"))
     if model is None:
         model = probe.text("--model") or dict(config).get("--model")
         rest = _without(rest, "--model")
     if not model:
         raise UsageError("no model given", "name it first: vllm-quant serve MODEL [flags]")
-    return ServeWords(model, tuple(rest), config)
+    return ServeArgs(model, tuple(rest), config)
 
 
 def _without(words: list[str], option: str) -> list[str]:

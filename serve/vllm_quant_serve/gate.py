@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from vllm_quant_serve.rundir import attach
+from vllm_quant_serve.supervise.run_directory import attach
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vllm_quant_plugin.errors import StartupError, UsageError
-from vllm_quant_serve.flags import ServeWords
+from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.server import API_KEYS
 
 LOOPBACK = "127.0.0.1"
@@ -131,7 +131,7 @@ class Launch:
         return replace(self, planned=tuple(planned))
 
 
-def endpoint_of(words: ServeWords) -> Endpoint:
+def endpoint_of(words: ServeArgs) -> Endpoint:
     """Where the user's flags, or else the defaults, make the server listen: loopback unless ``--host`` says more.
 
     Raises:
@@ -146,7 +146,7 @@ def endpoint_of(words: ServeWords) -> Endpoint:
     return Endpoint(LOOPBACK if host is None else host, port, tls, words.text("--uds"))
 
 
-def build_launch(words: ServeWords, planned: Sequence[str], variables: Mapping[str, str] | None = None) -> Launch:
+def build_launch(words: ServeArgs, planned: Sequence[str], variables: Mapping[str, str] | None = None) -> Launch:
     """The launch for the user's words, the planner's flags and its environment variables.
 
     Flags of the planner that the user set, in any spelling or in the ``--config`` file, are dropped, and so are
@@ -171,7 +171,7 @@ def build_launch(words: ServeWords, planned: Sequence[str], variables: Mapping[s
     )
 
 
-def drop_user_set(planned: Sequence[str], words: ServeWords) -> list[str]:
+def drop_user_set(planned: Sequence[str], words: ServeArgs) -> list[str]:
     """``planned`` without the flags (and their values) that the user set."""
     kept: list[str] = []
     keep = True

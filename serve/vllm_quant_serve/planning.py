@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import PICKLE_PATTERNS, read_checkpoint
-from vllm_quant_serve.flags import ServeWords
+from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.plan.api import Objective, Plan, PlanRequest
 from vllm_quant_serve.plan.hardware import resolve_devices
 
@@ -27,7 +27,7 @@ def installed_for_cpu() -> bool:
     return False
 
 
-def refuse_pickle(words: ServeWords) -> None:
+def refuse_pickle(words: ServeArgs) -> None:
     """Refuse a folder that holds pickle weights only, unless the user chose how to load with ``--load-format``.
 
     Raises:
@@ -41,7 +41,7 @@ def refuse_pickle(words: ServeWords) -> None:
 
 
 def plan_request(
-    words: ServeWords,
+    words: ServeArgs,
     *,
     gpu: Sequence[str] = (),
     nodes: int | None = None,

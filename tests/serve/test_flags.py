@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import LOOPBACK, build_launch, drop_user_set, endpoint_of, take_api_keys
 from vllm_quant_serve.planning import plan_request
 
@@ -28,7 +28,7 @@ from vllm_quant_serve.planning import plan_request
     ],
 )
 def test_integer_in_every_spelling(words: list[str], expected: int | None) -> None:
-    assert read_words(["m", *words]).integer("--max-model-len") == expected
+    assert parse_args(["m", *words]).integer("--max-model-len") == expected
 
 
 @pytest.mark.parametrize(
@@ -44,22 +44,22 @@ def test_integer_in_every_spelling(words: list[str], expected: int | None) -> No
     ],
 )
 def test_text(words: list[str], option: str, expected: str | None) -> None:
-    assert read_words(["m", *words]).text(option) == expected
+    assert parse_args(["m", *words]).text(option) == expected
 
 
 def test_switches() -> None:
-    words = read_words(["m", "--enforce-eager", "--enable_expert_parallel", "--no-enable-expert-parallel"])
+    words = parse_args(["m", "--enforce-eager", "--enable_expert_parallel", "--no-enable-expert-parallel"])
     assert words.switch("--enforce-eager")
     assert not words.switch("--enable-expert-parallel")
     assert words.has("--enable-expert-parallel")
 
 
 def test_the_model_may_come_by_flag_or_config(tmp_path: Path) -> None:
-    assert read_words(["--model", "m", "--port", "1"]).model == "m"
-    assert read_words(["--port", "1", "--model=m"]).words == ("--port", "1")
+    assert parse_args(["--model", "m", "--port", "1"]).model == "m"
+    assert parse_args(["--port", "1", "--model=m"]).words == ("--port", "1")
     config = tmp_path / "c.yaml"
     config.write_text("model: from-file\nmax_model_len: 256\nenforce-eager: true\nenable-prefix-caching: false\n")
-    words = read_words(["--config", str(config)])
+    words = parse_args(["--config", str(config)])
     assert words.model == "from-file"
     assert words.integer("--max-model-len") == 256
     assert words.switch("--enforce-eager")
@@ -70,7 +70,7 @@ def test_the_model_may_come_by_flag_or_config(tmp_path: Path) -> None:
 def test_the_command_line_wins_over_the_config_file(tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("port: 1111\n")
-    assert read_words(["m", "--config", str(config), "--port", "2222"]).integer("--port") == 2222
+    assert parse_args(["m", "--config", str(config), "--port", "2222"]).integer("--port") == 2222
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_the_command_line_wins_over_the_config_file(tmp_path: Path) -> None:
 )
 def test_bad_words_are_usage_errors(words: list[str], message: str) -> None:
     def read() -> None:
-        found = read_words(words)
+        found = parse_args(words)
         plan_request(found, cpu=True)
         endpoint_of(found)
 
@@ -95,36 +95,36 @@ def test_bad_words_are_usage_errors(words: list[str], message: str) -> None:
 
 def test_the_users_flags_win_over_the_plan() -> None:
     planned = ["--tensor-parallel-size", "4", "--max-model-len", "8192", "--enforce-eager"]
-    assert drop_user_set(planned, read_words(["m", "-tp", "2"])) == ["--max-model-len", "8192", "--enforce-eager"]
-    assert drop_user_set(planned, read_words(["m", "--max_model_len=1"])) == planned[:2] + planned[4:]
-    assert drop_user_set(planned, read_words(["m", "--no-enforce-eager"])) == planned[:4]
+    assert drop_user_set(planned, parse_args(["m", "-tp", "2"])) == ["--max-model-len", "8192", "--enforce-eager"]
+    assert drop_user_set(planned, parse_args(["m", "--max_model_len=1"])) == planned[:2] + planned[4:]
+    assert drop_user_set(planned, parse_args(["m", "--no-enforce-eager"])) == planned[:4]
 
 
 def test_the_plans_variables_reach_the_server_unless_they_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     planned = {"VLLM_PP_LAYER_PARTITION": "20,12", "CUDA_VISIBLE_DEVICES": "0,1"}
-    launch = build_launch(read_words(["m", "--api-key", "k"]), [], planned)
+    launch = build_launch(parse_args(["m", "--api-key", "k"]), [], planned)
     assert launch.line.startswith("VLLM_PP_LAYER_PARTITION=20,12 vllm serve m ")
     assert launch.environment["VLLM_PP_LAYER_PARTITION"] == "20,12"
     assert "CUDA_VISIBLE_DEVICES" not in launch.environment, "the user's own choice"
 
 
 def test_loopback_unless_the_user_says_more() -> None:
-    assert build_launch(read_words(["m"]), []).endpoint.host == LOOPBACK
-    assert "--host" in build_launch(read_words(["m"]), []).planned
-    exposed = build_launch(read_words(["m", "--host", "0.0.0.0"]), [])
+    assert build_launch(parse_args(["m"]), []).endpoint.host == LOOPBACK
+    assert "--host" in build_launch(parse_args(["m"]), []).planned
+    exposed = build_launch(parse_args(["m", "--host", "0.0.0.0"]), [])
     assert exposed.endpoint.host == "0.0.0.0"
     assert exposed.endpoint.url == "http://127.0.0.1:8000"
     assert "--host" not in exposed.planned
-    assert build_launch(read_words(["m", "--host", "::"]), []).endpoint.url == "http://[::1]:8000"
+    assert build_launch(parse_args(["m", "--host", "::"]), []).endpoint.url == "http://[::1]:8000"
 
 
 def test_without_an_http_server_there_is_no_gate_and_no_probe() -> None:
     for flag in ("--headless", "--grpc"):
-        launch = build_launch(read_words(["m", flag]), [])
+        launch = build_launch(parse_args(["m", flag]), [])
         assert launch.headless
         assert "--middleware" not in launch.planned
-    assert not build_launch(read_words(["m"]), []).headless
+    assert not build_launch(parse_args(["m"]), []).headless
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_without_an_http_server_there_is_no_gate_and_no_probe() -> None:
 )
 def test_api_keys_leave_the_command_line(words: list[str], keys: tuple[str, ...], rest: tuple[str, ...]) -> None:
     assert take_api_keys(words) == (keys, rest)
-    launch = build_launch(read_words(["m", *words]), [])
+    launch = build_launch(parse_args(["m", *words]), [])
     assert launch.probe_key == keys[0]
     for shown in (launch.line, *launch.argv):
         assert not any(key in shown for key in keys)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-import vllm_quant_serve.rundir as rundir
+import vllm_quant_serve.supervise.run_directory as rundir
 from vllm_quant_serve.gate import OPEN_PATHS, DrainGate
-from vllm_quant_serve.rundir import VARIABLE, RunDirectory
+from vllm_quant_serve.supervise.run_directory import VARIABLE, RunDirectory
 
 
 def call(gate: DrainGate, path: str, kind: str = "http") -> list[dict[str, Any]]:

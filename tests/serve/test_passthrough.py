@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_quant_plugin.cli import build_app
-from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.flags import parse_args
 
 
 def vllm_parser() -> argparse.ArgumentParser:
@@ -84,4 +84,4 @@ def test_prefixes_that_vllm_accepts_are_seen(actions: list[tuple[argparse.Action
         prefix = "--max-model-len"[:length]
         if [name for name in full if name.startswith(prefix)] == ["--max-model-len"]:
             assert parser.parse_args([prefix, "77"]).max_model_len == 77
-            assert read_words(["m", prefix, "77"]).integer("--max-model-len") == 77
+            assert parse_args(["m", prefix, "77"]).integer("--max-model-len") == 77

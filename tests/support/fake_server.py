@@ -17,8 +17,8 @@ import sys
 import time
 
 from vllm_quant_serve.gate import DrainGate
-from vllm_quant_serve.rundir import attach
 from vllm_quant_serve.server import SUPERVISOR_PID, die_with_parent
+from vllm_quant_serve.supervise.run_directory import attach
 
 ENGINE = "import signal,time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\ntime.sleep(3600)"
 

@@ -12,7 +12,7 @@ import typer
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.plan.api import Plan
 from vllm_quant_serve.planning import ONE_MACHINE, Machines
-from vllm_quant_serve.state import Options
+from vllm_quant_serve.supervise.state import SuperviseOptions
 
 NAME = "vllm-quant"
 IMAGE = "vllm-quant-plugin:latest"
@@ -37,7 +37,7 @@ class Deployment:
 
     launch: Launch
     plan: Plan | None
-    options: Options
+    options: SuperviseOptions
     machines: Machines = ONE_MACHINE
     own: Sequence[str] = ()
     devices_words: Sequence[str] = ()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.deploy import IMAGE, Deployment, Target, emit
-from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
 from vllm_quant_serve.planning import machines_of
-from vllm_quant_serve.state import Options
+from vllm_quant_serve.supervise.state import SuperviseOptions
 
 # Field of the question -> flag of ``vllm serve``.
 _VLLM = {
@@ -62,14 +62,14 @@ def _words(request: PlanRequest, flags: dict[str, str]) -> list[str]:
 
 def deployment_of(request: PlanRequest, plan: Plan, image: str) -> Deployment:
     """The launch that answers the question, with the launcher's defaults."""
-    words = read_words([request.model, *_words(request, _VLLM)])
+    words = parse_args([request.model, *_words(request, _VLLM)])
     launch = build_launch(words, plan.serve_args(), plan.env)
     devices = _words(request, _DEVICES)
     if request.gpu_memory is not None:
         # The launcher has no flag for such devices: it takes the placement as it is.
         devices = [*plan.serve_args(), "--no-plan"]
     machines, own = machines_of(request, plan), _words(request, _OWN)
-    return Deployment(launch, plan, Options(), machines, own, devices, image, launch.endpoint.port + 1)
+    return Deployment(launch, plan, SuperviseOptions(), machines, own, devices, image, launch.endpoint.port + 1)
 
 
 def show_files(request: PlanRequest, target: str, image: str | None) -> None:

@@ -17,7 +17,7 @@ from vllm_quant_serve.metrics.energy import EnergyMeter, open_meter
 from vllm_quant_serve.metrics.facts import read_facts
 from vllm_quant_serve.metrics.rates import SlidingRate
 from vllm_quant_serve.metrics.slo import Objective, was_aborted
-from vllm_quant_serve.rundir import attach, read_actuals, read_plan
+from vllm_quant_serve.supervise.run_directory import attach, read_actuals, read_plan
 
 logger = init_logger("vllm.vllm_quant_serve.stat_logger")
 PUBLISH_EVERY = 0.5

@@ -12,15 +12,15 @@ import pytest
 
 import vllm_quant_plugin
 from tests.support.chromium import Page, chromium
-from vllm_quant_serve.actuals import Actuals
-from vllm_quant_serve.admin import AdminServer, bind
-from vllm_quant_serve.flags import read_words
+from vllm_quant_serve.admin.app import AdminServer, bind
+from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.report import Report
-from vllm_quant_serve.rundir import RunDirectory
-from vllm_quant_serve.state import Options, State
-from vllm_quant_serve.supervisor import Supervisor
+from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.report import Report
+from vllm_quant_serve.supervise.run_directory import RunDirectory
+from vllm_quant_serve.supervise.session import Session
+from vllm_quant_serve.supervise.state import State, SuperviseOptions
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -42,8 +42,10 @@ class Served(threading.Thread):
 
     async def _serve(self) -> None:
         plan = make_plan(PlanRequest(str(BUNDLED), gpu=("h100",), max_model_len=256))
-        launch = build_launch(read_words([str(BUNDLED)]), plan.serve_args())
-        self.supervisor = Supervisor(launch, RunDirectory(self.folder), Report(as_json=True), Options(), plan.to_dict())
+        launch = build_launch(parse_args([str(BUNDLED)]), plan.serve_args())
+        self.supervisor = Session(
+            launch, RunDirectory(self.folder), Report(as_json=True), SuperviseOptions(), plan.to_dict()
+        )
         server = AdminServer(self.supervisor, bind("127.0.0.1", 0, 1, None), None)
         server.start()
         self.url = server.address

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from vllm_quant_serve.probe import Probe
+from vllm_quant_serve.supervise.probe import Probe
 
 SAMPLE_EVERY = 5.0
 KEPT = 720

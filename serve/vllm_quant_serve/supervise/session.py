@@ -14,22 +14,22 @@ from dataclasses import asdict
 from typing import Any
 
 from vllm_quant_plugin.errors import EngineDiedError
-from vllm_quant_serve.actuals import Actuals
-from vllm_quant_serve.guard import in_session
-from vllm_quant_serve.history import History
 from vllm_quant_serve.launch import Launch
-from vllm_quant_serve.oversight import oversee
-from vllm_quant_serve.probe import Probe
-from vllm_quant_serve.process import Guard, ServerProcess, become_subreaper
-from vllm_quant_serve.relax import Relaxer
-from vllm_quant_serve.report import Report
-from vllm_quant_serve.rundir import RunDirectory, ServerPage
-from vllm_quant_serve.starting import bring_up
-from vllm_quant_serve.state import Counts, Options, State
-from vllm_quant_serve.stopping import Interrupted, StopSignals, abandon, drain
+from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
+from vllm_quant_serve.supervise.guard import in_session
+from vllm_quant_serve.supervise.history import History
+from vllm_quant_serve.supervise.monitor import oversee
+from vllm_quant_serve.supervise.probe import Probe
+from vllm_quant_serve.supervise.process import Guard, ServerProcess, become_subreaper
+from vllm_quant_serve.supervise.report import Report
+from vllm_quant_serve.supervise.run_directory import RunDirectory, ServerPage
+from vllm_quant_serve.supervise.starting import bring_up
+from vllm_quant_serve.supervise.state import Counts, State, SuperviseOptions
+from vllm_quant_serve.supervise.stopping import Interrupted, StopSignals, abandon, drain
 
 
-class Supervisor:
+class Session:
     """Runs one server. ``run`` returns the exit code or raises the VqpError that carries it."""
 
     def __init__(
@@ -37,18 +37,18 @@ class Supervisor:
         launch: Launch,
         run_dir: RunDirectory,
         report: Report,
-        options: Options,
+        options: SuperviseOptions,
         plan: dict[str, Any] | None = None,
-        relaxer: Relaxer | None = None,
+        fallbacks: MemoryFallbacks | None = None,
         told: Mapping[str, Any] | None = None,
-        on_first_ready: Callable[[Supervisor], Coroutine[Any, Any, None]] | None = None,
+        on_first_ready: Callable[[Session], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         """``told`` goes to the stat logger beside the plan: peaks, objectives, price.
 
         ``on_first_ready`` runs beside the oversight, once, and must not raise.
         """
         self.launch, self.run_dir, self.report, self.options = launch, run_dir, report, options
-        self.plan, self.relaxer, self.told = plan, relaxer, dict(told or {})
+        self.plan, self.fallbacks, self.told = plan, fallbacks, dict(told or {})
         self.state = State.STARTING
         self.counts = Counts()
         self.server: ServerProcess | None = None

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 
 import vllm_quant_plugin
 from vllm_quant_serve.metrics import catalogue
-from vllm_quant_serve.rundir import VARIABLE, RunDirectory
+from vllm_quant_serve.supervise.run_directory import VARIABLE, RunDirectory
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 # 8 layers of q, o: 256x256; k, v: 128x256; gate, up, down: 768x256; and the tied head 4096x256.
@@ -179,7 +179,7 @@ def test_goodput(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_a_step_is_a_heartbeat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, clock: SimpleNamespace) -> None:
     import os
 
-    import vllm_quant_serve.rundir as module
+    import vllm_quant_serve.supervise.run_directory as module
 
     monkeypatch.setattr(module.time, "monotonic", lambda: 77.0)
     logger = make_logger(monkeypatch, tmp_path, plan=PLAN)

@@ -13,17 +13,17 @@ from vllm_quant_serve.plan.ledger import record_launch
 from vllm_quant_serve.plan.types import Plan
 
 if TYPE_CHECKING:
-    from vllm_quant_serve.supervisor import Supervisor
+    from vllm_quant_serve.supervise.session import Session
 
 
-def recorder(plan: Plan) -> Callable[[Supervisor], Coroutine[Any, Any, None]]:
+def recorder(plan: Plan) -> Callable[[Session], Coroutine[Any, Any, None]]:
     """What a supervisor does once its server is ready.
 
-    A start-up that was relaxed is no launch of this plan, and one whose engine told no figure teaches nothing:
+    A start-up that needed memory fallbacks is no launch of this plan, and one whose engine told no figure teaches nothing:
     neither is kept. A ledger that cannot be written is told and does no harm.
     """
 
-    async def remember(one: Supervisor) -> None:
+    async def remember(one: Session) -> None:
         actuals = one.actuals.known()
         if not actuals or one.counts.retries:
             return

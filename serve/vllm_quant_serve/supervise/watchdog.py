@@ -8,9 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from vllm_quant_serve.probe import Health, Probe
-from vllm_quant_serve.rundir import ServerPage
-from vllm_quant_serve.state import Options
+from vllm_quant_serve.supervise.probe import Health, Probe
+from vllm_quant_serve.supervise.run_directory import ServerPage
+from vllm_quant_serve.supervise.state import SuperviseOptions
 
 # How long a server may linger that says its engine is dead (it answers what was in flight), or says nothing.
 PATIENCE = {Health.DEAD: 3.0, Health.SILENT: 15.0}
@@ -25,7 +25,7 @@ class Watchdog:
     come nor was the server idle. Chunked prefill steps count, so a long prompt is no hang.
     """
 
-    def __init__(self, options: Options, *, heartbeat: bool) -> None:
+    def __init__(self, options: SuperviseOptions, *, heartbeat: bool) -> None:
         self.options = options
         self.heartbeat = heartbeat
         self._busy_since: float | None = None

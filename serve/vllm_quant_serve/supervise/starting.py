@@ -7,16 +7,16 @@ import time
 from typing import TYPE_CHECKING
 
 from vllm_quant_plugin.errors import StartupError, UsageError
-from vllm_quant_serve.actuals import Actuals
-from vllm_quant_serve.failures import Cause, Failure, classify
-from vllm_quant_serve.process import Guard, ServerProcess, status_words
-from vllm_quant_serve.relax import MAX_ATTEMPTS
-from vllm_quant_serve.rundir import VARIABLE
-from vllm_quant_serve.state import State
-from vllm_quant_serve.stopping import Interrupted
+from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.failures import Cause, Failure, classify
+from vllm_quant_serve.supervise.fallbacks import MAX_ATTEMPTS
+from vllm_quant_serve.supervise.process import Guard, ServerProcess, status_words
+from vllm_quant_serve.supervise.run_directory import VARIABLE
+from vllm_quant_serve.supervise.state import State
+from vllm_quant_serve.supervise.stopping import Interrupted
 
 if TYPE_CHECKING:
-    from vllm_quant_serve.supervisor import Supervisor
+    from vllm_quant_serve.supervise.session import Session
 
 READY_POLL = 0.25
 FIRST_TOKEN_TIMEOUT = 120.0
@@ -29,7 +29,7 @@ class _StartFailed(Exception):
         self.failure, self.message = failure, message
 
 
-async def bring_up(one: Supervisor, guard: Guard) -> None:
+async def bring_up(one: Session, guard: Guard) -> None:
     """Start until ready.
 
     Raises:
@@ -44,14 +44,14 @@ async def bring_up(one: Supervisor, guard: Guard) -> None:
         except _StartFailed as failed:
             failure = failed.failure
             one.counts.failed(failure.cause.value)
-            relaxed = one.relaxer.step(failure) if one.relaxer and attempt < MAX_ATTEMPTS else None
-            if relaxed is None:
+            fallback = one.fallbacks.step(failure) if one.fallbacks and attempt < MAX_ATTEMPTS else None
+            if fallback is None:
                 raise _startup_error(failed, attempt) from None
             one.counts.retries += 1
-            one.launch = one.launch.with_planned(relaxed.flags)
+            one.launch = one.launch.with_planned(fallback.flags)
             one.report.event(
-                "retry", f"not enough memory ({failure.line[:200]}); trying again with {relaxed.change}",
-                cause=failure.cause.value, change=relaxed.change, attempt=attempt + 1, command=one.launch.line,
+                "retry", f"not enough memory ({failure.line[:200]}); trying again with {fallback.change}",
+                cause=failure.cause.value, change=fallback.change, attempt=attempt + 1, command=one.launch.line,
             )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def _startup_error(failed: _StartFailed, attempts: int) -> StartupError | UsageE
     return kind(message, failure.hint)
 
 
-async def _start(one: Supervisor, guard: Guard) -> None:
+async def _start(one: Session, guard: Guard) -> None:
     """One attempt."""
     one.state, begin = State.STARTING, time.monotonic()
     one.launch.endpoint.check_free()
@@ -92,7 +92,7 @@ async def _start(one: Supervisor, guard: Guard) -> None:
                      url=url, model=model, load_seconds=round(one.load_seconds, 3))  # fmt: skip
 
 
-async def _until_ready(one: Supervisor, server: ServerProcess, begin: float) -> None:
+async def _until_ready(one: Session, server: ServerProcess, begin: float) -> None:
     check = asyncio.ensure_future(_is_ready(one))
     try:
         while not (check.done() and check.result()):
@@ -113,7 +113,7 @@ async def _until_ready(one: Supervisor, server: ServerProcess, begin: float) -> 
         check.cancel()
 
 
-async def _is_ready(one: Supervisor) -> bool:
+async def _is_ready(one: Session) -> bool:
     """Loaded, and the engine generates a token; a model that completes no text is taken at its word."""
     if one.launch.headless:
         return True

@@ -21,9 +21,9 @@ from vllm_quant_serve.dashboards.build import build
 from vllm_quant_serve.deploy import Target
 from vllm_quant_serve.deploy.deployment import PRE_STOP
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
-LARGE = Path(__file__).parent / "plan" / "configs" / "llama-3.1-405b.json"
+LARGE = Path(__file__).parents[1] / "plan" / "configs" / "llama-3.1-405b.json"
 OVERRIDES = '{"a": "50% $x $(y)"}'
 
 

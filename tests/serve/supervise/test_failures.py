@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_quant_serve.failures import Cause, Failure, classify, message_of
-from vllm_quant_serve.flags import read_words
-from vllm_quant_serve.relax import Relaxer
+from vllm_quant_serve.flags import parse_args
+from vllm_quant_serve.supervise.failures import Cause, Failure, classify, message_of
+from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
 
 # (file below vllm/, literal in it, a message as it is logged, cause)
 FROM_VLLM = [
@@ -133,12 +133,12 @@ PLAN = {"max_model_len": 32768, "max_num_seqs": 256, "kv_bytes_per_token": 13107
 
 def steps(words: list[str], planned: list[str], line: str, count: int = 2) -> list[dict[str, str]]:
     """The planner's flags after each of ``count`` steps, until none is left."""
-    relaxer = Relaxer.of(planned, read_words(["m", *words]), PLAN)
+    fallbacks = MemoryFallbacks.of(planned, parse_args(["m", *words]), PLAN)
     found = []
     for _ in range(count):
-        if relaxer.step(classify([line])) is None:
+        if fallbacks.step(classify([line])) is None:
             break
-        found.append(dict(relaxer.flags))
+        found.append(dict(fallbacks.flags))
     return found
 
 
@@ -179,6 +179,6 @@ def test_what_the_user_set_is_never_touched(line: str) -> None:
 
 
 def test_only_memory_is_retried() -> None:
-    relaxer = Relaxer.of([], read_words(["m"]), PLAN)
+    fallbacks = MemoryFallbacks.of([], parse_args(["m"]), PLAN)
     for cause in Cause:
-        assert (relaxer.step(Failure(cause, "")) is not None) == cause.is_memory
+        assert (fallbacks.step(Failure(cause, "")) is not None) == cause.is_memory

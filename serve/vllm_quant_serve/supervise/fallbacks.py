@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_quant_serve.failures import Cause, Failure
-from vllm_quant_serve.flags import ServeWords
+from vllm_quant_serve.flags import ServeArgs
+from vllm_quant_serve.supervise.failures import Cause, Failure
 
 MAX_ATTEMPTS = 3
 KV_FLAG, UTILIZATION, LENGTH, SEQUENCES = (
@@ -25,7 +25,7 @@ _AVAILABLE = re.compile(r"Available memory on node \S+ \(([\d.]+)/")
 
 
 @dataclass(frozen=True)
-class Relaxed:
+class Fallback:
     """The planner's flags for the next attempt, and the change in words."""
 
     flags: tuple[str, ...]
@@ -33,7 +33,7 @@ class Relaxed:
 
 
 @dataclass
-class Relaxer:
+class MemoryFallbacks:
     """Steps towards smaller demands; each is strictly smaller than the one before in the flag it changes.
 
     Attributes:
@@ -41,13 +41,13 @@ class Relaxer:
         plan: the plan's JSON form; its figures stand where no flag does.
     """
 
-    words: ServeWords
+    words: ServeArgs
     flags: dict[str, str]
     plan: Mapping[str, Any] | None
     changes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, planned: Sequence[str], words: ServeWords, plan: Mapping[str, Any] | None) -> Relaxer:
+    def of(cls, planned: Sequence[str], words: ServeArgs, plan: Mapping[str, Any] | None) -> MemoryFallbacks:
         flags: dict[str, str] = {}
         name = ""
         for word in planned:
@@ -57,7 +57,7 @@ class Relaxer:
                 flags[name] = word
         return cls(words, flags, plan)
 
-    def step(self, failure: Failure) -> Relaxed | None:
+    def step(self, failure: Failure) -> Fallback | None:
         """The next attempt after ``failure``; None when nothing that we chose can shrink."""
         if not failure.cause.is_memory:
             return None
@@ -66,7 +66,7 @@ class Relaxer:
             if change is not None:
                 self.changes.append(change)
                 words = tuple(w for flag, value in self.flags.items() for w in ([flag, value] if value else [flag]))
-                return Relaxed(words, change)
+                return Fallback(words, change)
         return None
 
     def _order(self, failure: Failure) -> Sequence[Any]:

@@ -14,27 +14,25 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import vllm_quant_plugin
 from vllm_quant_plugin.errors import StartupError, UsageError
-from vllm_quant_serve.actuals import Actuals
-from vllm_quant_serve.admin import AdminServer, bind, build_app
-from vllm_quant_serve.flags import read_words
-from vllm_quant_serve.history import History
+from vllm_quant_serve.admin.app import AdminServer, bind, build_app
+from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
-from vllm_quant_serve.report import Report
-from vllm_quant_serve.rundir import RunDirectory
-from vllm_quant_serve.state import Options, State
-from vllm_quant_serve.supervisor import Supervisor
+from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.history import History
+from vllm_quant_serve.supervise.report import Report
+from vllm_quant_serve.supervise.run_directory import RunDirectory
+from vllm_quant_serve.supervise.session import Session
+from vllm_quant_serve.supervise.state import State, SuperviseOptions
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 
 
-def make_supervisor(tmp_path: Path) -> Supervisor:
-    launch = build_launch(read_words(["org/model", "--api-key", "secret-key"]), [])
-    return Supervisor(launch, RunDirectory(tmp_path), Report(as_json=True), Options(), {"max_model_len": 512})
+def make_supervisor(tmp_path: Path) -> Session:
+    launch = build_launch(parse_args(["org/model", "--api-key", "secret-key"]), [])
+    return Session(launch, RunDirectory(tmp_path), Report(as_json=True), SuperviseOptions(), {"max_model_len": 512})
 
 
-def ask(
-    supervisor: Supervisor, path: str, token: str | None = None, method: str = "GET", **kwargs: Any
-) -> httpx.Response:
+def ask(supervisor: Session, path: str, token: str | None = None, method: str = "GET", **kwargs: Any) -> httpx.Response:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app=build_app(supervisor, token))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9") as client:

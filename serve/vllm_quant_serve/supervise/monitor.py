@@ -8,18 +8,18 @@ import time
 from typing import TYPE_CHECKING
 
 from vllm_quant_plugin.errors import EngineDiedError
-from vllm_quant_serve.failures import classify
-from vllm_quant_serve.process import ServerProcess, status_words
-from vllm_quant_serve.state import State
-from vllm_quant_serve.watch import Watchdog
+from vllm_quant_serve.supervise.failures import classify
+from vllm_quant_serve.supervise.process import ServerProcess, status_words
+from vllm_quant_serve.supervise.state import State
+from vllm_quant_serve.supervise.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from vllm_quant_serve.supervisor import Supervisor
+    from vllm_quant_serve.supervise.session import Session
 
 HEALTH_POLL = 1.0
 
 
-async def oversee(one: Supervisor) -> None:
+async def oversee(one: Session) -> None:
     """Return when a signal asks for a stop.
 
     Raises:
@@ -56,7 +56,7 @@ async def oversee(one: Supervisor) -> None:
             check.cancel()
 
 
-async def _end_hung(one: Supervisor, server: ServerProcess, seconds: float) -> None:
+async def _end_hung(one: Session, server: ServerProcess, seconds: float) -> None:
     one.state = State.HUNG
     one.counts.hangs += 1
     one.report.event("hung", f"requests wait and the engine has made no step for {seconds:.0f} s: killing it",
@@ -65,7 +65,7 @@ async def _end_hung(one: Supervisor, server: ServerProcess, seconds: float) -> N
     raise EngineDiedError(f"the engine hung for {seconds:.0f} s", "--hang-timeout sets how long a step may take")
 
 
-def _judge(one: Supervisor, dog: Watchdog) -> None:
+def _judge(one: Session, dog: Watchdog) -> None:
     before, one.state = one.state, State.READY if dog.healthy else State.UNHEALTHY
     if one.state is before:
         return

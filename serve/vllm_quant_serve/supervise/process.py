@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from vllm_quant_serve import guard as guard_module
-from vllm_quant_serve.guard import end_session, session_members
 from vllm_quant_serve.server import SUPERVISOR_PID
+from vllm_quant_serve.supervise import guard as guard_module
+from vllm_quant_serve.supervise.guard import end_session, session_members
 
 _PR_SET_CHILD_SUBREAPER = 36
 TAIL_LINES = 2000

@@ -1,6 +1,6 @@
 """Why a server did not start, told from its log.
 
-The patterns are vLLM's and PyTorch's own messages; ``tests/serve/test_failures.py`` holds them
+The patterns are vLLM's and PyTorch's own messages; ``tests/serve/supervise/test_failures.py`` holds them
 against the sources of the installed vLLM, so that a reworded message is noticed.
 """
 

@@ -9,8 +9,8 @@ import yaml
 
 from vllm_quant_serve.dashboards.build import DASHBOARD, PANELS, RULES, build
 from vllm_quant_serve.metrics.catalogue import METRICS
-from vllm_quant_serve.metrics.supervisor import SupervisorCollector
-from vllm_quant_serve.state import Counts, State
+from vllm_quant_serve.metrics.session import SessionCollector
+from vllm_quant_serve.supervise.state import Counts, State
 
 METRIC = re.compile(r"\b(vqp_\w+)")
 
@@ -24,7 +24,7 @@ def exported() -> set[str]:
     supervisor = SimpleNamespace(
         state=State.READY, counts=Counts(), load_seconds=1.0, server=server, in_flight=lambda: 0
     )
-    for family in SupervisorCollector(supervisor).collect():  # type: ignore[arg-type]
+    for family in SessionCollector(supervisor).collect():  # type: ignore[arg-type]
         names |= {sample.name for sample in family.samples}
     return names
 

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 import vllm_quant_plugin
-from vllm_quant_serve.actuals import Actuals
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
 from vllm_quant_serve.plan.ledger import accuracy
-from vllm_quant_serve.remember import recorder
-from vllm_quant_serve.report import Report
-from vllm_quant_serve.state import Counts
+from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.launch_recorder import recorder
+from vllm_quant_serve.supervise.report import Report
+from vllm_quant_serve.supervise.state import Counts
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 

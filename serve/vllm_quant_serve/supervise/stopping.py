@@ -8,10 +8,10 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vllm_quant_serve.state import State
+from vllm_quant_serve.supervise.state import State
 
 if TYPE_CHECKING:
-    from vllm_quant_serve.supervisor import Supervisor
+    from vllm_quant_serve.supervise.session import Session
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 DRAIN_POLL = 0.1
@@ -42,7 +42,7 @@ class StopSignals:
             asyncio.get_running_loop().remove_signal_handler(number)
 
 
-async def drain(one: Supervisor) -> int:
+async def drain(one: Session) -> int:
     """Refuse new requests, let those in flight finish, stop the server; the exit code."""
     assert one.server is not None
     one.state = State.DRAINING
@@ -78,7 +78,7 @@ async def drain(one: Supervisor) -> int:
     return 128 + number
 
 
-async def abandon(one: Supervisor) -> int:
+async def abandon(one: Session) -> int:
     """A signal came while no request could be in flight; the exit code."""
     one.state = State.STOPPING
     number = one.signals.numbers[0]
@@ -87,7 +87,7 @@ async def abandon(one: Supervisor) -> int:
     return 128 + number
 
 
-async def stop_server(one: Supervisor) -> None:
+async def stop_server(one: Session) -> None:
     """vLLM's own shutdown, cut short by a second signal; then whatever is left is killed."""
     if one.server is None:
         return

@@ -24,12 +24,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.launch import LOOPBACK
-from vllm_quant_serve.metrics.supervisor import SupervisorCollector
+from vllm_quant_serve.metrics.session import SessionCollector
 from vllm_quant_serve.plan.http import plan_router
-from vllm_quant_serve.state import State
+from vllm_quant_serve.supervise.state import State
 
 if TYPE_CHECKING:
-    from vllm_quant_serve.supervisor import Supervisor
+    from vllm_quant_serve.supervise.session import Session
 
 TOKEN_VARIABLE = "VQP_ADMIN_TOKEN"
 OPEN = frozenset({"/livez", "/readyz"})
@@ -40,11 +40,11 @@ PAGE = Path(__file__).with_name("page.html")
 _ALIVE = frozenset(State) - {State.HUNG, State.STOPPED}
 
 
-def build_app(supervisor: Supervisor, token: str | None = None) -> FastAPI:
+def build_app(supervisor: Session, token: str | None = None) -> FastAPI:
     """The app over a supervisor; with ``token`` requests must carry it."""
     app = FastAPI(title="vllm-quant serve", docs_url=None, redoc_url=None, openapi_url=None)
     registry = CollectorRegistry()
-    registry.register(SupervisorCollector(supervisor))
+    registry.register(SessionCollector(supervisor))
 
     app.include_router(plan_router())
     planning = asyncio.Lock()
@@ -154,7 +154,7 @@ class _QuietServer(uvicorn.Server):
 class AdminServer:
     """Serves the app in the running event loop; ``address`` says where."""
 
-    def __init__(self, supervisor: Supervisor, sock: socket.socket, token: str | None) -> None:
+    def __init__(self, supervisor: Session, sock: socket.socket, token: str | None) -> None:
         host, port = sock.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         config = uvicorn.Config(build_app(supervisor, token), log_level="warning", access_log=False, lifespan="off")

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from vllm_quant_serve.failures import Cause
-from vllm_quant_serve.state import State
+from vllm_quant_serve.supervise.failures import Cause
+from vllm_quant_serve.supervise.state import State
 
 if TYPE_CHECKING:
-    from vllm_quant_serve.supervisor import Supervisor
+    from vllm_quant_serve.supervise.session import Session
 
 
-class SupervisorCollector:
+class SessionCollector:
     """Reads the supervisor at each scrape. Counters of known causes start at 0; what is unknown is absent."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Session) -> None:
         self.supervisor = supervisor
 
     def collect(self) -> Iterable[Metric]:

@@ -20,7 +20,7 @@ class State(Enum):
 
 
 @dataclass(frozen=True)
-class Options:
+class SuperviseOptions:
     """How to supervise; all times in seconds.
 
     Attributes:
