@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def recorder(plan: Plan) -> Callable[[Session], Coroutine[Any, Any, None]]:
     """What a supervisor does once its server is ready.
 
-    A start-up that needed memory fallbacks is no launch of this plan, and one whose engine told no figure teaches nothing:
-    neither is kept. A ledger that cannot be written is told and does no harm.
+    A start-up that needed memory fallbacks is no launch of this plan, and one whose engine logged no figure teaches
+    nothing: neither is recorded. A ledger that cannot be written is reported and does no harm.
     """
 
     async def remember(one: Session) -> None:
