@@ -97,25 +97,19 @@ VQP_DEVICE Chunk take_chunk(const char *shared) {
   return {{low.v[0], low.v[1], high.v[0], high.v[1]}};
 }
 
-/* As FP32, times the smoothing factors. */
 template <class T>
-VQP_DEVICE void widen_chunk(const QuantizeParams &p, const Chunk &chunk, int index, float (&values)[kChunk]) {
+VQP_DEVICE void widen_chunk(const Chunk &chunk, float (&values)[kChunk]) {
   VQP_UNROLL
   for (int i = 0; i < 4; ++i) {
     values[2 * i] = to_float<T>(chunk.v[i] & 0xFFFF);
     values[2 * i + 1] = to_float<T>(chunk.v[i] >> 16);
   }
-  if (!p.call.smooth) return;
-  const int64_t first = static_cast<int64_t>(index) * kChunk;
-  VQP_UNROLL
-  for (int i = 0; i < kChunk; ++i)
-    if (first + i < p.call.k) values[i] = values[i] * load_global(p.call.smooth + first + i);
 }
 
 template <class T>
-VQP_DEVICE void widen_extent(const QuantizeParams &p, const Chunk &chunk, int index, Extent &extent) {
+VQP_DEVICE void widen_extent(const QuantizeParams &p, const Chunk &chunk, Extent &extent) {
   float values[kChunk];
-  widen_chunk<T>(p, chunk, index, values);
+  widen_chunk<T>(chunk, values);
   const bool asymmetric = p.call.zeros;
   VQP_UNROLL
   for (int i = 0; i < kChunk; ++i) widen_extent(extent, values[i], asymmetric);
@@ -132,7 +126,7 @@ VQP_DEVICE void clear_padding(Codes &codes, int64_t first, int64_t k) {
 template <class T, int kKind, bool kGroup>
 VQP_DEVICE void write_codes(const QuantizeParams &p, const Quantizer &q, const Chunk &chunk, int index, uint8_t *row) {
   float values[kChunk];
-  widen_chunk<T>(p, chunk, index, values);
+  widen_chunk<T>(chunk, values);
   const int64_t first = static_cast<int64_t>(index) * kChunk;
   Codes codes = {{four_codes<kKind, kGroup>(q, values), four_codes<kKind, kGroup>(q, values + 4)}};
   clear_padding(codes, first, p.call.k);
@@ -192,12 +186,12 @@ VQP_DEVICE void quantize_rows_block(const QuantizeParams &p) {
     if (kRegisters) {
       VQP_UNROLL
       for (int j = 0; j < kKept; ++j)
-        if (thread + j * step < chunks) widen_extent<T>(p, kept[j], thread + j * step, extent);
+        if (thread + j * step < chunks) widen_extent<T>(p, kept[j], extent);
     } else {
       VQP_UNROLL_BY(4)
       for (int chunk = thread; chunk < chunks; chunk += step) {
         const Chunk read = read_chunk(p, x, chunk);
-        widen_extent<T>(p, read, chunk, extent);
+        widen_extent<T>(p, read, extent);
         if (p.in_shared) put_chunk(waiting + 16 * chunk, read);
       }
     }
@@ -231,7 +225,7 @@ VQP_DEVICE void quantize_groups_block(const QuantizeParams &p) {
   Extent extent;
   if (exists) {
     kept = read_chunk(p, static_cast<const uint16_t *>(c.x) + row * c.x_stride, chunk);
-    widen_extent<T>(p, kept, chunk, extent);
+    widen_extent<T>(p, kept, extent);
   }
   join_lanes(extent, kGroupLanes);
   const Quantizer q = group_fp8(extent);

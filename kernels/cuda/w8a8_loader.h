@@ -71,7 +71,6 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
   const int rows = static_cast<int>(c.m); /* one tile of tokens */
   QuantizeParams q = {};
   q.call.x = c.x;
-  q.call.smooth = c.smooth;
   q.call.in_scale = c.x_scales;
   q.call.in_zero = c.x_zeros;
   q.call.k = c.k;
@@ -100,7 +99,7 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
         for (int j = 0; j < kBatch; ++j)
           if (base + j * q.row_threads < all) {
             float values[kChunk];
-            widen_chunk<T>(q, batch[j], base + j * q.row_threads, values);
+            widen_chunk<T>(batch[j], values);
             VQP_UNROLL
             for (int i = 0; i < kChunk; ++i) widen_extent(extent, values[i], asymmetric);
           }
@@ -117,7 +116,7 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
       Codes codes = {{0, 0}};
       if (exists && chunk < all) {
         float values[kChunk];
-        widen_chunk<T>(q, read_chunk(q, x, chunk), chunk, values);
+        widen_chunk<T>(read_chunk(q, x, chunk), values);
         codes = {{four_codes<kKind, false>(quantizer, values), four_codes<kKind, false>(quantizer, values + 4)}};
         clear_padding(codes, static_cast<int64_t>(chunk) * kChunk, c.k);
       }

@@ -102,7 +102,7 @@ inline int check_w8a8(const vqp_cuda_w8a8 &c) {
   if (c.quantize_x) {
     if (c.grouped || c.m > kMaxFusedTokens || c.x_scale_stride || (c.x_zeros && !c.x_scales)) return VQP_CUDA_ESHAPE;
   } else {
-    if (!c.x_scales || c.smooth || c.x_stride % 16) return VQP_CUDA_ESHAPE;
+    if (!c.x_scales || c.x_stride % 16) return VQP_CUDA_ESHAPE;
     if (c.grouped ? c.x_scale_stride < c.m || c.x_scale_stride % 4 : c.x_scale_stride < 0 || c.x_scale_stride > 1)
       return VQP_CUDA_ESHAPE;
     const uintptr_t wide = reinterpret_cast<uintptr_t>(c.x) | (c.grouped ? reinterpret_cast<uintptr_t>(c.x_scales) : 0);

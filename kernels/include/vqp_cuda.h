@@ -15,7 +15,7 @@ extern "C" {
 
 #define VQP_CUDA_API __attribute__((visibility("default")))
 
-enum { VQP_CUDA_ABI_VERSION = 3, VQP_CUDA_LAYOUT_VERSION = 1 };
+enum { VQP_CUDA_ABI_VERSION = 4, VQP_CUDA_LAYOUT_VERSION = 1 };
 enum {
   VQP_CUDA_OK = 0,
   VQP_CUDA_ESHAPE = 1,     /* sizes that do not make a layout, or beyond the grid */

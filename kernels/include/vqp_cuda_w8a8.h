@@ -8,12 +8,11 @@
 extern "C" {
 #endif
 
-/* 8-bit codes of activations: (code - zero) * scale is x[row][column] * smooth[column] but for rounding, which
- * kernels/cuda/quantize_math.h defines. Static with in_scale, else the scales (and, where `zeros` is not null,
+/* 8-bit codes of activations: (code - zero) * scale is x[row][column] but for rounding, which kernels/cuda/quantize_math.h
+ * defines. Static with in_scale, else the scales (and, where `zeros` is not null,
  * the zero points) of each row are computed, or with group_size 128 the scales of each 128 columns of a row. */
 typedef struct {
   const void *x;          /* (m, k), rows x_stride elements apart, BF16 or FP16 */
-  const float *smooth;    /* null, or (k) */
   const float *in_scale;  /* null, or one element on the device */
   const int32_t *in_zero; /* null, or one element; INT8 only */
   uint8_t *q;             /* (m, q_stride), 16-byte aligned; columns from k on become 0 */
@@ -44,7 +43,6 @@ typedef struct {
   const int32_t *w_sums;   /* null, or (n): the sum of each row's codes, for zero points of x */
   const float *x_scales;   /* (m), or one element (x_scale_stride 0); grouped: [ceil(k / 128)][x_scale_stride] */
   const int32_t *x_zeros;  /* null, or like x_scales; INT8 only */
-  const float *smooth;     /* null, or (k); with quantize_x */
   const void *bias;        /* null, or (n) of bias_dtype */
   int64_t m, n, k;
   int64_t kp;              /* k rounded up to 16 */
@@ -58,8 +56,8 @@ typedef struct {
   int32_t symmetric;       /* with quantize_x and without x_scales */
   int32_t batch_invariant; /* a row's bits do not depend on m */
   int32_t warpgroups;      /* the kernels of sm_90a for large m */
-  int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias,
-                              smooth and static x_scales and x_zeros must be older than that kernel */
+  int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias
+                              and static x_scales and x_zeros must be older than that kernel */
 } vqp_cuda_w8a8;
 
 /* How a call runs; see kernels/cuda/w8a8_schedule.h. With warpgroups: kernels/cuda/w8a8_wide_schedule.h, where

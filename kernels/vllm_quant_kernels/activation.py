@@ -70,10 +70,6 @@ def _absmax(x: torch.Tensor) -> torch.Tensor:
     return torch.where(x.isnan(), 0.0, x.abs()).amax(dim=-1, keepdim=True)
 
 
-def _widened(x: torch.Tensor, smooth: torch.Tensor | None) -> torch.Tensor:
-    return x.float() if smooth is None else x.float() * smooth.float()
-
-
 def check(kind: int, symmetric: bool, in_scale: torch.Tensor | None, in_zero: torch.Tensor | None, group: int) -> None:
     """Refuse combinations that no kernel has. Raises ValueError."""
     if kind not in DTYPES:
@@ -93,7 +89,6 @@ def quantize(
     in_scale: torch.Tensor | None = None,
     in_zero: torch.Tensor | None = None,
     group: int = 0,
-    smooth: torch.Tensor | None = None,
 ) -> Activations:
     """The codes and scales of x.
 
@@ -104,13 +99,12 @@ def quantize(
         in_scale: None: dynamic. Else the static scale, one element.
         in_zero: the static zero point, one element, INT8 only.
         group: 0: one scale a row; 128: one a row and 128 columns, FP8 only.
-        smooth: None, or (K,): each column is multiplied by it first, in float32.
 
     Raises:
         ValueError: a combination that no kernel has.
     """
     check(kind, symmetric, in_scale, in_zero, group)
-    wide = _widened(x, smooth)
+    wide = x.float()
     one = torch.ones((), device=x.device)
     if group:
         return _quantize_groups(wide)

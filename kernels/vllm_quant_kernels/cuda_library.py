@@ -20,7 +20,7 @@ import torch
 from vllm_quant_kernels.library import LibraryError
 
 NAME = "libvqp_cuda.so"
-ABI_VERSION = 3
+ABI_VERSION = 4
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 NO_DTYPE = 4
 RUNTIME_ERROR = 1000

@@ -18,7 +18,7 @@ class Quantize(ctypes.Structure):
     """``vqp_cuda_quantize``."""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("x", "smooth", "in_scale", "in_zero", "q", "scales", "zeros")]
+        [(name, ctypes.c_void_p) for name in ("x", "in_scale", "in_zero", "q", "scales", "zeros")]
         + [(name, ctypes.c_int64) for name in ("m", "k", "x_stride", "q_stride", "scale_stride")]
         + [(name, ctypes.c_int32) for name in ("x_dtype", "kind", "group_size")]
     )
@@ -60,13 +60,11 @@ def describe(
     in_scale: torch.Tensor | None,
     in_zero: torch.Tensor | None,
     group: int,
-    smooth: torch.Tensor | None,
 ) -> Quantize:
     """The call for x (M, K) with unit column stride."""
     static = in_scale is not None
     return Quantize(
         x=pointer(x),
-        smooth=pointer(smooth),
         in_scale=pointer(in_scale),
         in_zero=pointer(in_zero),
         q=pointer(out.q),
@@ -90,19 +88,14 @@ def check_arguments(
     in_scale: torch.Tensor | None,
     in_zero: torch.Tensor | None,
     group: int,
-    smooth: torch.Tensor | None,
 ) -> None:
     """Refuse what the kernels do not read. Raises ValueError."""
     activation.check(kind, symmetric, in_scale, in_zero, group)
     if x.dtype not in (torch.bfloat16, torch.float16) or x.ndim != 2:
         raise ValueError(f"x must be bf16 or fp16 (M, K), got {x.dtype} {tuple(x.shape)}")
-    for name, tensor, dtype, size in (
-        ("in_scale", in_scale, torch.float32, 1),
-        ("in_zero", in_zero, torch.int32, 1),
-        ("smooth", smooth, torch.float32, x.shape[1]),
-    ):
-        if tensor is not None and (tensor.dtype != dtype or tensor.numel() != size or not tensor.is_contiguous()):
-            raise ValueError(f"{name} must be {dtype} ({size},), got {tensor.dtype} {tuple(tensor.shape)}")
+    for name, tensor, dtype in (("in_scale", in_scale, torch.float32), ("in_zero", in_zero, torch.int32)):
+        if tensor is not None and (tensor.dtype != dtype or tensor.numel() != 1):
+            raise ValueError(f"{name} must be {dtype} (1,), got {tensor.dtype} {tuple(tensor.shape)}")
 
 
 def run(
@@ -112,14 +105,13 @@ def run(
     in_scale: torch.Tensor | None,
     in_zero: torch.Tensor | None,
     group: int,
-    smooth: torch.Tensor | None,
 ) -> Activations:
     """Enqueue the quantization of x (M, K) on the current stream of its GPU."""
-    check_arguments(x, kind, symmetric, in_scale, in_zero, group, smooth)
+    check_arguments(x, kind, symmetric, in_scale, in_zero, group)
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = empty_activations(x, kind, symmetric, in_scale, in_zero, group)
     if x.shape[0]:
-        call = describe(x, out, kind, in_scale, in_zero, group, smooth)
+        call = describe(x, out, kind, in_scale, in_zero, group)
         with torch.cuda.device(x.device):
             stream = torch.cuda.current_stream(x.device).cuda_stream
             cuda_library.check(library().vqp_cuda_quantize_run(ctypes.byref(call), stream))
@@ -128,7 +120,7 @@ def run(
 
 _LIB = torch.library.Library("vqp", "FRAGMENT")
 _LIB.define(
-    "quantize_cuda(Tensor x, int kind, bool symmetric, Tensor? in_scale, Tensor? in_zero, int group, Tensor? smooth) "
+    "quantize_cuda(Tensor x, int kind, bool symmetric, Tensor? in_scale, Tensor? in_zero, int group) "
     "-> (Tensor, Tensor, Tensor)"
 )
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -142,16 +134,16 @@ def _outputs(a: Activations, in_scale: torch.Tensor | None) -> Outputs:
     return a.q, a.scales if dynamic else nothing, zeros
 
 
-def _cuda(x, kind, symmetric, in_scale, in_zero, group, smooth) -> Outputs:  # type: ignore[no-untyped-def]
-    return _outputs(run(x, kind, symmetric, in_scale, in_zero, group, smooth), in_scale)
+def _cuda(x, kind, symmetric, in_scale, in_zero, group) -> Outputs:  # type: ignore[no-untyped-def]
+    return _outputs(run(x, kind, symmetric, in_scale, in_zero, group), in_scale)
 
 
-def _cpu(x, kind, symmetric, in_scale, in_zero, group, smooth) -> Outputs:  # type: ignore[no-untyped-def]
-    check_arguments(x, kind, symmetric, in_scale, in_zero, group, smooth)
-    return _outputs(activation.quantize(x, kind, symmetric, in_scale, in_zero, group, smooth), in_scale)
+def _cpu(x, kind, symmetric, in_scale, in_zero, group) -> Outputs:  # type: ignore[no-untyped-def]
+    check_arguments(x, kind, symmetric, in_scale, in_zero, group)
+    return _outputs(activation.quantize(x, kind, symmetric, in_scale, in_zero, group), in_scale)
 
 
-def _fake(x, kind, symmetric, in_scale, in_zero, group, smooth) -> Outputs:  # type: ignore[no-untyped-def]
+def _fake(x, kind, symmetric, in_scale, in_zero, group) -> Outputs:  # type: ignore[no-untyped-def]
     return _outputs(empty_activations(x, kind, symmetric, in_scale, in_zero, group), in_scale)
 
 
@@ -167,10 +159,9 @@ def quantize_cuda(
     in_scale: torch.Tensor | None = None,
     in_zero: torch.Tensor | None = None,
     group: int = 0,
-    smooth: torch.Tensor | None = None,
 ) -> Activations:
     """:func:`vllm_quant_kernels.activation.quantize` where x is. Raises ValueError as that does."""
-    q, scales, zeros = torch.ops.vqp.quantize_cuda(x, kind, symmetric, in_scale, in_zero, group, smooth)
+    q, scales, zeros = torch.ops.vqp.quantize_cuda(x, kind, symmetric, in_scale, in_zero, group)
     if in_scale is not None:
         return Activations(q, in_scale, in_zero)
     return Activations(q, scales, None if symmetric else zeros)

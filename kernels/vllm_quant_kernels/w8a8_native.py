@@ -23,7 +23,7 @@ class Product(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_void_p) for name in ("x", "y", "w", "w_scales", "w_sums", "x_scales", "x_zeros")]
-        + [(name, ctypes.c_void_p) for name in ("smooth", "bias")]
+        + [("bias", ctypes.c_void_p)]
         + [(name, ctypes.c_int64) for name in ("m", "n", "k", "kp", "x_stride", "x_scale_stride")]
         + [(name, ctypes.c_int32) for name in ("kind", "y_dtype", "bias_dtype", "grouped", "promote")]
         + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant", "warpgroups", "dependent")]
@@ -105,7 +105,6 @@ def describe_fused(
     symmetric: bool,
     in_scale: torch.Tensor | None,
     in_zero: torch.Tensor | None,
-    smooth: torch.Tensor | None,
 ) -> Product:
     """The call that quantizes x (M, K), with unit column stride, itself."""
     return Product(
@@ -113,7 +112,6 @@ def describe_fused(
         x=pointer(x),
         x_scales=pointer(in_scale),
         x_zeros=pointer(in_zero),
-        smooth=pointer(smooth),
         x_stride=x.stride(0) if x.shape[0] > 1 else w.k,
         promote=int(w.kind == FP8),
         quantize_x=1,
@@ -212,7 +210,6 @@ def linear(
     symmetric: bool = True,
     in_scale: torch.Tensor | None = None,
     in_zero: torch.Tensor | None = None,
-    smooth: torch.Tensor | None = None,
     promote: bool = True,
     batch_invariant: bool = False,
     backend: Backend | None = None,
@@ -234,12 +231,12 @@ def linear(
         backend = choose(choice_key(w), rows.shape[0], w.n, w.k, batch_invariant, bf16, kinds)
     with torch.cuda.device(x.device):
         if backend == "fused":
-            call = describe_fused(rows, flat, w, bias, symmetric, in_scale, in_zero, smooth)
+            call = describe_fused(rows, flat, w, bias, symmetric, in_scale, in_zero)
             chosen = plan(call)
             if chosen is not None:
                 run(call, chosen, x.device)
                 return out
         group = GROUP if w.blocks else 0
-        a = cuda_quantize.run(rows, w.kind, symmetric, in_scale, in_zero, group, smooth)
+        a = cuda_quantize.run(rows, w.kind, symmetric, in_scale, in_zero, group)
         multiply(backend, a, w, bias, flat, promote, batch_invariant)
     return out

@@ -12,7 +12,7 @@ from vllm_quant_kernels.w8a8_weight import WeightW8A8, product
 _LIB = torch.library.Library("vqp", "FRAGMENT")
 _LIB.define(
     "w8a8_linear_cuda(Tensor x, Tensor codes, Tensor scales, Tensor? sums, Tensor? bias, Tensor? in_scale, "
-    "Tensor? in_zero, Tensor? smooth, bool symmetric, bool promote, bool batch_invariant, int n, int k) -> Tensor"
+    "Tensor? in_zero, bool symmetric, bool promote, bool batch_invariant, int n, int k) -> Tensor"
 )
 
 
@@ -43,26 +43,26 @@ def _check(
 
 
 def _cuda(  # type: ignore[no-untyped-def]
-    x, codes, scales, sums, bias, in_scale, in_zero, smooth, symmetric, promote, batch_invariant, n, k
+    x, codes, scales, sums, bias, in_scale, in_zero, symmetric, promote, batch_invariant, n, k
 ) -> torch.Tensor:
     w = _check(x, codes, scales, sums, bias, n, k)
     activation.check(w.kind, symmetric, in_scale, in_zero, GROUP if w.blocks else 0)
-    return w8a8_native.linear(x, w, bias, symmetric, in_scale, in_zero, smooth, promote, batch_invariant)
+    return w8a8_native.linear(x, w, bias, symmetric, in_scale, in_zero, promote, batch_invariant)
 
 
 def _cpu(  # type: ignore[no-untyped-def]
-    x, codes, scales, sums, bias, in_scale, in_zero, smooth, symmetric, promote, batch_invariant, n, k
+    x, codes, scales, sums, bias, in_scale, in_zero, symmetric, promote, batch_invariant, n, k
 ) -> torch.Tensor:
     w = _check(x, codes, scales, sums, bias, n, k)
     rows = x.reshape(-1, k)
     if not rows.shape[0]:
         return x.new_empty((*x.shape[:-1], n))
-    a = activation.quantize(rows, w.kind, symmetric, in_scale, in_zero, GROUP if w.blocks else 0, smooth)
+    a = activation.quantize(rows, w.kind, symmetric, in_scale, in_zero, GROUP if w.blocks else 0)
     return product(a, w, bias).to(x.dtype).view(*x.shape[:-1], n)
 
 
 def _fake(  # type: ignore[no-untyped-def]
-    x, codes, scales, sums, bias, in_scale, in_zero, smooth, symmetric, promote, batch_invariant, n, k
+    x, codes, scales, sums, bias, in_scale, in_zero, symmetric, promote, batch_invariant, n, k
 ) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
@@ -79,7 +79,6 @@ def linear_w8a8(
     symmetric: bool = True,
     in_scale: torch.Tensor | None = None,
     in_zero: torch.Tensor | None = None,
-    smooth: torch.Tensor | None = None,
     promote: bool = True,
     batch_invariant: bool = False,
 ) -> torch.Tensor:
@@ -91,7 +90,6 @@ def linear_w8a8(
 
     Args:
         symmetric: of dynamic INT8.
-        smooth: float32 (K,), multiplies the columns of x first.
         promote: FP8: add the tensor cores' sums of each 128 columns in FP32 (cuBLASLt: no fast accumulation).
         batch_invariant: a row has the same bits whatever the other rows are.
 
@@ -99,5 +97,5 @@ def linear_w8a8(
         ValueError: tensors that do not fit, or FP8 on a GPU below compute capability 8.9.
     """
     return torch.ops.vqp.w8a8_linear_cuda(
-        x, w.codes, w.scales, w.sums, bias, in_scale, in_zero, smooth, symmetric, promote, batch_invariant, w.n, w.k
+        x, w.codes, w.scales, w.sums, bias, in_scale, in_zero, symmetric, promote, batch_invariant, w.n, w.k
     )

@@ -30,7 +30,6 @@ def quantize(
     in_scale: torch.Tensor | None = None,
     in_zero: torch.Tensor | None = None,
     group: int = 0,
-    smooth: torch.Tensor | None = None,
     seed: int = 0,
     shared_limit: int = SHARED,
 ) -> Activations:
@@ -41,8 +40,8 @@ def quantize(
         out = Activations(filled(blank.q), filled(blank.scales), None if symmetric else filled(blank.zeros))  # type: ignore[arg-type]
     else:
         out = Activations(filled(blank.q), in_scale, in_zero)
-    call = cuda_quantize.describe(x, out, kind, in_scale, in_zero, group, smooth)
-    emulated._begin([x, smooth, in_scale, in_zero, out.q, out.scales, out.zeros], seed, True)
+    call = cuda_quantize.describe(x, out, kind, in_scale, in_zero, group)
+    emulated._begin([x, in_scale, in_zero, out.q, out.scales, out.zeros], seed, True)
     check(emulated.library().vqp_emulator_quantize(ctypes.byref(call), shared_limit))
     emulated._end()
     return out
@@ -65,7 +64,7 @@ def run(
     """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
     workspace = filled(torch.empty(plan.workspace_bytes, dtype=torch.uint8))
     # What a dependent launch may read before the kernel ahead of it has ended.
-    static = (call.smooth, call.x_scales, call.x_zeros) if call.quantize_x else ()
+    static = (call.x_scales, call.x_zeros) if call.quantize_x else ()
     constants = (call.w, call.w_scales, call.w_sums, call.bias, *static)
     emulated._begin([*tensors, workspace], seed, late_copies, constants)
     emulated.library().vqp_emulator_w8a8_run(
@@ -105,7 +104,6 @@ def linear(
     symmetric: bool = True,
     in_scale: torch.Tensor | None = None,
     in_zero: torch.Tensor | None = None,
-    smooth: torch.Tensor | None = None,
     promote: bool = False,
     device: emulated.Device = emulated.ONE_BLOCK,
     splits: int = 0,
@@ -122,10 +120,10 @@ def linear(
     w = place(w)
     out = torch.full((x.shape[0], w.n), torch.nan, dtype=x.dtype)
     if fused:
-        call = w8a8_native.describe_fused(x, out, w, bias, symmetric, in_scale, in_zero, smooth)
-        tensors = [x, in_scale, in_zero, smooth]
+        call = w8a8_native.describe_fused(x, out, w, bias, symmetric, in_scale, in_zero)
+        tensors = [x, in_scale, in_zero]
     else:
-        a = activation.quantize(x, w.kind, symmetric, in_scale, in_zero, 128 if w.blocks else 0, smooth)
+        a = activation.quantize(x, w.kind, symmetric, in_scale, in_zero, 128 if w.blocks else 0)
         scales = filled(a.scales)
         scales.copy_(a.scales)
         q = filled(a.q)

@@ -75,7 +75,6 @@ def random_case(number: int) -> dict[str, Any]:
         "device": pick.choice(["ONE_BLOCK", "SPLITTING", "CLUSTERED"]),
         "splits": pick.choice([0, 0, 2, 3]),
         "promote": pick.random() < 0.5,
-        "smooth": pick.random() < 0.3,
         "fused": m <= 16 and kind != "fp8-blocks" and pick.random() < 0.5,
         "late_copies": pick.random() < 0.5,
         "dependent": pick.random() < 0.7,
@@ -98,8 +97,6 @@ def test_random_problems_match_the_reference(number: int) -> None:
     x = activations(case["m"], case["k"], case["dtype"], number)
     bias = None if case["bias"] is None else torch.randn(case["n"]).to(case["bias"])
     options = scheme_options(case["scheme"])
-    if case["smooth"]:
-        options["smooth"] = torch.rand(case["k"]) + 0.5
     y, _ = emulated_w8a8.linear(
         x, w, bias, case["fused"], promote=case["promote"], device=getattr(emulated, case["device"]),
         splits=min(case["splits"], -(-case["k"] // 128)), seed=number, late_copies=case["late_copies"],
@@ -213,13 +210,13 @@ def test_every_plan_fits_and_covers(kind: str, gpu: str) -> None:
                 assert 1 <= plan.splits <= 8
             if m <= 16 and kind != "fp8-blocks":
                 x = torch.empty(m, k, dtype=torch.bfloat16, device="meta")
-                call = w8a8_native.describe_fused(x, out, w, None, True, None, None, None)
+                call = w8a8_native.describe_fused(x, out, w, None, True, None, None)
                 assert emulated_w8a8.make_plan(call, device).shared_bytes <= device.shared_per_block
 
 
 def test_fp8_without_its_tensor_cores_has_no_plan() -> None:
     w, x = weight(16, 64, "fp8"), activations(2, 64, torch.bfloat16, 0)
-    call = w8a8_native.describe_fused(x, torch.empty(2, 16, dtype=x.dtype), w, None, True, None, None, None)
+    call = w8a8_native.describe_fused(x, torch.empty(2, 16, dtype=x.dtype), w, None, True, None, None)
     with pytest.raises(ValueError, match="compute capability"):
         emulated_w8a8.make_plan(call, emulated.A100, fp8=False)
 

@@ -182,5 +182,5 @@ def test_graph_replay(kind: str, m: int) -> None:
 
 def test_fakes_agree_with_the_kernels() -> None:
     w, x = weight(96, 256, "int8"), activations(3, 256, torch.bfloat16)
-    arguments = (x, w.codes, w.scales, w.sums, None, None, None, None, True, True, False, w.n, w.k)
+    arguments = (x, w.codes, w.scales, w.sums, None, None, None, True, True, False, w.n, w.k)
     torch.library.opcheck(torch.ops.vqp.w8a8_linear_cuda, arguments)

@@ -62,7 +62,6 @@ class CudaW8A8Segment(Segment):
             bias,
             tensors["_in_scale"],
             tensors["_in_zero"],
-            None,
             self.symmetric,
             self.promote,
             self.batch_invariant,
