@@ -1,16 +1,17 @@
-# vllm-quant-plugin: every target sets up what it needs, so any of them works on a fresh clone.
+# vllm-quant-plugin. Every target sets up what it needs, so each works on a fresh clone.
 #
 #   make            set up: .venv from a lock, the native kernels, the package (editable)
 #   make demo       quantize, plan, serve and measure the bundled model on this machine
-#   make test       the tests                      ARGS="tests/formats -k tp" narrows them
+#   make test       run the tests                  ARGS="tests/formats -k tp" narrows them
 #   make lint       ruff check, ruff format --check, mypy
-#   make bench      the kernels beside vLLM's own
-#   make cuda       compile the CUDA kernels (minutes; needs nvcc, not a GPU)
-#   make gpu-check  tests/gpu on an NVIDIA GPU; without one it says so and fails
-#   make lock       resolve requirements/*.in anew
+#   make bench      time the kernels beside vLLM's own
+#   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
+#   make cuda       compile the CUDA kernels (takes minutes; needs nvcc, not a GPU)
+#   make gpu-check  run tests/gpu on an NVIDIA GPU; fails where there is none
+#   make lock       resolve requirements/*.in again
 #   make clean      remove what was built;  make distclean  removes .venv as well
 #
-# FLAVOUR=cpu|cuda overrides the choice of lock (cuda where an NVIDIA driver answers).
+# FLAVOUR=cpu|cuda overrides the choice of the lock (cuda where an NVIDIA driver answers).
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,20 +20,22 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 FLAVOUR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo cuda || echo cpu)
 ARGS ?=
-# Each holds an engine now and then: 4 GB.
+# The CUDA library of the wheel: AUTO (where nvcc is found), ON or OFF.
+CUDA ?= AUTO
+# At most four: each process may hold an engine (4 GB).
 PROCESSES ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 VENV := .venv
 BIN := $(VENV)/bin
 BUILD := build/editable
-# One stamp a step. The first is named after the lock, so a change of flavour is a new set-up.
+# One stamp per step. The first is named after the lock, so another flavour is another set-up.
 ENVIRONMENT := $(VENV)/.stamp-$(FLAVOUR)
 INSTALLED := $(BUILD)/.stamp-installed
 NATIVE := $(BUILD)/.stamp-native
-# The folders themselves are named too: their time changes when a file comes or goes.
+# The folders are listed as well: their modification time changes when a file is added or removed.
 NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: all setup demo test lint format bench cuda gpu-check lock clean distclean
+.PHONY: all setup demo test lint format bench wheel cuda gpu-check lock clean distclean
 
 all: setup
 	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
@@ -71,6 +74,9 @@ format: setup
 
 bench: setup
 	@$(BIN)/vllm-quant bench $(ARGS)
+
+wheel: $(ENVIRONMENT)
+	@bash scripts/build_wheel.sh $(CUDA)
 
 cuda: setup
 	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
