@@ -1,6 +1,6 @@
 """The goals of the CPU kernels beside what cpu_linear.py measured, as Markdown.
 
-    python benchmarks/cpu_goals.py results.json [--write docs/performance.md]
+    python benchmarks/cpu_goals.py results.json [--write docs/results/performance.md]
 
 --write replaces what stands between the two marker lines of the document.
 """

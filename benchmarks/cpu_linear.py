@@ -2,7 +2,7 @@
 
     python benchmarks/cpu_linear.py --goals --json results.json    the table of goals, 1 and 2 threads (minutes)
     python benchmarks/cpu_linear.py [--quick] [--threads 1 2] [--rounds N] [--ggml FOLDER] [--json FILE]
-    python benchmarks/cpu_goals.py results.json --write docs/performance.md
+    python benchmarks/cpu_goals.py results.json --write docs/results/performance.md
 
 Protocol: every implementation of a case holds so many copies of its weight that together they exceed the
 last-level cache several times, and each call takes the next copy. Implementations take turns, call by call;

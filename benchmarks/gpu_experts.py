@@ -6,7 +6,7 @@ W4A16 in groups of 128, BF16 activations. The protocol is that of gpu_linear.py:
 what a call reads was not read in the last four L2 sizes, one CUDA graph through them all, implementations in turns,
 each checked against fp64 before it is timed, medians. A call is the whole layer behind the router: w13, SiLU, w2, the
 weighted sum. Writes benchmarks/results/<gpu>-<date>-experts.json unless --json names another file, anew after every
-case; benchmarks/gpu_render.py puts it into docs/performance.md.
+case; benchmarks/gpu_render.py puts it into docs/results/performance.md.
 """
 
 from __future__ import annotations

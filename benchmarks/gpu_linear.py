@@ -8,7 +8,7 @@ all, so each call meets a cold L2; the time is the median over replays divided b
 Implementations take turns, replay by replay, and each is checked against the dequantized weight before it
 is timed. A peer that cannot run is named in the report with the reason.
 Writes benchmarks/results/<gpu>-<date>.json unless --json names another file, anew after every case;
-benchmarks/gpu_render.py puts it into docs/performance.md.
+benchmarks/gpu_render.py puts it into docs/results/performance.md.
 """
 
 from __future__ import annotations

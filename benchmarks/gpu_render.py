@@ -1,6 +1,6 @@
-"""Results of the GPU benchmarks as tables of docs/performance.md.
+"""Results of the GPU benchmarks as tables of docs/results/performance.md.
 
-    python benchmarks/gpu_render.py FILE... [--write docs/performance.md]
+    python benchmarks/gpu_render.py FILE... [--write docs/results/performance.md]
 
 Files are what gpu_linear.py, gpu_experts.py and gpu_plans.py write, told apart by their cases. Without --write the
 tables are printed. gpu_w8a8.py renders its own, which are passed over here.

@@ -1,7 +1,7 @@
 """8-bit products and activation quantization on one GPU, peers side by side in one run. Needs torch only.
 
     python benchmarks/gpu_w8a8.py [--quick] [--json FILE]
-    python benchmarks/gpu_w8a8.py --render FILE [--write docs/performance.md]
+    python benchmarks/gpu_w8a8.py --render FILE [--write docs/results/performance.md]
 
 The protocol is that of gpu_linear.py: copies of the weight beyond the L2 four times over, one CUDA graph through them
 all, implementations in turns, each checked before it is timed. `linear` is timed with the quantization of BF16
@@ -244,7 +244,7 @@ def main() -> int:
     for kind, entries in suggested_table(rows).items():
         lines = [(limit if i + 1 < len(entries) else None, (best,)) for i, (limit, best) in enumerate(entries)]
         print(f"    {kind!r}: {tuple(lines)!r},")
-    print(f"written to {target}; render it with --render {target} --write docs/performance.md")
+    print(f"written to {target}; render it with --render {target} --write docs/results/performance.md")
     return 0
 
 

@@ -2,7 +2,7 @@
 
 For every config file and placement, vLLM (on the meta device, in one subprocess) builds the model and
 its KV cache at pinned KV bytes; the planner computes the same from config.json alone. Writes the table of
-docs/planner.md (``--markdown``) and the recorded answers that the tests compare with (``--record``).
+docs/guide/planner.md (``--markdown``) and the recorded answers that the tests compare with (``--record``).
 
     python benchmarks/planner_accuracy.py [--only NAME ...] [--record FILE] [--recorded FILE] [--markdown FILE]
 """

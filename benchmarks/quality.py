@@ -1,8 +1,8 @@
 """Perplexity and KL divergence of every method, bit-width and group size on the bundled model, through vLLM.
 
 python benchmarks/quality.py [--only PREFIX ...] [--limit-seconds S] [--scratch FOLDER]   measure what is missing
-python benchmarks/quality.py --write     docs/quality.md from what was measured
-python benchmarks/quality.py --check     the claims of docs/quality.md; 1 when one fails or a row is missing
+python benchmarks/quality.py --write     docs/results/quality.md from what was measured
+python benchmarks/quality.py --check     the claims of docs/results/quality.md; 1 when one fails or a row is missing
 
 Results are kept in benchmarks/results/quality.json, one row at a time; a run that was stopped goes on where it was.
 Everything is computed in float32 on the first 48 windows of 256 tokens of two held-out texts. The originals' log
@@ -36,7 +36,7 @@ from vllm_quant_plugin.quantize.api import make_recipe, quantize_model  # noqa: 
 
 BUNDLED = ROOT / "vllm_quant_plugin" / "data" / "stdlib-llama"
 RESULTS = ROOT / "benchmarks" / "results" / "quality.json"
-DOCUMENT = ROOT / "docs" / "quality.md"
+DOCUMENT = ROOT / "docs" / "results" / "quality.md"
 WINDOWS = 48
 CALIBRATION = {"samples": 32, "seq_len": 512}
 Made = dict[str, Any]
@@ -243,7 +243,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin so, in this order")
     parser.add_argument("--limit-seconds", type=float, help="begin no further row after this time; exit code 3 then")
     parser.add_argument("--scratch", type=Path, help="keep the originals' log probabilities here")
-    parser.add_argument("--write", action="store_true", help="write the tables into docs/quality.md")
+    parser.add_argument("--write", action="store_true", help="write the tables into docs/results/quality.md")
     parser.add_argument("--check", action="store_true", help="check the claims")
     arguments = parser.parse_args()
     if arguments.write:

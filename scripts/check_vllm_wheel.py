@@ -151,7 +151,7 @@ def version(sources: Sources) -> str:
 
 
 def table(checks: list[Check]) -> str:
-    """The checks as a Markdown table, as docs/compat.md has it."""
+    """The checks as a Markdown table, as docs/reference/compat.md has it."""
     rows = sorted({(check.name, ", ".join(check.parameters), check.found_in) for check in checks})
     lines = [f"| `{name}` | {wanted} | {f'`{found}`' if ':' in found else found} |" for name, wanted, found in rows]
     return "\n".join(["| name | parameters relied on | defined in |", "|---|---|---|", *lines, ""])
@@ -164,7 +164,7 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the project's repository")
     parser.add_argument("--json", action="store_true", help="print every check as JSON")
     parser.add_argument(
-        "--update", type=Path, metavar="FILE", help="replace the table in docs/compat.md by these checks"
+        "--update", type=Path, metavar="FILE", help="replace the table in docs/reference/compat.md by these checks"
     )
     options = parser.parse_args()
     if not options.vllm.exists():

@@ -1,7 +1,7 @@
-"""Write the table of supported checkpoints into README.md, from the matrix that the tests run.
+"""Write the table of docs/reference/support.md from the matrix that the tests run.
 
-python scripts/support_table.py            writes README.md
-python scripts/support_table.py --check    only tells whether it is up to date (exit code 1 when not)
+python scripts/support_table.py            writes the table
+python scripts/support_table.py --check    exits with 1 where it is out of date
 """
 
 from __future__ import annotations
@@ -11,69 +11,89 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from humming_support import why_humming_rejects
+
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs/reference/support.md"
 BEGIN, END = "<!-- support-table:begin -->", "<!-- support-table:end -->"
-NAMES = {
+MODELS = {
     "llama": "Llama",
     "llama-tied": "Llama, tied embeddings",
     "qwen2": "Qwen2",
     "qwen3": "Qwen3",
     "mixtral": "Mixtral (experts)",
 }
+COLUMNS = ("method", "checkpoint", "model", "TP", "vLLM, CPU", "vLLM, CUDA", "vLLM 0.33, CUDA, `-q humming`", "claimed")
 
 
 def _answer(reason: str | None) -> str:
     return "yes" if reason is None else "no"
 
 
+def _online(cell: Any) -> tuple[str, str, str]:
+    """What vLLM's own online quantization does with the linear layers and experts of a 16-bit checkpoint."""
+    if cell.family != "FP8":
+        return "no", "no", "yes"
+    blocks = "weight_block_size" in cell.recipe.online_options
+    flag = f"`-q fp8_per_{'block' if blocks else 'channel'}`"
+    return "no" if blocks or cell.architecture == "mixtral" else flag, flag, "yes"
+
+
+def _on_disk(cell: Any, matrix: Any) -> tuple[str, str, str]:
+    """What vLLM does with a quantized checkpoint."""
+    # A tied LM head is the embedding, which stays in 16 bits whatever the config says.
+    lm_head = bool(cell.recipe.config.get("lm_head")) and cell.architecture != "llama-tied"
+    humming = why_humming_rejects(cell.recipe.config, quantized_lm_head=lm_head)
+    cpu, cuda = (_answer(cell.in_tree_rejects(host)) for host in (matrix.AVX512, matrix.CUDA))
+    return cpu, cuda, "yes" if humming is None else f"no: {humming}"
+
+
+def _claimed(cell: Any, cpu: str, cuda: str) -> str:
+    """How a checkpoint reaches the plugin."""
+    if cell.recipe.config is None:
+        return f"`-q {cell.method}`"
+    if "no" not in (cpu, cuda):
+        return f"by flag, `-q {cell.method}`"
+    return "automatically" + ("" if cpu == cuda else " on CPU" if cpu == "no" else " on CUDA")
+
+
 def table(matrix: Any) -> str:
     """The Markdown table of ``matrix.CELLS``, one line per cell."""
-    lines = [
-        "| method | checkpoint | model | TP | vLLM alone, CPU | vLLM alone, CUDA | taken |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for cell in matrix.CELLS:
         if cell.refused:
-            lines.append(f"| {cell.family} | {cell.variant} | | | no | no | refused, with the reason |")
-            continue
-        cpu, cuda = (cell.in_tree_rejects(host) for host in (matrix.AVX512, matrix.CUDA))
-        if cell.recipe.config is None:
-            taken = f"`-q {cell.method}`"
-        elif cpu is None and cuda is None:
-            taken = f"by flag, `-q {cell.method}`"
+            row = [cell.family, cell.variant, "", "", "no", "no", "no", "refused, with the reason"]
         else:
-            taken = "automatically" + ("" if cpu and cuda else " on CPU" if cpu else " on CUDA")
-        model = NAMES[cell.architecture]
-        lines.append(
-            f"| {cell.family} | {cell.variant} | {model} | {cell.tp} | {_answer(cpu)} | {_answer(cuda)} | {taken} |"
-        )
+            cpu, cuda, humming = _online(cell) if cell.recipe.config is None else _on_disk(cell, matrix)
+            model = MODELS[cell.architecture]
+            row = [cell.family, cell.variant, model, str(cell.tp), cpu, cuda, humming, _claimed(cell, cpu, cuda)]
+        lines.append(f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |"))
     return "\n".join(lines)
 
 
-def updated(readme: str, rows: str) -> str:
-    """``readme`` with what stands between the markers replaced by ``rows``.
+def updated(page: str, rows: str) -> str:
+    """``page`` with the text between the markers replaced by ``rows``.
 
     Raises:
         ValueError: the markers are missing.
     """
-    head, begin, rest = readme.partition(BEGIN)
+    head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README.md lacks {BEGIN} or {END}")
+        raise ValueError(f"{PAGE.name} lacks {BEGIN} or {END}")
     return f"{head}{BEGIN}\n{rows}\n{END}{tail}"
 
 
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     matrix = importlib.import_module("tests.support.matrix")
-    readme = README.read_text("utf-8")
-    wanted = updated(readme, table(matrix))
+    page = PAGE.read_text("utf-8")
+    wanted = updated(page, table(matrix))
     if "--check" in sys.argv[1:]:
-        if readme != wanted:
-            sys.exit("README.md: the support table is out of date: run python scripts/support_table.py")
-    elif readme != wanted:
-        README.write_text(wanted, "utf-8")
+        if page != wanted:
+            sys.exit(f"{PAGE.relative_to(ROOT)} is out of date: run python scripts/support_table.py")
+    elif page != wanted:
+        PAGE.write_text(wanted, "utf-8")
 
 
 if __name__ == "__main__":

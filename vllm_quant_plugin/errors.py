@@ -2,7 +2,7 @@
 
 Every expected failure in this project is a ``VqpError``: the command line prints
 ``message`` and ``hint`` on one line each and leaves with ``exit_code``. Anything else that
-escapes is a bug and keeps its traceback. The codes are documented in docs/exit-codes.md.
+escapes is a bug and keeps its traceback. The codes are documented in docs/reference/exit-codes.md.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def kernel_name(scheme: Scheme | None, device: Device) -> str:
     act = scheme.activation
     if act is not None and act.kind == "int" and scheme.group_size <= 0:
         return "vqp W8A8"
-    # GPUs without FP8 tensor cores take the weight-only kernel instead: docs/cuda-w8a8.md.
+    # GPUs without FP8 tensor cores take the weight-only kernel instead: docs/internals/cuda-w8a8.md.
     if device == "cuda" and act is not None and act.kind == "fp8_e4m3" and os.environ.get("VQP_CUDA_FP8") != "w8a16":
         return "vqp W8A8"
     return f"vqp W{scheme.bits}A16"

@@ -1,4 +1,4 @@
-/* The packed weight of the CUDA kernels: A fragments of mma.m16n8k16 in bit planes. Drawn in docs/cuda.md.
+/* The packed weight of the CUDA kernels: A fragments of mma.m16n8k16 in bit planes. Drawn in docs/internals/cuda.md.
  *
  *   data   [N/16 row tiles][K/64 slabs][planes of one slab]      128 * bits bytes a slab
  *   slab   16 rows x 64 columns = 4 k16 steps; lane l holds the 8 codes of its A fragment of each step

@@ -1,4 +1,4 @@
-/* Activation quantization: its kernels and the C call. See include/vqp_cuda_w8a8.h and docs/cuda-w8a8.md. */
+/* Activation quantization: its kernels and the C call. See include/vqp_cuda_w8a8.h and docs/internals/cuda-w8a8.md. */
 #include "quantize_kernel.h"
 #include "runtime.h"
 

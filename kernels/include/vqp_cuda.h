@@ -2,7 +2,7 @@
  *
  * Functions return VQP_CUDA_OK, one of VQP_CUDA_E*, or VQP_CUDA_ERUNTIME + a cudaError_t. They enqueue
  * and return; nothing is allocated and no state is kept, so calls may be captured in a CUDA graph.
- * The packed layout is drawn in docs/cuda.md.
+ * The packed layout is drawn in docs/internals/cuda.md.
  */
 #ifndef VQP_CUDA_H
 #define VQP_CUDA_H

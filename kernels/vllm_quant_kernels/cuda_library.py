@@ -1,7 +1,7 @@
 """Finds, checks and loads ``libvqp_cuda.so``, and mirrors the structures of kernels/include/vqp_cuda.h.
 
 VQP_CUDA_LIBRARY  path of another build of the library.
-VQP_CUDA_KERNELS  1 to let vLLM's layers use these kernels. They have not run on a GPU yet (docs/cuda.md),
+VQP_CUDA_KERNELS  1 to let vLLM's layers use these kernels. They have not run on a GPU yet (docs/internals/cuda.md),
                   so without it a layer on a GPU is dequantized for each call.
 VQP_CUDA_PDL      0 to launch each kernel after the one ahead of it has ended, as plain stream order does. Otherwise a
                   Hopper GPU loads the first weights while that one still runs (programmatic dependent launch).

@@ -2,7 +2,7 @@
 
 A token reads every weight once. In pages of 4 KB, which on a machine that has run for a while lie all over the memory,
 each page costs a translation and ends the run that the core's prefetcher follows: half the bandwidth can go there
-(docs/performance.md). Linux gives larger pages to memory that asks for them (``madvise``) with
+(docs/results/performance.md). Linux gives larger pages to memory that asks for them (``madvise``) with
 ``/sys/kernel/mm/transparent_hugepage/enabled`` at ``madvise`` or ``always``.
 """
 

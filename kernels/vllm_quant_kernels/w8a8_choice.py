@@ -9,7 +9,7 @@
     deepgemm   the same by DeepGEMM, where it imports; it compiles kernels when a shape is first seen
 
 No row of this table has been measured by this project: it says what published figures and the instructions
-suggest (docs/cuda-w8a8.md), until benchmarks/gpu_w8a8.py has run and printed a measured one to put here.
+suggest (docs/internals/cuda-w8a8.md), until benchmarks/gpu_w8a8.py has run and printed a measured one to put here.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def test_results_are_rendered_into_the_document(tmp_path: Path) -> None:
         "w8a8": [{"kind": "int8", "results": {}}],
     }
     document = tmp_path / "performance.md"
-    document.write_text((ROOT / "docs" / "performance.md").read_text())
+    document.write_text((ROOT / "docs" / "results" / "performance.md").read_text())
     for name, rows in files.items():
         extra = {"quantization": []} if name == "w8a8" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps({**HEAD, **extra, "cases": rows}))

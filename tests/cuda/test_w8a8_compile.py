@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 # Warp instructions of the main loop for 128 channels x 128 columns, the decode kernels of 8 tokens: by kernel file,
-# whether sums are taken over, and whether x is quantized in the kernel. docs/cuda-w8a8.md draws on them.
+# whether sums are taken over, and whether x is quantized in the kernel. docs/internals/cuda-w8a8.md draws on them.
 LOOPS = {
     ("w8a8_int8.cu", False, False): 118,
     ("w8a8_int8.cu", False, True): 94,

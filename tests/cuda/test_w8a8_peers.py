@@ -68,7 +68,7 @@ def test_results_are_rendered_into_the_document(tmp_path: Path) -> None:
     }  # fmt: skip
     source, document = tmp_path / "r.json", tmp_path / "performance.md"
     source.write_text(json.dumps(result))
-    document.write_text((ROOT / "docs" / "performance.md").read_text())
+    document.write_text((ROOT / "docs" / "results" / "performance.md").read_text())
     command = [
         sys.executable,
         str(ROOT / "benchmarks" / "gpu_w8a8.py"),

@@ -70,5 +70,5 @@ def test_place_in_the_document(goals: ModuleType) -> None:
 
 
 def test_performance_notes_have_the_place(goals: ModuleType) -> None:
-    notes = (FILE.parents[1] / "docs" / "performance.md").read_text()
+    notes = (FILE.parents[1] / "docs" / "results" / "performance.md").read_text()
     assert "new" in goals.replace_between(notes, "new")

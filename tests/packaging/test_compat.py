@@ -89,13 +89,15 @@ def test_the_installed_vllm_has_everything() -> None:
 
 def test_the_committed_result_covers_every_name() -> None:
     report = json.loads(check(installed_vllm(), ROOT, "--json").stdout)
-    table = (ROOT / "docs/compat.md").read_text()
+    table = (ROOT / "docs/reference/compat.md").read_text()
     missing = [
         item["name"]
         for item in report["checks"]
         if f"| `{item['name']}` | {', '.join(item['parameters'])} |" not in table
     ]
-    assert not missing, "run scripts/check_vllm_wheel.py on the newest supported wheel with --update docs/compat.md"
+    assert not missing, (
+        "run scripts/check_vllm_wheel.py on the newest supported wheel with --update docs/reference/compat.md"
+    )
 
 
 def test_wheels_and_folders_read_alike(tmp_path: Path) -> None:

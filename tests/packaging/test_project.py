@@ -132,5 +132,5 @@ def test_every_make_target_is_documented() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
     assert phony
-    guide = (ROOT / "docs/development.md").read_text()
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
     assert [target for target in phony[1].split() if target != "all" and f"`make {target}" not in guide] == []

@@ -149,7 +149,7 @@ def test_every_panel_and_rule_has_data_in_a_real_prometheus(server: Supervised, 
 
 
 def test_the_status_page_shows_this_run(server: Supervised, tmp_path: Path) -> None:
-    """VQP_SCREENSHOT names where to keep the picture, e.g. docs/status-page.png."""
+    """VQP_SCREENSHOT names where to keep the picture, e.g. docs/guide/status-page.png."""
     with chromium() as page:
         page.size(1100, 800)
         page.open(server.event("admin")["url"])

@@ -1,7 +1,7 @@
 """The JSON Schemas of ``plan --json`` and ``plan --compare --json``.
 
-``python -m vllm_quant_serve.plan.schema > docs/plan.schema.json`` and, with the word ``compare``,
-``docs/plan-compare.schema.json``.
+``python -m vllm_quant_serve.plan.schema > docs/reference/plan.schema.json`` and, with the word ``compare``,
+``docs/reference/plan-compare.schema.json``.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def test_failures_are_one_line_with_a_code(arguments, code, message):
 
 
 def test_the_comparison_has_a_schema_too():
-    published = json.loads((ROOT / "docs" / "plan-compare.schema.json").read_text())
+    published = json.loads((ROOT / "docs" / "reference" / "plan-compare.schema.json").read_text())
     assert published == compare_schema()
     done = run("plan", str(BUNDLED), "--gpu", "h100", "--compare", "--json")
     jsonschema.validate(json.loads(done.stdout), published)
@@ -118,7 +118,7 @@ def test_accuracy_without_launches_says_so():
 
 
 def test_the_published_schema_is_what_plans_satisfy():
-    published = json.loads((ROOT / "docs" / "plan.schema.json").read_text())
+    published = json.loads((ROOT / "docs" / "reference" / "plan.schema.json").read_text())
     assert published == plan_schema()
     plan = json.loads(run("plan", str(BUNDLED), "--gpu", "h100:4", "--price", "2", "--explain", "--json").stdout)
     jsonschema.validate(plan, published)
