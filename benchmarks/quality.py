@@ -48,7 +48,7 @@ class Row:
 
     Attributes:
         make: writes the artefact into a folder; returns what else the row should say.
-        outliers: start from the model with loud channels.
+        outliers: start from the model with outlier channels.
     """
 
     make: Callable[[Path, Path], Made]
@@ -99,7 +99,7 @@ def rows() -> dict[str, Row]:
 
 
 def _outlier_rows() -> dict[str, Row]:
-    """On the model with loud channels."""
+    """On the model with outlier channels."""
     found = {
         f"{method}-3bit-128g (outliers)": recipe_row(method, level="3bit-128g-asym", outliers=True)
         for method in ("rtn", "awq", "gptq")

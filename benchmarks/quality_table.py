@@ -37,8 +37,8 @@ def _cells(row: dict[str, Any]) -> str:
 
 
 _HEAD = (
-    "| {} | bits per weight | perplexity, code | KL, code | same top token | perplexity, prose | KL, prose"
-    " | same top token |\n|---|---|---|---|---|---|---|---|"
+    "| {} | bits per weight | perplexity, code | KL, code | top-1 agreement | perplexity, prose | KL, prose"
+    " | top-1 agreement |\n|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -102,8 +102,8 @@ def table(results: dict[str, Any], wanted: Iterable[str] = ()) -> str:
     lines += _section("FP8 and INT8", "recipe", rows, sorted(n for n in own if n.startswith(("fp8", "int8"))))
     lines += _library_rows(rows)
     lines += _mixed_rows(rows)
-    loud = sorted(name for name in rows if "outliers" in name and "/" not in name)
-    lines += _section("The model with loud channels, against itself unquantized", "recipe", rows, loud)
+    outliers = sorted(name for name in rows if "outliers" in name and "/" not in name)
+    lines += _section("The model with outlier channels, against itself unquantized", "recipe", rows, outliers)
     lines += ["### Claims", "", "| claim | holds |", "|---|---|"]
     lines += [f"| {what} | {'yes' if ok else 'no'} |" for ok, what in check_claims(results, wanted)]
     return "\n".join(lines)
@@ -189,5 +189,5 @@ def _outlier_claims(rows: Rows) -> Iterator[Claim]:
     plain, smooth = _kl(rows, "int8-W8A8 (outliers)"), _kl(rows, "int8-W8A8-smooth (outliers)")
     if plain is not None and smooth is not None:
         share = (plain - smooth) / plain
-        yield share >= 0.8, f"SmoothQuant recovers {share:.1%} of the KL that plain W8A8 loses with loud channels"
+        yield share >= 0.8, f"SmoothQuant recovers {share:.1%} of the KL that plain W8A8 loses with outlier channels"
     yield from _less(rows, "awq-3bit-128g (outliers)", "rtn-3bit-128g (outliers)", 0.5)

@@ -60,7 +60,11 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     interpreter = environment / "bin/python"
     site = Path(run([interpreter, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], ROOT.parent).strip())
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if not entry.name.startswith(EDITABLE) and entry.name != "__pycache__":
+        if entry.name.startswith(EDITABLE) or entry.name == "__pycache__":
+            continue
+        if entry.name.endswith(".dist-info"):  # uv follows no links to these
+            shutil.copytree(entry, site / entry.name)
+        else:
             (site / entry.name).symlink_to(entry)
     uv = shutil.which("uv", path=f"{ROOT}/.uv-bootstrap/bin{os.pathsep}{os.environ['PATH']}")
     assert uv, "make puts uv into .uv-bootstrap where it is missing"
