@@ -35,10 +35,12 @@ from ggml_peer import Ggml, find_library
 from rich.console import Console
 from rich.table import Table
 
-from vllm_quant_kernels import huge_pages, library, reference
+from vllm_quant_kernels import reference
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
-from vllm_quant_kernels.pack import PackedWeight, pack, pack_int8
+from vllm_quant_kernels.cpu import huge_pages, library
+from vllm_quant_kernels.cpu.ops import linear, linear_a8, linear_int8
+from vllm_quant_kernels.cpu.pack import pack, pack_int8
+from vllm_quant_kernels.cpu.weight import PackedWeight
 
 CACHE_BYTES = 128 << 20
 GROUP = 128

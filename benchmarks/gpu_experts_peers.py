@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_ops import experts_cuda, tile_tokens
-from vllm_quant_kernels.cuda_pack import PackedCuda, pack_cuda
-from vllm_quant_kernels.cuda_stack import stack_cuda
+from vllm_quant_kernels.cuda.ops import experts_cuda, tile_tokens
+from vllm_quant_kernels.cuda.pack import pack_cuda
+from vllm_quant_kernels.cuda.stack import stack_cuda
+from vllm_quant_kernels.cuda.weight import PackedCuda
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
 

@@ -39,8 +39,8 @@ class Ours(Peer):
     name = "vqp"
 
     def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
-        from vllm_quant_kernels.cuda_ops import linear_cuda
-        from vllm_quant_kernels.cuda_pack import pack_cuda
+        from vllm_quant_kernels.cuda.ops import linear_cuda
+        from vllm_quant_kernels.cuda.pack import pack_cuda
 
         packed = pack_cuda(weight)
         return lambda x: linear_cuda(x, packed)
@@ -52,8 +52,8 @@ class OursAlone(Peer):
     name = "vqp-no-pdl"
 
     def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
-        from vllm_quant_kernels import cuda_native
-        from vllm_quant_kernels.cuda_pack import pack_cuda
+        from vllm_quant_kernels.cuda import native as cuda_native
+        from vllm_quant_kernels.cuda.pack import pack_cuda
 
         packed = pack_cuda(weight)
 

@@ -24,9 +24,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 import gpu_linear  # noqa: E402
 from gpu_linear import LLAMA, Case  # noqa: E402
 
-from vllm_quant_kernels import cuda_native  # noqa: E402
-from vllm_quant_kernels.cuda_library import Plan  # noqa: E402
-from vllm_quant_kernels.cuda_pack import PackedCuda, pack_cuda  # noqa: E402
+from vllm_quant_kernels.cuda import native as cuda_native  # noqa: E402
+from vllm_quant_kernels.cuda.library import Plan  # noqa: E402
+from vllm_quant_kernels.cuda.pack import pack_cuda  # noqa: E402
+from vllm_quant_kernels.cuda.weight import PackedCuda  # noqa: E402
 
 MOST_SPLITS, TILE_K = 8, 128
 

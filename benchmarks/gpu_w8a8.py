@@ -6,7 +6,7 @@
 The protocol is that of gpu_linear.py: copies of the weight beyond the L2 four times over, one CUDA graph through them
 all, implementations in turns, each checked before it is timed. `linear` is timed with the quantization of BF16
 activations, `product` on codes. Writes benchmarks/results/<gpu>-<date>-w8a8.json, and prints the table for
-kernels/vllm_quant_kernels/w8a8_choice.py that the run suggests.
+kernels/vllm_quant_kernels/cuda/w8a8/choice.py that the run suggests.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ sys.path.append(str(ROOT / "benchmarks"))
 import gpu_linear  # noqa: E402
 import gpu_w8a8_peers  # noqa: E402
 
-from vllm_quant_kernels import activation  # noqa: E402
-from vllm_quant_kernels.activation import FP8, INT8, Activations  # noqa: E402
-from vllm_quant_kernels.w8a8_choice import BACKENDS, CUBLASLT_ROWS, FUSED_ROWS  # noqa: E402
-from vllm_quant_kernels.w8a8_weight import WeightW8A8, product  # noqa: E402
+from vllm_quant_kernels.cuda.w8a8 import activation  # noqa: E402
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, INT8, Activations  # noqa: E402
+from vllm_quant_kernels.cuda.w8a8.choice import BACKENDS, CUBLASLT_ROWS, FUSED_ROWS  # noqa: E402
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, product  # noqa: E402
 
 BEGIN, END = "<!-- gpu w8a8: begin -->", "<!-- gpu w8a8: end -->"
 TOLERANCE = 1e-2
@@ -118,7 +118,7 @@ def measure(case: Case, bandwidth: float, repeats: int) -> dict[str, Any]:
 
 def quantization(bandwidth: float) -> list[dict[str, Any]]:
     """Activation quantization alone: microseconds, and bytes read and written a second over the copy bandwidth."""
-    from vllm_quant_kernels.cuda_quantize import quantize_cuda
+    from vllm_quant_kernels.cuda.w8a8.quantize import quantize_cuda
 
     schemes: dict[str, dict[str, Any]] = {
         "int8": {"kind": INT8},

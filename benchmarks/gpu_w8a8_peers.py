@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import torch
 
-from vllm_quant_kernels import activation, w8a8_native
-from vllm_quant_kernels.activation import Activations
-from vllm_quant_kernels.w8a8_choice import Backend, choose, fits
-from vllm_quant_kernels.w8a8_weight import WeightW8A8, dequantize_weight
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8.activation import Activations
+from vllm_quant_kernels.cuda.w8a8.choice import Backend, choose, fits
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, dequantize_weight
 
 Run = Callable[[], torch.Tensor]
 

@@ -1,4 +1,4 @@
-// Codes (n, k), one byte each, to the packed planes of vllm_quant_kernels/layout.py.
+// Codes (n, k), one byte each, to the packed planes of vllm_quant_kernels/cpu/layout.py.
 
 #include <algorithm>
 #include <cstring>

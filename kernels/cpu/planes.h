@@ -1,4 +1,4 @@
-// Tiles of codes to the packed planes of vllm_quant_kernels/layout.py.
+// Tiles of codes to the packed planes of vllm_quant_kernels/cpu/layout.py.
 //
 //   tile  codes[feature][lane], one byte each: the 32 features of a block, the 16 channels of a panel
 //

@@ -1,6 +1,6 @@
 /* The C interface of libvqp_cpu.so. No torch, no Python: plain pointers to contiguous memory.
  *
- * The packed layouts are drawn in vllm_quant_kernels/layout.py and pack.py. Every function that
+ * The packed layouts are drawn in vllm_quant_kernels/cpu/layout.py and pack.py. Every function that
  * returns int gives 0 or one of VQP_E*. Nothing is kept between calls but scratch memory.
  */
 #ifndef VQP_CPU_H

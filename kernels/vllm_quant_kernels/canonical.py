@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 
 Kind = Literal["int", "fp8_e4m3", "fp8_e5m2"]
+E4M3_MAX = 448.0
 FP8_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.layout import column_order, padded_columns, segments
+from vllm_quant_kernels.cpu.layout import column_order, padded_columns, segments
 
 
 def wna16_linear(

@@ -22,7 +22,9 @@ from typing import Literal
 
 import torch
 
-from vllm_quant_kernels import library, native
+from vllm_quant_kernels.cpu import library, native
+from vllm_quant_kernels.shared_library import raise_error
+from vllm_quant_kernels.sizes import round_up
 
 # n         words (K, N * bits / 32)        padded, along N, in the order of ``field_order`` (AWQ)
 # k         words (ceil(K * bits / 32), N)  dense down each column (GPTQ)
@@ -157,13 +159,13 @@ class WordCodes:
         return codes[self.row : self.row + self.n, self.column : self.column + self.k].contiguous()
 
     def pack_into(self, out: torch.Tensor, order: torch.Tensor | None, columns: int) -> None:
-        """Write the planes of :mod:`vllm_quant_kernels.layout`; only where ``native``.
+        """Write the planes of :mod:`vllm_quant_kernels.cpu.layout`; only where ``native``.
 
         Args:
             out: uint8, contiguous, n rounded up to 16 times ``columns`` * bits / 8 bytes.
             order: None, or int32 (columns,): the source column of each packed one, -1 = padding.
         """
-        size = -(-self.n // 16) * 16 * columns * self.bits // 8
+        size = round_up(self.n, 16) * columns * self.bits // 8
         if out.dtype != torch.uint8 or not out.is_contiguous() or out.numel() != size:
             raise ValueError(f"out must be uint8 ({size},), got {out.dtype} {tuple(out.shape)}")
         if order is not None and (order.dtype != torch.int32 or order.numel() != columns):
@@ -178,4 +180,4 @@ class WordCodes:
             self.k, *rest, torch.get_num_threads(),
         )  # fmt: skip
         if code:
-            raise ValueError(native.ERRORS[code])
+            raise_error(code, native.ERRORS)

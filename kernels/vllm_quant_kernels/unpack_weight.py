@@ -10,9 +10,10 @@ from functools import cached_property
 
 import torch
 
-from vllm_quant_kernels import huge_pages
 from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows, concat_tables
-from vllm_quant_kernels.layout import LANES
+from vllm_quant_kernels.cpu import huge_pages
+from vllm_quant_kernels.cpu.layout import LANES
+from vllm_quant_kernels.sizes import round_up
 from vllm_quant_kernels.unpack import WordCodes
 
 
@@ -67,7 +68,7 @@ class StoredWeight(CanonicalWeight):
 
     def pack_planes(self, order: torch.Tensor | None, columns: int) -> torch.Tensor:
         """The packed planes, 1-D; see :meth:`WordCodes.pack_into`."""
-        sizes = [-(-part.n // LANES) * LANES * columns * self.bits // 8 for part in self.parts]
+        sizes = [round_up(part.n, LANES) * columns * self.bits // 8 for part in self.parts]
         out = huge_pages.empty_bytes(sum(sizes))
         for part, piece in zip(self.parts, out.split(sizes), strict=True):
             part.pack_into(piece, order, columns)

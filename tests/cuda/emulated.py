@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from vllm_quant_kernels.cuda_layout import bits_of
-from vllm_quant_kernels.cuda_library import Linear, Plan, check
-from vllm_quant_kernels.cuda_native import describe, describe_experts
-from vllm_quant_kernels.cuda_pack import PackedCuda
+from vllm_quant_kernels.cuda.layout import bits_of
+from vllm_quant_kernels.cuda.library import Linear, Plan, check
+from vllm_quant_kernels.cuda.native import describe, describe_experts
+from vllm_quant_kernels.cuda.weight import PackedCuda
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("kernels/cuda", "kernels/include", "tests/cuda/emulator")

@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 
 from tests.cuda import emulated
-from vllm_quant_kernels import activation, cuda_quantize, w8a8_native
-from vllm_quant_kernels.activation import Activations
-from vllm_quant_kernels.cuda_library import check
-from vllm_quant_kernels.w8a8_weight import WeightW8A8
+from vllm_quant_kernels.cuda.library import check
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8 import quantize as cuda_quantize
+from vllm_quant_kernels.cuda.w8a8.activation import Activations
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8
 
 SHARED = 99 << 10
 

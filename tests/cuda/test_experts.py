@@ -10,10 +10,10 @@ import torch
 
 from tests.cuda import emulated
 from tests.kernels.weights import random_weight
-from vllm_quant_kernels import cuda_ops
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_pack import dequantize_cuda, pack_cuda
-from vllm_quant_kernels.cuda_stack import split_rows, stack_cuda
+from vllm_quant_kernels.cuda import ops as cuda_ops
+from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda.stack import split_rows, stack_cuda
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.methods import cuda_experts, cuda_segment

@@ -15,7 +15,7 @@ import torch
 
 from tests.cuda import emulated
 from tests.support.benchmark_module import load
-from vllm_quant_kernels.cuda_library import Linear
+from vllm_quant_kernels.cuda.library import Linear
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"

@@ -14,9 +14,9 @@ import torch
 from tests.cuda import emulated
 from tests.kernels.weights import random_weight
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_ops import experts_cuda
-from vllm_quant_kernels.cuda_pack import pack_cuda
-from vllm_quant_kernels.cuda_stack import stack_cuda
+from vllm_quant_kernels.cuda.ops import experts_cuda
+from vllm_quant_kernels.cuda.pack import pack_cuda
+from vllm_quant_kernels.cuda.stack import stack_cuda
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

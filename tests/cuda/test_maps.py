@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.cuda import emulated
 from tests.kernels.weights import random_weight, weights
-from vllm_quant_kernels.cuda_layout import FP8, bits_of, pack_codes, unpack_codes
-from vllm_quant_kernels.cuda_pack import dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda.layout import FP8, bits_of, pack_codes, unpack_codes
+from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
 
 KINDS = [2, 3, 4, 5, 6, 7, 8, FP8]
 

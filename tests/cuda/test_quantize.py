@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.cuda import emulated, emulated_w8a8
-from vllm_quant_kernels import activation
-from vllm_quant_kernels.activation import FP8, INT8, Activations
-from vllm_quant_kernels.cuda_quantize import quantize_cuda
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, INT8, Activations
+from vllm_quant_kernels.cuda.w8a8.quantize import quantize_cuda
 
 SCHEMES = {
     "int8": {"kind": INT8},

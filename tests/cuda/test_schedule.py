@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.cuda import emulated
-from vllm_quant_kernels.cuda_library import Linear
-from vllm_quant_kernels.cuda_native import MAX_WORKSPACE, row_chunks
+from vllm_quant_kernels.cuda.library import Linear
+from vllm_quant_kernels.cuda.native import MAX_WORKSPACE, row_chunks
 
 BF16, F32, U8, NONE = 1, 0, 3, 4
 SHAPES = [(1024, 4096), (8192, 8192), (28672, 8192), (8192, 28672), (57344, 8192), (1280, 1024), (16, 64), (100, 777)]

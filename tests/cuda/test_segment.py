@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.kernels.weights import random_weight
-from vllm_quant_kernels import cuda_library
-from vllm_quant_kernels.cuda_ops import linear_cuda
-from vllm_quant_kernels.cuda_pack import pack_cuda
+from vllm_quant_kernels.cuda import library as cuda_library
+from vllm_quant_kernels.cuda.ops import linear_cuda
+from vllm_quant_kernels.cuda.pack import pack_cuda
 from vllm_quant_plugin import compat_kernels
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.methods import cuda_segment, mp_kernel

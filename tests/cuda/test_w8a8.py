@@ -12,12 +12,14 @@ import torch
 
 from tests.cuda import emulated, emulated_w8a8
 from tests.kernels.weights import random_weight
-from vllm_quant_kernels import activation, reference, w8a8_native
-from vllm_quant_kernels.activation import FP8, INT8, Activations
+from vllm_quant_kernels import reference
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.w8a8_choice import TABLE, Table, choose
-from vllm_quant_kernels.w8a8_ops import linear_w8a8
-from vllm_quant_kernels.w8a8_weight import (
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, INT8, Activations
+from vllm_quant_kernels.cuda.w8a8.choice import TABLE, Table, choose
+from vllm_quant_kernels.cuda.w8a8.ops import linear_w8a8
+from vllm_quant_kernels.cuda.w8a8.weight import (
     WeightW8A8,
     dequantize_weight,
     make_weight,

@@ -15,7 +15,7 @@ from tests.support.engines import engine
 from tests.support.matrix import CELLS
 from tests.support.oracle import Oracle
 from tests.support.quantized_checkpoints import write_checkpoint
-from vllm_quant_kernels import w8a8_native
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
 from vllm_quant_plugin.methods import cuda_w8a8_segment, kernel
 from vllm_quant_plugin.methods.cuda_w8a8_segment import CudaW8A8Segment
 

@@ -13,8 +13,9 @@ import torch
 
 from tests.cuda.test_w8a8 import activations, weight
 from tests.support.benchmark_module import load
-from vllm_quant_kernels import activation, w8a8_torch
-from vllm_quant_kernels.w8a8_weight import product
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import torch_gemm as w8a8_torch
+from vllm_quant_kernels.cuda.w8a8.weight import product
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.kernels.weights import random_weight
-from vllm_quant_kernels import activation, w8a8_native
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.methods import cuda_w8a8_segment
@@ -46,7 +47,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The switch on, the library there, and a GPU with FP8 tensor cores; nothing is launched."""
     monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
     monkeypatch.setattr(w8a8_native, "library", lambda: None)
-    monkeypatch.setattr("vllm_quant_kernels.cuda_library.load", lambda: None)
+    monkeypatch.setattr("vllm_quant_kernels.cuda.library.load", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     return monkeypatch
 
@@ -166,7 +167,8 @@ def test_an_unknown_activation_option_is_refused() -> None:
 
 def test_the_library_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQP_CUDA_LIBRARY", "/nowhere/libvqp_cuda.so")
-    from vllm_quant_kernels import cuda_library, cuda_quantize
+    from vllm_quant_kernels.cuda import library as cuda_library
+    from vllm_quant_kernels.cuda.w8a8 import quantize as cuda_quantize
 
     for function in (cuda_library.load, cuda_quantize.library, w8a8_native.library):
         function.cache_clear()

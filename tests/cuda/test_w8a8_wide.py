@@ -11,9 +11,10 @@ import torch
 
 from tests.cuda import emulated, emulated_w8a8
 from tests.cuda.test_w8a8 import activations, check, scheme_options, weight
-from vllm_quant_kernels import activation, w8a8_native
-from vllm_quant_kernels.activation import FP8, INT8, Activations
-from vllm_quant_kernels.w8a8_weight import WeightW8A8
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, INT8, Activations
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8
 
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from gpu_cases import KINDS, activations, check_on_cpu, order_by_expert, random_weight
 
-from vllm_quant_kernels import cuda_native
-from vllm_quant_kernels.cuda_ops import experts_cuda, linear_cuda
-from vllm_quant_kernels.cuda_pack import pack_cuda
-from vllm_quant_kernels.cuda_stack import stack_cuda
+from vllm_quant_kernels.cuda import native as cuda_native
+from vllm_quant_kernels.cuda.ops import experts_cuda, linear_cuda
+from vllm_quant_kernels.cuda.pack import pack_cuda
+from vllm_quant_kernels.cuda.stack import stack_cuda
 
 
 def main() -> None:

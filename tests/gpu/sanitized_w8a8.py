@@ -6,7 +6,7 @@ import torch
 from gpu_cases import activations
 from test_w8a8 import HOPPER, KINDS, check, weight
 
-from vllm_quant_kernels import w8a8_native
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
 
 
 def main() -> None:

@@ -7,9 +7,10 @@ import torch
 from gpu_cases import activations, check, order_by_expert, random_weight
 
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_ops import experts_cuda, tile_tokens
-from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda, pack_cuda
-from vllm_quant_kernels.cuda_stack import stack_cuda
+from vllm_quant_kernels.cuda.ops import experts_cuda, tile_tokens
+from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda.stack import stack_cuda
+from vllm_quant_kernels.cuda.weight import PackedCuda
 
 EXPERTS, TOP_K, M = 8, 2, 37
 FORMATS = [

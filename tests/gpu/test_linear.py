@@ -6,11 +6,11 @@ import pytest
 import torch
 from gpu_cases import KINDS, activations, check, random_case, random_weight
 
-from vllm_quant_kernels import cuda_native
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_layout import pack_codes
-from vllm_quant_kernels.cuda_ops import linear_cuda
-from vllm_quant_kernels.cuda_pack import dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda import native as cuda_native
+from vllm_quant_kernels.cuda.layout import pack_codes
+from vllm_quant_kernels.cuda.ops import linear_cuda
+from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
 
 DTYPES = [torch.float16, torch.bfloat16]
 

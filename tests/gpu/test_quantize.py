@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_quant_kernels import activation
-from vllm_quant_kernels.activation import FP8, INT8
-from vllm_quant_kernels.cuda_quantize import quantize_cuda
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, INT8
+from vllm_quant_kernels.cuda.w8a8.quantize import quantize_cuda
 
 SCHEMES: dict[str, dict[str, Any]] = {
     "int8": {"kind": INT8},

@@ -9,12 +9,14 @@ import pytest
 import torch
 from gpu_cases import EPSILON, activations, random_weight
 
-from vllm_quant_kernels import activation, w8a8_native, w8a8_torch
-from vllm_quant_kernels.activation import INT8
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.w8a8_choice import BACKENDS, fits
-from vllm_quant_kernels.w8a8_ops import linear_w8a8
-from vllm_quant_kernels.w8a8_weight import WeightW8A8, dequantize_weight, make_weight, product
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8 import torch_gemm as w8a8_torch
+from vllm_quant_kernels.cuda.w8a8.activation import INT8
+from vllm_quant_kernels.cuda.w8a8.choice import BACKENDS, fits
+from vllm_quant_kernels.cuda.w8a8.ops import linear_w8a8
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, dequantize_weight, make_weight, product
 
 FP8_CORES = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9

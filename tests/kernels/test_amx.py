@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_quant_kernels import library
+from vllm_quant_kernels.cpu import library
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("amx_emulator.cpp")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vllm_quant_kernels import huge_pages
-from vllm_quant_kernels.huge_pages import PAGE, empty_bytes
+from vllm_quant_kernels.cpu import huge_pages
+from vllm_quant_kernels.cpu.huge_pages import PAGE, empty_bytes
 
 
 def advised(address: int) -> int:

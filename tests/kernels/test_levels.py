@@ -13,10 +13,11 @@ import torch
 
 from tests.kernels.test_ops import ACTIVATIONS, INT8_SCHEMES, assert_close, assert_close_a8, int8_case
 from tests.kernels.weights import random_weight
-from vllm_quant_kernels import library, reference
-from vllm_quant_kernels.layout import pack_planes, unpack_planes
-from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
-from vllm_quant_kernels.pack import pack, pack_int8
+from vllm_quant_kernels import reference
+from vllm_quant_kernels.cpu import library
+from vllm_quant_kernels.cpu.layout import pack_planes, unpack_planes
+from vllm_quant_kernels.cpu.ops import linear, linear_a8, linear_int8
+from vllm_quant_kernels.cpu.pack import pack, pack_int8
 
 ROWS = [1, 2, 3, 6, 13, 17, 45]
 
@@ -174,7 +175,7 @@ def test_amx_is_used_only_when_asked_for() -> None:
 def level_with(isa: str) -> str:
     """What a process with this VQP_CPU_ISA says of its level."""
     code = """
-from vllm_quant_kernels import library
+from vllm_quant_kernels.cpu import library
 try:
     print(library.level())
 except library.LibraryError as error:

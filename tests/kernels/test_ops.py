@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.weights import random_weight, weights
-from vllm_quant_kernels import library, reference
+from vllm_quant_kernels import reference
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
-from vllm_quant_kernels.ops import linear, linear_a8, linear_int8
-from vllm_quant_kernels.pack import pack, pack_int8
+from vllm_quant_kernels.cpu import library
+from vllm_quant_kernels.cpu.ops import linear, linear_a8, linear_int8
+from vllm_quant_kernels.cpu.pack import pack, pack_int8
 
 EPS32 = 2.0**-24
 EPS_OUT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}

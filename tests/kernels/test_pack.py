@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.weights import random_weight, weights
-from vllm_quant_kernels import native
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.layout import PLANES, kind_code, pack_planes, unpack_planes
-from vllm_quant_kernels.ops import linear
-from vllm_quant_kernels.pack import pack, pack_int8, unpack, unpack_int8
+from vllm_quant_kernels.cpu import native
+from vllm_quant_kernels.cpu.layout import PLANES, kind_code, pack_planes, unpack_planes
+from vllm_quant_kernels.cpu.ops import linear
+from vllm_quant_kernels.cpu.pack import pack, pack_int8, unpack, unpack_int8
 
 
 @settings(max_examples=60, deadline=None)

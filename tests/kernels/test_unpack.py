@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.weights import random_weight
-from vllm_quant_kernels import library
 from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows
-from vllm_quant_kernels.layout import pack_planes
-from vllm_quant_kernels.pack import pack, unpack
+from vllm_quant_kernels.cpu import library
+from vllm_quant_kernels.cpu.layout import pack_planes
+from vllm_quant_kernels.cpu.pack import pack, unpack
 from vllm_quant_kernels.unpack import WordCodes, WordLayout
 from vllm_quant_kernels.unpack_weight import StoredWeight, stack_rows
 

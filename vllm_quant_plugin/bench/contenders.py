@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.ops import linear, linear_int8
-from vllm_quant_kernels.pack import PackedWeight, pack, pack_int8
+from vllm_quant_kernels.cpu.ops import linear, linear_int8
+from vllm_quant_kernels.cpu.pack import pack, pack_int8
+from vllm_quant_kernels.cpu.weight import PackedWeight
 from vllm_quant_plugin.bench.measure import COLD_BYTES, Call, Contender, copies_for
 from vllm_quant_plugin.formats.bits import pack_dense
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from vllm_quant_kernels.cuda_ops import experts_cuda, tile_tokens
-from vllm_quant_kernels.cuda_pack import PackedCuda
-from vllm_quant_kernels.cuda_stack import split_rows, stack_cuda
+from vllm_quant_kernels.cuda.ops import experts_cuda, tile_tokens
+from vllm_quant_kernels.cuda.stack import split_rows, stack_cuda
+from vllm_quant_kernels.cuda.weight import PackedCuda
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.methods.cuda_segment import batch_invariant
 

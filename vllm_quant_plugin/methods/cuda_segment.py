@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_quant_kernels import cuda_library, cuda_ops  # noqa: F401  (defines the operators)
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda, pack_cuda
-from vllm_quant_kernels.library import LibraryError
+from vllm_quant_kernels.cuda import library as cuda_library
+from vllm_quant_kernels.cuda import ops  # noqa: F401  (defines the operators)
+from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda.weight import PackedCuda
+from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.methods.kernel import PackedSegment, Tensors
 

@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vllm_quant_kernels import w8a8_native, w8a8_ops, w8a8_weight  # noqa: F401  (w8a8_ops defines the operator)
-from vllm_quant_kernels.activation import FP8, GROUP
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.library import LibraryError
-from vllm_quant_kernels.w8a8_weight import WeightW8A8, dequantize_weight, make_weight
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8 import ops  # noqa: F401  (defines the operator)
+from vllm_quant_kernels.cuda.w8a8 import weight as w8a8_weight
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, GROUP
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, dequantize_weight, make_weight
+from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.methods.kernel import Segment, Tensors, serves_int8, static_int8
 from vllm_quant_plugin.scheme import Scheme

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 
-from vllm_quant_kernels import ops
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
-from vllm_quant_kernels.pack import PackedInt8, PackedWeight, pack, pack_int8, unpack, unpack_int8
+from vllm_quant_kernels.cpu import ops
+from vllm_quant_kernels.cpu.pack import pack, pack_int8, unpack, unpack_int8
+from vllm_quant_kernels.cpu.weight import PackedInt8, PackedWeight
 from vllm_quant_plugin.scheme import Scheme
 
 Tensors = dict[str, torch.Tensor | None]

@@ -1,7 +1,7 @@
 """The one linear method behind all of the plugin's formats.
 
 checkpoint tensors -> staging -> format.unpack -> rank's rows and columns -> stack parts
-    -> vllm_quant_kernels.pack -> layer buffers -> kernel op in apply()
+    -> vllm_quant_kernels.cpu.pack -> layer buffers -> kernel op in apply()
 """
 
 from __future__ import annotations

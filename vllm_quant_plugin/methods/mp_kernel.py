@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from vllm_quant_kernels import cuda_library
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.library import LibraryError
+from vllm_quant_kernels.cuda import library as cuda_library
+from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_plugin import compat_kernels as kernels
 from vllm_quant_plugin.errors import BackendError, UsageError
 from vllm_quant_plugin.formats.bits import unpack_dense

@@ -110,7 +110,7 @@ def parameter_bytes(
 def packed_bytes(
     scheme: Scheme, out_features: int, in_features: int, full_in: int, itemsize: int, device: Server
 ) -> int:
-    """Bytes of one matrix in this plugin's packed layout (vllm_quant_kernels: layout.py, pack.py, cuda_pack.py).
+    """Bytes of one matrix in this plugin's packed layout (vllm_quant_kernels: cpu/ and cuda/, layout.py and pack.py).
 
     Rows are padded to 16; columns to 32 on a CPU, to 64 on CUDA and for W8A8 on a CPU; each row has a
     scale per group, and a byte of zero point where the scheme is asymmetric.

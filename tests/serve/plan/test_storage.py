@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda_pack import pack_cuda
-from vllm_quant_kernels.pack import pack, pack_int8
+from vllm_quant_kernels.cpu.pack import pack, pack_int8
+from vllm_quant_kernels.cuda.pack import pack_cuda
 from vllm_quant_plugin.scheme import ActivationScheme, Scheme
 from vllm_quant_serve.plan.schemes import MXFP4, NVFP4, read_scheme
 from vllm_quant_serve.plan.storage import matrix_bytes, packed_bytes

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
-from vllm_quant_kernels.activation import FP8, GROUP, INT8, Activations, dequantize, round_up
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, GROUP, INT8, Activations, dequantize
+from vllm_quant_kernels.sizes import round_up
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import torch
 
-from vllm_quant_kernels import activation, w8a8_native
-from vllm_quant_kernels.activation import DTYPES, FP8, GROUP, INT8, round_up
-from vllm_quant_kernels.w8a8_weight import WeightW8A8, product
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.cuda.w8a8.activation import DTYPES, FP8, GROUP, INT8
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, product
+from vllm_quant_kernels.sizes import round_up
 
 _LIB = torch.library.Library("vqp", "FRAGMENT")
 _LIB.define(
@@ -84,7 +86,7 @@ def linear_w8a8(
 ) -> torch.Tensor:
     """8-bit linear on a GPU: x (..., K) bf16 or fp16 to (..., N) of the same dtype.
 
-    x is quantized as :func:`vllm_quant_kernels.activation.quantize` says: with ``in_scale`` (float32, one element)
+    x is quantized as :func:`.activation.quantize` says: with ``in_scale`` (float32, one element)
     and ``in_zero`` (int32, INT8 only), else by its own range, a row at a time, or each 128 columns where the weight
     has block scales. INT8 results are those of exact sums, bit for bit, on every path.
 

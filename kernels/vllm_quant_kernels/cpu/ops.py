@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import torch
 
-from vllm_quant_kernels import library, native, reference
-from vllm_quant_kernels.pack import PackedInt8, PackedWeight, unpack, unpack_int8
+from vllm_quant_kernels import reference
+from vllm_quant_kernels.cpu import library, native
+from vllm_quant_kernels.cpu.pack import unpack, unpack_int8
+from vllm_quant_kernels.cpu.weight import PackedInt8, PackedWeight
 
 _LIB = torch.library.Library("vqp", "FRAGMENT")
 _LIB.define(

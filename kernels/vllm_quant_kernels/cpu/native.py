@@ -5,30 +5,20 @@ The C side is declared in kernels/include/vqp_cpu.h.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
-from vllm_quant_kernels import huge_pages, library
+from vllm_quant_kernels.cpu import huge_pages, library
+from vllm_quant_kernels.cpu.weight import PackedInt8, PackedWeight
+from vllm_quant_kernels.native_call import DTYPES, pointer
+from vllm_quant_kernels.shared_library import raise_error
+from vllm_quant_kernels.sizes import round_up
 
-if TYPE_CHECKING:
-    from vllm_quant_kernels.pack import PackedInt8, PackedWeight
-
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 ERRORS = {
     1: "the packed tensors are not in the layout of this version: pack the weight again",
     2: "a dtype is not supported",
     3: "out of memory",
     4: "perm is not a permutation of the input features",
 }
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
-
-
-def _raise(code: int) -> None:
-    raise ValueError(ERRORS.get(code, f"native kernel failed with code {code}"))
 
 
 def pack_planes(codes: torch.Tensor, bits: int, columns: torch.Tensor | None, kp: int) -> torch.Tensor:
@@ -39,35 +29,35 @@ def pack_planes(codes: torch.Tensor, bits: int, columns: torch.Tensor | None, kp
     """
     n, k = codes.shape
     codes = codes.contiguous()
-    out = huge_pages.empty_bytes(-(-n // 16) * 16 * kp * bits // 8)
+    out = huge_pages.empty_bytes(round_up(n, 16) * kp * bits // 8)
     threads = torch.get_num_threads()
-    code = library.load().vqp_pack(_pointer(codes), n, k, bits, _pointer(columns), kp, _pointer(out), threads)
+    code = library.load().vqp_pack(pointer(codes), n, k, bits, pointer(columns), kp, pointer(out), threads)
     if code:
-        _raise(code)
+        raise_error(code, ERRORS)
     return out
 
 
 def weight_only(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None, int8: bool) -> torch.Tensor:
-    """See :func:`vllm_quant_kernels.ops.linear` and, with ``int8``, :func:`vllm_quant_kernels.ops.linear_a8`."""
+    """See :func:`.ops.linear` and, with ``int8``, :func:`.ops.linear_a8`."""
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype)
     if bias is not None:
         bias = bias.float().contiguous()
     lib = library.load()
     code = (lib.vqp_w4a8_linear if int8 else lib.vqp_wna16_linear)(
-        _pointer(x),
+        pointer(x),
         DTYPES[x.dtype],
-        _pointer(out),
+        pointer(out),
         out.numel() // w.n if w.n else 0,
-        _pointer(w.data),
+        pointer(w.data),
         w.data.numel(),
-        _pointer(w.scales),
+        pointer(w.scales),
         DTYPES[w.scales.dtype],
-        _pointer(w.zeros),
+        pointer(w.zeros),
         0 if w.zeros is None else DTYPES[w.zeros.dtype],
-        _pointer(w.perm),
+        pointer(w.perm),
         0 if w.perm is None else w.perm.numel(),
-        _pointer(bias),
+        pointer(bias),
         w.kind,
         w.bits,
         w.group_size,
@@ -77,7 +67,7 @@ def weight_only(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None, int
         torch.get_num_threads(),
     )
     if code:
-        _raise(code)
+        raise_error(code, ERRORS)
     return out
 
 
@@ -89,7 +79,7 @@ def w8a8_linear(
     in_zero: torch.Tensor | None,
     symmetric: bool,
 ) -> torch.Tensor:
-    """See :func:`vllm_quant_kernels.ops.linear_int8`."""
+    """See :func:`vllm_quant_kernels.cpu.ops.linear_int8`."""
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype)
     if bias is not None:
@@ -98,22 +88,22 @@ def w8a8_linear(
         in_scale = in_scale.float().contiguous()
         in_zero = None if in_zero is None else in_zero.int().contiguous()
     code = library.load().vqp_w8a8_linear(
-        _pointer(x),
+        pointer(x),
         DTYPES[x.dtype],
-        _pointer(out),
+        pointer(out),
         out.numel() // w.n if w.n else 0,
-        _pointer(w.data),
+        pointer(w.data),
         w.data.numel(),
-        _pointer(w.scales),
-        _pointer(w.sums),
-        _pointer(bias),
-        _pointer(in_scale),
-        None if in_scale is None else _pointer(in_zero),
+        pointer(w.scales),
+        pointer(w.sums),
+        pointer(bias),
+        pointer(in_scale),
+        None if in_scale is None else pointer(in_zero),
         int(symmetric),
         w.n,
         w.k,
         torch.get_num_threads(),
     )
     if code:
-        _raise(code)
+        raise_error(code, ERRORS)
     return out

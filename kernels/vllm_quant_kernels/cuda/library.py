@@ -12,16 +12,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sysconfig
 from pathlib import Path
 
-import torch
-
-from vllm_quant_kernels.library import LibraryError
+from vllm_quant_kernels import shared_library
+from vllm_quant_kernels.shared_library import LibraryError, raise_error
 
 NAME = "libvqp_cuda.so"
 ABI_VERSION = 4
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 NO_DTYPE = 4
 RUNTIME_ERROR = 1000
 ERRORS = {
@@ -63,13 +60,7 @@ class Plan(ctypes.Structure):
 
 def library_path() -> Path | None:
     """The library beside the package or in site-packages (editable install); None when there is none."""
-    override = os.environ.get("VQP_CUDA_LIBRARY")
-    if override:
-        return Path(override)
-    for folder in (Path(__file__).parent, Path(sysconfig.get_paths()["platlib"]) / "vllm_quant_kernels"):
-        if (folder / NAME).is_file():
-            return folder / NAME
-    return None
+    return shared_library.library_path(NAME, "VQP_CUDA_LIBRARY")
 
 
 @functools.cache
@@ -79,16 +70,8 @@ def load() -> ctypes.CDLL:
     Raises:
         LibraryError: it is absent, cannot be loaded, or has another ABI.
     """
-    path = library_path()
-    if path is None:
-        raise LibraryError(f"{NAME} was not built: run `make` with nvcc on PATH")
-    try:
-        lib = ctypes.CDLL(str(path))
-        version = lib.vqp_cuda_abi_version()
-    except (OSError, AttributeError) as error:
-        raise LibraryError(f"{path} cannot be loaded: {error}") from error
-    if version != ABI_VERSION:
-        raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
+    build = "run `make` with nvcc on PATH"
+    lib = shared_library.open_library(library_path(), NAME, "vqp_cuda_abi_version", ABI_VERSION, build)
     pointer, wide = ctypes.c_void_p, ctypes.c_int64
     lib.vqp_cuda_linear_plan.argtypes = [ctypes.POINTER(Linear), ctypes.c_int, ctypes.POINTER(Plan)]
     lib.vqp_cuda_linear_run.argtypes = [ctypes.POINTER(Linear), ctypes.POINTER(Plan), pointer, wide, pointer]
@@ -124,4 +107,4 @@ def check(code: int) -> None:
     if code >= RUNTIME_ERROR:
         raise RuntimeError(f"the CUDA runtime answers cudaError_t {code - RUNTIME_ERROR}")
     if code:
-        raise ValueError(ERRORS.get(code, f"native kernel failed with code {code}"))
+        raise_error(code, ERRORS)

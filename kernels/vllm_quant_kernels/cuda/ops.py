@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from vllm_quant_kernels import cuda_native
-from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of
-from vllm_quant_kernels.cuda_pack import PackedCuda, dequantize_cuda
+from vllm_quant_kernels.cuda import native
+from vllm_quant_kernels.cuda.layout import ROW_TILE, SLAB, bits_of
+from vllm_quant_kernels.cuda.pack import dequantize_cuda
+from vllm_quant_kernels.cuda.weight import PackedCuda
 
 _LIB = torch.library.Library("vqp", "FRAGMENT")
 _WEIGHT = (
@@ -66,7 +67,7 @@ def _product(
 
 def _linear_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
-    return cuda_native.wna16_linear(x, packed, bias, batch_invariant=rest[_WEIGHT_ARGUMENTS])
+    return native.wna16_linear(x, packed, bias, batch_invariant=rest[_WEIGHT_ARGUMENTS])
 
 
 def _linear_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -98,7 +99,7 @@ def _experts_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
     packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
     rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant = rest[_WEIGHT_ARGUMENTS:]
     _check_tiles(rows, experts, padded_rows, row_scales, tokens, pairs)
-    return cuda_native.wna16_experts(
+    return native.wna16_experts(
         x, packed, bias, rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant
     )
 
@@ -189,6 +190,6 @@ def tile_tokens(
     if packed.zeros is not None and packed.zeros.dtype == torch.float32:
         return 16
     share = -(-pairs // max(1, experts))
-    if share > 64 and packed.group_size >= 32 and not batch_invariant and cuda_native.has_warpgroups(device):
+    if share > 64 and packed.group_size >= 32 and not batch_invariant and native.has_warpgroups(device):
         return 128
     return next((tokens for tokens in (8, 16, 32) if share <= tokens), 64)

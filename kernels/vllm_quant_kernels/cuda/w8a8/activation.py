@@ -22,11 +22,13 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_quant_kernels.canonical import E4M3_MAX
+from vllm_quant_kernels.sizes import round_up
+
 INT8, FP8 = 8, 9
 KINDS = {"int": INT8, "fp8_e4m3": FP8}
 DTYPES = {INT8: torch.int8, FP8: torch.float8_e4m3fn}
 GROUP = 128
-FP8_MAX = 448.0
 _FAR = 4096
 
 
@@ -46,10 +48,6 @@ class Activations:
     zeros: torch.Tensor | None
 
 
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
 def _pad(codes: torch.Tensor) -> torch.Tensor:
     bytes_ = codes.view(torch.uint8)
     padded = torch.nn.functional.pad(bytes_, (0, round_up(codes.shape[1], 16) - codes.shape[1]))
@@ -61,8 +59,8 @@ def _int8(scaled: torch.Tensor, zero: torch.Tensor | int = 0) -> torch.Tensor:
     return _pad((whole + zero).clamp(-128, 127).to(torch.int8))
 
 
-def _fp8(scaled: torch.Tensor, nan: float = FP8_MAX) -> torch.Tensor:
-    return _pad(scaled.nan_to_num(nan, FP8_MAX, -FP8_MAX).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn))
+def _fp8(scaled: torch.Tensor, nan: float = E4M3_MAX) -> torch.Tensor:
+    return _pad(scaled.nan_to_num(nan, E4M3_MAX, -E4M3_MAX).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn))
 
 
 def _absmax(x: torch.Tensor) -> torch.Tensor:
@@ -117,7 +115,7 @@ def quantize(
         zero = in_zero.to(torch.int32).reshape(1)
         return Activations(_int8(wide * (one / scale), zero), scale, zero)
     if kind == FP8:
-        scale = (_absmax(wide) / FP8_MAX).clamp(min=float(one.cpu() / (FP8_MAX * 512)))
+        scale = (_absmax(wide) / E4M3_MAX).clamp(min=float(one.cpu() / (E4M3_MAX * 512)))
         return Activations(_fp8(wide / scale), scale.flatten(), None)
     if symmetric:
         absmax = _absmax(wide)
@@ -136,8 +134,8 @@ def _quantize_groups(wide: torch.Tensor) -> Activations:
     rows, columns = wide.shape
     groups = -(-columns // GROUP)
     blocks = torch.nn.functional.pad(wide, (0, groups * GROUP - columns)).view(rows, groups, GROUP)
-    scale = _absmax(blocks).clamp(min=1e-10) / FP8_MAX
-    codes = _fp8((blocks / scale).view(rows, -1)[:, :columns], nan=-FP8_MAX)
+    scale = _absmax(blocks).clamp(min=1e-10) / E4M3_MAX
+    codes = _fp8((blocks / scale).view(rows, -1)[:, :columns], nan=-E4M3_MAX)
     scales = torch.nn.functional.pad(scale[..., 0].T, (0, round_up(rows, 4) - rows)).contiguous()
     return Activations(codes, scales, None)
 

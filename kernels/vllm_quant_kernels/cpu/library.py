@@ -11,8 +11,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import sysconfig
 from pathlib import Path
+
+from vllm_quant_kernels import shared_library
+from vllm_quant_kernels.shared_library import LibraryError
 
 NAME = "libvqp_cpu.so"
 ABI_VERSION = 4
@@ -20,19 +22,9 @@ LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 _REFUSED = 6  # VQP_ESYSTEM
 
 
-class LibraryError(RuntimeError):
-    """The native library is absent, of another version, or asked for what this CPU lacks."""
-
-
 def library_path() -> Path | None:
     """The library beside the package or in site-packages (editable install); None when there is none."""
-    override = os.environ.get("VQP_CPU_LIBRARY")
-    if override:
-        return Path(override)
-    for folder in (Path(__file__).parent, Path(sysconfig.get_paths()["platlib"]) / "vllm_quant_kernels"):
-        if (folder / NAME).is_file():
-            return folder / NAME
-    return None
+    return shared_library.library_path(NAME, "VQP_CPU_LIBRARY")
 
 
 def _declare(lib: ctypes.CDLL) -> None:
@@ -59,16 +51,8 @@ def load() -> ctypes.CDLL:
         LibraryError: it is absent, cannot be loaded, has another ABI, or VQP_CPU_ISA names no level that can be
             used here.
     """
-    path = library_path()
-    if path is None:
-        raise LibraryError(f"{NAME} was not built: run `make`, or `pip install .` with a C++17 compiler")
-    try:
-        lib = ctypes.CDLL(str(path))
-        version = lib.vqp_cpu_abi_version()
-    except (OSError, AttributeError) as error:
-        raise LibraryError(f"{path} cannot be loaded: {error}") from error
-    if version != ABI_VERSION:
-        raise LibraryError(f"{path} has version {version}, this package needs {ABI_VERSION}: build it again")
+    build = "run `make`, or `pip install .` with a C++17 compiler"
+    lib = shared_library.open_library(library_path(), NAME, "vqp_cpu_abi_version", ABI_VERSION, build)
     _declare(lib)
     int8_activations()
     wanted = os.environ.get("VQP_CPU_ISA", "")

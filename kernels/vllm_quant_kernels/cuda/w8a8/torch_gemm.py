@@ -1,5 +1,5 @@
 """8-bit products by other libraries, on the codes and scales of this package: cuBLASLt and CUTLASS through torch, and
-DeepGEMM. Nothing is converted: weights are plain rows of codes (w8a8_weight.py), and scales of groups lie as DeepGEMM
+DeepGEMM. Nothing is converted: weights are plain rows of codes (weight.py), and scales of groups lie as DeepGEMM
 reads them (activation.py)."""
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import importlib.util
 
 import torch
 
-from vllm_quant_kernels.activation import Activations
-from vllm_quant_kernels.w8a8_choice import Backend
-from vllm_quant_kernels.w8a8_weight import WeightW8A8
+from vllm_quant_kernels.cuda.w8a8.activation import Activations
+from vllm_quant_kernels.cuda.w8a8.choice import Backend
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8
 
 HOPPER = (9, 0)
 

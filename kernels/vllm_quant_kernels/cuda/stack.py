@@ -11,8 +11,10 @@ from dataclasses import replace
 
 import torch
 
-from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of, pack_codes, unpack_codes
-from vllm_quant_kernels.cuda_pack import PackedCuda, finish_writes
+from vllm_quant_kernels.cuda.layout import ROW_TILE, SLAB, bits_of, pack_codes, unpack_codes
+from vllm_quant_kernels.cuda.pack import finish_writes
+from vllm_quant_kernels.cuda.weight import PackedCuda
+from vllm_quant_kernels.sizes import round_up
 
 
 def stack_cuda(parts: list[PackedCuda]) -> PackedCuda:
@@ -74,7 +76,7 @@ def split_rows(packed: PackedCuda, at: int) -> list[PackedCuda]:
 
 
 def _pad_rows(rows: torch.Tensor) -> torch.Tensor:
-    padded = rows.new_zeros(-(-rows.shape[0] // ROW_TILE) * ROW_TILE, rows.shape[1])
+    padded = rows.new_zeros(round_up(rows.shape[0], ROW_TILE), rows.shape[1])
     padded[: rows.shape[0]] = rows
     return padded
 

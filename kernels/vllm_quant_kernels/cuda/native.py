@@ -7,16 +7,13 @@ import functools
 
 import torch
 
-from vllm_quant_kernels import cuda_library
-from vllm_quant_kernels.cuda_layout import ROW_TILE, SLAB, bits_of
-from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE, Linear, Plan
-from vllm_quant_kernels.cuda_pack import PackedCuda
+from vllm_quant_kernels.cuda import library
+from vllm_quant_kernels.cuda.layout import ROW_TILE, SLAB, bits_of
+from vllm_quant_kernels.cuda.library import NO_DTYPE, Linear, Plan
+from vllm_quant_kernels.cuda.weight import PackedCuda
+from vllm_quant_kernels.native_call import DTYPES, pointer
 
 MAX_WORKSPACE = 256 << 20
-
-
-def _pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _dtype(tensor: torch.Tensor | None) -> int:
@@ -32,13 +29,13 @@ def describe(
 ) -> Linear:
     """The call y = x W^T + bias for x (M, K) with unit column stride and out (M, N) contiguous."""
     return Linear(
-        x=_pointer(x),
-        y=_pointer(out),
-        data=_pointer(w.data),
-        scales=_pointer(w.scales),
-        zeros=_pointer(w.zeros),
-        perm=_pointer(w.perm),
-        bias=_pointer(bias),
+        x=pointer(x),
+        y=pointer(out),
+        data=pointer(w.data),
+        scales=pointer(w.scales),
+        zeros=pointer(w.zeros),
+        perm=pointer(w.perm),
+        bias=pointer(bias),
         m=x.shape[0],
         n=w.n,
         k=w.k,
@@ -52,7 +49,7 @@ def describe(
         zero_dtype=_dtype(w.zeros),
         bias_dtype=_dtype(bias),
         batch_invariant=int(batch_invariant),
-        dependent=int(cuda_library.dependent_launch()),
+        dependent=int(library.dependent_launch()),
     )
 
 
@@ -71,15 +68,15 @@ def describe_experts(
     """The grouped call: ``w`` with a leading expert dimension, ``out`` (pairs, N) contiguous."""
     call = describe(x, out, w, bias, batch_invariant)
     call.m, call.top_k, call.sorted_rows = out.shape[0], top_k, rows.numel()
-    call.rows, call.experts, call.padded_rows = _pointer(rows), _pointer(experts), _pointer(padded_rows)
-    call.row_scales, call.num_experts = _pointer(row_scales), w.data.shape[0]
+    call.rows, call.experts, call.padded_rows = pointer(rows), pointer(experts), pointer(padded_rows)
+    call.row_scales, call.num_experts = pointer(row_scales), w.data.shape[0]
     return call
 
 
 def plan(call: Linear, tokens: int = 0) -> Plan:
     """How ``call`` would run on the current device."""
     result = Plan()
-    cuda_library.check(cuda_library.load().vqp_cuda_linear_plan(ctypes.byref(call), tokens, ctypes.byref(result)))
+    library.check(library.load().vqp_cuda_linear_plan(ctypes.byref(call), tokens, ctypes.byref(result)))
     return result
 
 
@@ -104,15 +101,13 @@ def run(call: Linear, chosen: Plan, device: torch.device) -> None:
     size = chosen.workspace_bytes
     workspace = torch.empty(size, dtype=torch.uint8, device=device) if size else None
     stream = torch.cuda.current_stream(device).cuda_stream
-    cuda_library.check(
-        cuda_library.load().vqp_cuda_linear_run(
-            ctypes.byref(call), ctypes.byref(chosen), _pointer(workspace), size, stream
-        )
+    library.check(
+        library.load().vqp_cuda_linear_run(ctypes.byref(call), ctypes.byref(chosen), pointer(workspace), size, stream)
     )
 
 
 def wna16_linear(x: torch.Tensor, w: PackedCuda, bias: torch.Tensor | None, batch_invariant: bool) -> torch.Tensor:
-    """See :func:`vllm_quant_kernels.cuda_ops.linear_cuda`."""
+    """See :func:`vllm_quant_kernels.cuda.ops.linear_cuda`."""
     rows = x.reshape(-1, w.k)
     if rows.stride(-1) != 1 and rows.numel():
         rows = rows.contiguous()
@@ -158,7 +153,7 @@ def wna16_experts(
     pairs: int,
     batch_invariant: bool,
 ) -> torch.Tensor:
-    """See :func:`vllm_quant_kernels.cuda_ops.experts_cuda`."""
+    """See :func:`vllm_quant_kernels.cuda.ops.experts_cuda`."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     out = torch.empty((pairs, w.n), dtype=x.dtype, device=x.device)
     if not out.numel():
@@ -171,16 +166,14 @@ def wna16_experts(
 
 
 def pack(codes: torch.Tensor, kind: int, k_padded: int, perm: torch.Tensor | None) -> torch.Tensor:
-    """Codes (N, K) uint8 on a GPU to the packed bytes of :mod:`vllm_quant_kernels.cuda_layout`."""
+    """Codes (N, K) uint8 on a GPU to the packed bytes of :mod:`vllm_quant_kernels.cuda.layout`."""
     n, k = codes.shape
     tiles = -(-n // ROW_TILE) * (k_padded // SLAB)
     data = torch.empty(tiles * 128 * bits_of(kind), dtype=torch.uint8, device=codes.device)
     if data.numel():
         with torch.cuda.device(codes.device):
             stream = torch.cuda.current_stream(codes.device).cuda_stream
-            cuda_library.check(
-                cuda_library.load().vqp_cuda_pack(
-                    _pointer(codes), n, k, k_padded, _pointer(perm), kind, _pointer(data), stream
-                )
+            library.check(
+                library.load().vqp_cuda_pack(pointer(codes), n, k, k_padded, pointer(perm), kind, pointer(data), stream)
             )
     return data

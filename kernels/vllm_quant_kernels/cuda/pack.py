@@ -7,62 +7,17 @@ activation), runs are padded to 16 columns, and the tables repeat a group that s
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
-from vllm_quant_kernels.cuda_layout import FP8, ROW_TILE, SLAB, bits_of, pack_codes, unpack_codes
+from vllm_quant_kernels.cuda import native
+from vllm_quant_kernels.cuda.layout import FP8, ROW_TILE, SLAB, bits_of, pack_codes, unpack_codes
+from vllm_quant_kernels.cuda.weight import PackedCuda
+from vllm_quant_kernels.sizes import round_up
 
 SCALE_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@dataclass(frozen=True)
-class PackedCuda:
-    """A weight for ``vqp::wna16_linear_cuda``.
-
-    Attributes:
-        data: uint8 1-D, see :mod:`vllm_quant_kernels.cuda_layout`.
-        scales: (Np/16, G, 16) bf16, fp16 or fp32.
-        zeros: None; uint8, the zero points; or fp32, the zero points minus 2**(bits - 1). Shape of ``scales``.
-        perm: None, or int32 (Kp,): the input feature at each packed column, -1 for padding.
-        kind: 2..8, the bits of an integer code, or 9 for FP8 E4M3.
-        group_size: columns a group, a power of two from 16; any value when G is 1.
-        n, k: out_features and in_features, without padding.
-    """
-
-    data: torch.Tensor
-    scales: torch.Tensor
-    zeros: torch.Tensor | None
-    perm: torch.Tensor | None
-    kind: int
-    group_size: int
-    n: int
-    k: int
-
-    @property
-    def k_padded(self) -> int:
-        """Columns in the packed form."""
-        return self.data.shape[-1] * 8 // (bits_of(self.kind) * -(-self.n // ROW_TILE) * ROW_TILE)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(t.nbytes for t in (self.data, self.scales, self.zeros, self.perm) if t is not None)
-
-    @property
-    def padding(self) -> float:
-        """The share of packed codes that is padding, 0 to 1."""
-        return 1 - self.n * self.k / (self.data.shape[-1] * 8 / bits_of(self.kind))
-
-    def expert(self, index: int) -> PackedCuda:
-        """One of a stack of weights whose tensors have a leading expert dimension."""
-        zeros, perm = (None if t is None else t[index] for t in (self.zeros, self.perm))
-        return replace(self, data=self.data[index], scales=self.scales[index], zeros=zeros, perm=perm)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def _power_of_two_divisor(values: list[int]) -> int:
@@ -86,11 +41,11 @@ class _Columns:
 def _columns(w: CanonicalWeight) -> _Columns:
     k, groups = w.in_features, w.scales.shape[1]
     if groups == 1:
-        return _Columns(None, _round_up(k, SLAB), _round_up(k, SLAB), torch.zeros(1, dtype=torch.int64))
+        return _Columns(None, round_up(k, SLAB), round_up(k, SLAB), torch.zeros(1, dtype=torch.int64))
     index = w.group_index().cpu()
     in_order = w.group_size % ROW_TILE == 0 and torch.equal(index, torch.arange(k) // w.group_size)
     if in_order:
-        size, padded, perm = _power_of_two_divisor([w.group_size]), _round_up(k, SLAB), None
+        size, padded, perm = _power_of_two_divisor([w.group_size]), round_up(k, SLAB), None
         first = torch.arange(0, k, size)
         owner = index[first]
     else:
@@ -98,7 +53,7 @@ def _columns(w: CanonicalWeight) -> _Columns:
         runs = (counts + ROW_TILE - 1) // ROW_TILE * ROW_TILE
         ends = torch.cumsum(runs, 0)
         size = _power_of_two_divisor(ends[:-1].tolist()) or int(ends[-1])
-        padded = _round_up(int(ends[-1]), SLAB)
+        padded = round_up(int(ends[-1]), SLAB)
         order = torch.argsort(index, stable=True)
         rank = torch.arange(k) - (torch.cumsum(counts, 0) - counts)[index[order]]
         perm = torch.full((padded,), -1, dtype=torch.int32)
@@ -116,7 +71,7 @@ def _table(values: torch.Tensor, columns: _Columns) -> torch.Tensor:
     """(N, groups) to (Np/16, G, 16); zero for padding rows and blocks."""
     source = columns.group_of_block.to(values.device)
     n = values.shape[0]
-    wide = values.new_zeros(_round_up(n, ROW_TILE), source.numel())
+    wide = values.new_zeros(round_up(n, ROW_TILE), source.numel())
     wide[:n] = torch.where(source >= 0, values[:, source.clamp(min=0)], values.new_zeros(()))
     return wide.view(-1, ROW_TILE, source.numel()).transpose(1, 2).contiguous()
 
@@ -183,11 +138,9 @@ def finish_writes(tensor: torch.Tensor) -> None:
 def _pack_data(codes: torch.Tensor, kind: int, k_padded: int, perm: torch.Tensor | None) -> torch.Tensor:
     """The packed codes: by the device's kernel where there is one, else in PyTorch. Both give the same bytes."""
     if codes.is_cuda:
-        from vllm_quant_kernels import cuda_native
-
-        return cuda_native.pack(codes.contiguous(), kind, k_padded, perm)
+        return native.pack(codes.contiguous(), kind, k_padded, perm)
     n, k = codes.shape
-    padded = torch.zeros(_round_up(n, ROW_TILE), k_padded, dtype=torch.uint8)
+    padded = torch.zeros(round_up(n, ROW_TILE), k_padded, dtype=torch.uint8)
     if perm is None:
         padded[:n, :k] = codes
     else:
@@ -200,7 +153,7 @@ def dequantize_cuda(p: PackedCuda, dtype: torch.dtype = torch.float32) -> torch.
     """The (N, K) weight in ``dtype``, computed in float64 when that is asked for, else in float32."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = bits_of(p.kind)
-    codes = unpack_codes(p.data, bits, _round_up(p.n, ROW_TILE))[: p.n]
+    codes = unpack_codes(p.data, bits, round_up(p.n, ROW_TILE))[: p.n]
     block = torch.arange(p.k_padded, device=codes.device)
     block = block // p.group_size if p.scales.shape[1] > 1 else torch.zeros_like(block)
 

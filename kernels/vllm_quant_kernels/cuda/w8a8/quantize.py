@@ -7,11 +7,13 @@ import functools
 
 import torch
 
-from vllm_quant_kernels import activation, cuda_library
-from vllm_quant_kernels.activation import DTYPES as CODE_DTYPES
-from vllm_quant_kernels.activation import Activations, round_up
-from vllm_quant_kernels.cuda_library import DTYPES
-from vllm_quant_kernels.library import LibraryError
+from vllm_quant_kernels.cuda import library as cuda_library
+from vllm_quant_kernels.cuda.w8a8 import activation
+from vllm_quant_kernels.cuda.w8a8.activation import DTYPES as CODE_DTYPES
+from vllm_quant_kernels.cuda.w8a8.activation import Activations
+from vllm_quant_kernels.native_call import DTYPES, pointer
+from vllm_quant_kernels.shared_library import LibraryError
+from vllm_quant_kernels.sizes import round_up
 
 
 class Quantize(ctypes.Structure):
@@ -33,10 +35,6 @@ def library() -> ctypes.CDLL:
     except AttributeError as error:
         raise LibraryError(f"{cuda_library.NAME} has no 8-bit kernels: build it again") from error
     return lib
-
-
-def pointer(tensor: torch.Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def empty_activations(
@@ -160,7 +158,7 @@ def quantize_cuda(
     in_zero: torch.Tensor | None = None,
     group: int = 0,
 ) -> Activations:
-    """:func:`vllm_quant_kernels.activation.quantize` where x is. Raises ValueError as that does."""
+    """:func:`.activation.quantize` where x is. Raises ValueError as that does."""
     q, scales, zeros = torch.ops.vqp.quantize_cuda(x, kind, symmetric, in_scale, in_zero, group)
     if in_scale is not None:
         return Activations(q, in_scale, in_zero)

@@ -7,13 +7,16 @@ import functools
 
 import torch
 
-from vllm_quant_kernels import cuda_library, cuda_quantize, w8a8_torch
-from vllm_quant_kernels.activation import FP8, GROUP, INT8, Activations, round_up
-from vllm_quant_kernels.cuda_library import DTYPES, NO_DTYPE
-from vllm_quant_kernels.cuda_quantize import pointer
-from vllm_quant_kernels.library import LibraryError
-from vllm_quant_kernels.w8a8_choice import TABLE, Backend, choose
-from vllm_quant_kernels.w8a8_weight import WeightW8A8
+from vllm_quant_kernels.cuda import library as cuda_library
+from vllm_quant_kernels.cuda.library import NO_DTYPE
+from vllm_quant_kernels.cuda.w8a8 import quantize as cuda_quantize
+from vllm_quant_kernels.cuda.w8a8 import torch_gemm as w8a8_torch
+from vllm_quant_kernels.cuda.w8a8.activation import FP8, GROUP, INT8, Activations
+from vllm_quant_kernels.cuda.w8a8.choice import TABLE, Backend, choose
+from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8
+from vllm_quant_kernels.native_call import DTYPES, pointer
+from vllm_quant_kernels.shared_library import LibraryError
+from vllm_quant_kernels.sizes import round_up
 
 NO_KERNEL = 5  # VQP_CUDA_EDEVICE
 
@@ -140,7 +143,7 @@ def run(call: Product, chosen: Plan, device: torch.device) -> None:
 
 
 def choice_key(w: WeightW8A8) -> str:
-    """The row of w8a8_choice.TABLE."""
+    """The row of choice.TABLE."""
     return "fp8-blocks" if w.blocks else "fp8" if w.kind == FP8 else "int8"
 
 
@@ -214,7 +217,7 @@ def linear(
     batch_invariant: bool = False,
     backend: Backend | None = None,
 ) -> torch.Tensor:
-    """See :func:`vllm_quant_kernels.w8a8_ops.linear_w8a8`; ``backend`` overrides the table.
+    """See :func:`vllm_quant_kernels.cuda.w8a8.ops.linear_w8a8`; ``backend`` overrides the table.
 
     Raises:
         ValueError: the current GPU has no FP8 tensor cores.

@@ -35,17 +35,14 @@ from itertools import pairwise
 
 import torch
 
+from vllm_quant_kernels.sizes import round_up
+
 LAYOUT_VERSION = 1
 KIND_CODES = {"int": 0, "fp8_e4m3": 1, "fp8_e5m2": 2}
 LANES = 16
 BLOCK = 32
 CHUNK = 128
 PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (3,), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
-
-
-def round_up(value: int, multiple: int) -> int:
-    """The least multiple of ``multiple`` that is at least ``value``."""
-    return -(-value // multiple) * multiple
 
 
 def kind_code(kind: str) -> int:

@@ -1,0 +1,1 @@
+"""Kernels for CPUs: operators, packing and layout over ``libvqp_cpu.so``."""

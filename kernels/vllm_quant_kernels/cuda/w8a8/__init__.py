@@ -1,0 +1,1 @@
+"""GEMMs of 8-bit weights and 8-bit activations on NVIDIA GPUs."""
