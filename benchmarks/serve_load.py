@@ -185,9 +185,10 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         plan = {"weight_bytes_per_rank": 14_000_000, "kv_bytes_per_token": 4096,
                 "kv_tokens": {"low": 16384, "value": 16384, "high": 16384}}  # fmt: skip
-        # Everything that can be told is: the most expensive case.
-        RunDirectory(Path(folder)).write_plan({"plan": plan, "peaks": {"bandwidth": 1e12, "flops": 1e15}, "price": 1.0,
-                                               "slo": {"ttft": 1.0, "tpot": 0.1}})  # fmt: skip
+        # All launch metadata there can be: the most expensive case.
+        metadata = {"plan": plan, "peaks": {"bandwidth": 1e12, "flops": 1e15}, "price": 1.0,
+                    "slo": {"ttft": 1.0, "tpot": 0.1}}  # fmt: skip
+        RunDirectory(Path(folder)).write_metadata(metadata)
         os.environ[VARIABLE] = folder
         logger = VqpStatLogger(SimpleNamespace(
             model_config=SimpleNamespace(model=str(BUNDLED), revision=None, quantization=None, served_model_name="m",

@@ -35,7 +35,7 @@ from vllm_quant_serve.deploy import Deployment, Target, emit
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.planning import Machines
-from vllm_quant_serve.supervise.state import SuperviseOptions
+from vllm_quant_serve.supervise.options import SuperviseOptions
 
 HOOK = """
 import importlib.abc, importlib.util, sys

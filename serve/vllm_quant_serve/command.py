@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable
 from enum import Enum
@@ -29,11 +28,11 @@ from vllm_quant_serve.planning import (
     refuse_pickle,
 )
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
-from vllm_quant_serve.supervise.launch_recorder import recorder
+from vllm_quant_serve.supervise.launch_recorder import launch_recorder
+from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.run_directory import RunDirectory
 from vllm_quant_serve.supervise.session import Session
-from vllm_quant_serve.supervise.state import SuperviseOptions
 
 
 class Goal(Enum):
@@ -112,12 +111,12 @@ def serve(
     launch.endpoint.check_free()
     _announce(report, plan, launch)
     document = plan_document(plan)
-    told = {"peaks": peaks, "slo": {"ttft": slo_ttft, "tpot": slo_tpot}, "price": price}
-    fallbacks = MemoryFallbacks.of(launch.planned, words, document)
+    metadata = {"peaks": peaks, "slo": {"ttft": slo_ttft, "tpot": slo_tpot}, "price": price}
+    fallbacks = MemoryFallbacks(launch.planned, words, document)
 
     def make() -> Session:
-        remember = None if plan is None else recorder(plan)
-        return Session(launch, RunDirectory.create(), report, options, document, fallbacks, told, remember)
+        record = None if plan is None else launch_recorder(plan)
+        return Session(launch, RunDirectory.create(), report, options, document, fallbacks, metadata, record)
 
     admin = None if no_admin else _bind_admin(admin_host, admin_port, launch)
     code = asyncio.run(_supervise(make, admin))
@@ -126,24 +125,24 @@ def serve(
 
 
 async def _supervise(make: Callable[[], Session], admin: socket.socket | None) -> int:
-    supervisor = make()
+    session = make()
     if admin is None:
-        return await supervisor.run()
-    from vllm_quant_serve.admin.app import TOKEN_VARIABLE, AdminServer
+        return await session.run()
+    from vllm_quant_serve.admin.server import AdminServer, admin_token
 
-    app = AdminServer(supervisor, admin, os.environ.get(TOKEN_VARIABLE) or None)
+    app = AdminServer(session, admin, admin_token())
     app.start()
-    supervisor.report.event("admin", f"status page and probes: {app.address}", url=app.address)
+    session.report.event("admin", f"status page and probes: {app.address}", url=app.address)
     try:
-        return await supervisor.run()
+        return await session.run()
     finally:
         await app.stop()
 
 
 def _bind_admin(host: str, port: int | None, launch: Launch) -> socket.socket:
-    from vllm_quant_serve.admin.app import TOKEN_VARIABLE, bind
+    from vllm_quant_serve.admin.server import admin_token, bind
 
-    return bind(host, port, launch.endpoint.port, os.environ.get(TOKEN_VARIABLE) or None)
+    return bind(host, port, launch.endpoint.port, admin_token())
 
 
 def _deployment(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import vllm_quant_serve.supervise.run_directory as rundir
+import vllm_quant_serve.supervise.run_directory as run_directory
 from vllm_quant_serve.gate import OPEN_PATHS, DrainGate
 from vllm_quant_serve.supervise.run_directory import VARIABLE, RunDirectory
 
@@ -40,7 +40,7 @@ def answering(seen: list[int], look: Callable[[], int]) -> Any:
 @pytest.fixture
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     monkeypatch.setenv(VARIABLE, str(tmp_path))
-    monkeypatch.setattr(rundir, "_attached", None)
+    monkeypatch.setattr(run_directory, "_attached", None)
     return RunDirectory(tmp_path)
 
 
@@ -91,14 +91,14 @@ def test_without_a_supervisor_it_is_transparent(monkeypatch: pytest.MonkeyPatch)
 
 def test_life_and_death_of_pages(run_dir: RunDirectory) -> None:
     DrainGate(answering([], lambda: 0))
-    run_dir.write_plan({"plan": {"a": 1}})
+    run_dir.write_metadata({"plan": {"a": 1}})
     run_dir.write_actuals({"kv_tokens": 5})
-    assert rundir.read_plan() == {"plan": {"a": 1}}
-    assert rundir.read_actuals() == {"kv_tokens": 5}
-    run_dir.forget_pages()
+    assert run_directory.read_metadata() == {"plan": {"a": 1}}
+    assert run_directory.read_actuals() == {"kv_tokens": 5}
+    run_dir.forget_server()
     assert run_dir.pages() == []
-    assert rundir.read_actuals() == {}, "what an ended server told is forgotten"
-    assert rundir.read_plan() is not None
+    assert run_directory.read_actuals() == {}, "what an ended server told is forgotten"
+    assert run_directory.read_metadata() is not None
     run_dir.remove()
     assert not run_dir.path.exists()
-    assert rundir.read_plan() is None
+    assert run_directory.read_metadata() is None

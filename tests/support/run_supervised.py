@@ -16,10 +16,10 @@ from vllm_quant_plugin.errors import VqpError
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
+from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.run_directory import RunDirectory
 from vllm_quant_serve.supervise.session import Session
-from vllm_quant_serve.supervise.state import SuperviseOptions
 
 FAKE = Path(__file__).with_name("fake_server.py")
 
@@ -30,7 +30,7 @@ async def run() -> int:
     planned = fields.pop("planned", [])
     words = parse_args(sys.argv[2:])
     launch = replace(build_launch(words, planned), program=(sys.executable, str(FAKE)))
-    fallbacks = MemoryFallbacks.of(launch.planned, words, plan)
+    fallbacks = MemoryFallbacks(launch.planned, words, plan)
     return await Session(
         launch, RunDirectory.create(), Report(as_json=True), SuperviseOptions(**fields), plan, fallbacks
     ).run()

@@ -12,7 +12,7 @@ import typer
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.plan.api import Plan
 from vllm_quant_serve.planning import ONE_MACHINE, Machines
-from vllm_quant_serve.supervise.state import SuperviseOptions
+from vllm_quant_serve.supervise.options import SuperviseOptions
 
 NAME = "vllm-quant"
 IMAGE = "vllm-quant-plugin:latest"

@@ -8,7 +8,7 @@ from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
 from vllm_quant_serve.planning import machines_of
-from vllm_quant_serve.supervise.state import SuperviseOptions
+from vllm_quant_serve.supervise.options import SuperviseOptions
 
 # Field of the question -> flag of ``vllm serve``.
 _VLLM = {

@@ -71,9 +71,9 @@ class Peaks:
     flops: float
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> Peaks | None:
-        """From the launcher's file; None where the device's rates are unknown."""
-        peaks = told.get("peaks")
+    def read(cls, launch: Mapping[str, Any]) -> Peaks | None:
+        """From the launch metadata; None where the device's rates are unknown."""
+        peaks = launch.get("peaks")
         return cls(float(peaks["bandwidth"]), float(peaks["flops"])) if peaks else None
 
 

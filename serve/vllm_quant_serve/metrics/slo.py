@@ -20,17 +20,17 @@ class Objective:
     tpot: float | None = None
 
     @classmethod
-    def read(cls, told: Mapping[str, Any]) -> Objective | None:
-        """From the launcher's file; None where no limit was set."""
-        limits = told.get("slo") or {}
+    def read(cls, launch: Mapping[str, Any]) -> Objective | None:
+        """From the launch metadata; None where no limit was set."""
+        limits = launch.get("slo") or {}
         found = cls(limits.get("ttft"), limits.get("tpot"))
         return None if found.ttft is None and found.tpot is None else found
 
     def met(self, finished: Any) -> bool:
         """Whether a ``FinishedRequestStats`` of vLLM met the limits.
 
-        The time to the first token is the request's whole time less its decode time: vLLM tells
-        no other per request.
+        The time to the first token is the request's whole time minus its decode time: vLLM reports no
+        other per request.
         """
         ttft = finished.e2e_latency - finished.decode_time
         if self.ttft is not None and ttft > self.ttft:

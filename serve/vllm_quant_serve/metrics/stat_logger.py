@@ -1,7 +1,7 @@
 """``VqpStatLogger``: the ``vllm.stat_logger_plugins`` entry point. It runs in vLLM's API server processes.
 
-It works under ``vllm-quant serve``, which adds the plan, and under bare ``vllm serve``, where
-the metrics of the plan are absent. A failure in here is logged once and never reaches the server.
+It works under ``vllm-quant serve``, which hands over launch metadata with the plan, and under bare ``vllm serve``,
+where the metrics of the plan are absent. A failure here is logged once and never reaches the server.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vllm_quant_serve.metrics.energy import EnergyMeter, open_meter
 from vllm_quant_serve.metrics.facts import read_facts
 from vllm_quant_serve.metrics.rates import SlidingRate
 from vllm_quant_serve.metrics.slo import Objective, was_aborted
-from vllm_quant_serve.supervise.run_directory import attach, read_actuals, read_plan
+from vllm_quant_serve.supervise.run_directory import attach, read_actuals, read_metadata
 
 logger = init_logger("vllm.vllm_quant_serve.stat_logger")
 PUBLISH_EVERY = 0.5
@@ -40,14 +40,14 @@ class VqpStatLogger(AggregateStatLoggerBase):
         parallel = vllm_config.parallel_config
         self.ranks = int(parallel.tensor_parallel_size) * int(parallel.pipeline_parallel_size)
         self.devices = self.ranks * int(parallel.data_parallel_size)
-        # Metrics of the whole deployment that cannot be added up come from the only, or first, API server.
+        # Metrics of the whole deployment that do not add up come from the only, or first, API server.
         self.alone = int(getattr(parallel, "_api_process_count", 1) or 1) == 1
         self.first = self.alone or getattr(parallel, "_api_process_rank", 0) in (0, -1)
         self.side = attach()
-        self.told: Mapping[str, Any] = read_plan() or {}
-        self.objective = Objective.read(self.told)
-        self.peaks = Peaks.read(self.told)
-        price = self.told.get("price")
+        self.launch: Mapping[str, Any] = read_metadata() or {}
+        self.objective = Objective.read(self.launch)
+        self.peaks = Peaks.read(self.launch)
+        price = self.launch.get("price")
         self.price = None if price is None else float(price) * self.devices
         self.account: Account | None = None
         self.kv_tokens: int | None = None
@@ -55,7 +55,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self._rates = {index: EngineRates() for index in self.engines}
         self._broken = False
         self._published = 0.0
-        self._weights_told = False
+        self._weights_known = False
         self._metered_tokens = 0
         self._guarded(self._publish_facts)
 
@@ -79,12 +79,12 @@ class VqpStatLogger(AggregateStatLoggerBase):
     # -------------------------------------------------------------------------
 
     def _guarded(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Run ``work``: vLLM's statistics are no stable interface, and a metric must not stop a server."""
+        """Run ``work``; vLLM's statistics are no stable interface, and a metric must not stop a server."""
         try:
             work(*arguments)
         except Exception:
             self._broken = True
-            logger.exception("vqp metrics stop here: vLLM's statistics are not what was expected")
+            logger.exception("the vqp metrics stop here: vLLM's statistics are not as expected")
 
     def _set(self, name: str, value: float | None, *labels: str) -> None:
         if value is not None:
@@ -102,8 +102,8 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self._set("vqp_weight_bits", facts.weight_bits)
         self._set("vqp_checkpoint_bytes", facts.checkpoint_bytes)
         self._set("vqp_devices", self.devices)
-        self._set("vqp_server_restarts", self.told.get("restarts"))
-        self._set("vqp_server_start_retries", self.told.get("retries"))
+        self._set("vqp_server_restarts", self.launch.get("restarts"))
+        self._set("vqp_server_start_retries", self.launch.get("retries"))
         self._set("vqp_price_per_hour", self.price)
         if self.peaks is not None:
             self._set("vqp_peak_memory_bandwidth_bytes_per_second", self.peaks.bandwidth)
@@ -114,7 +114,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
             for result in ("met", "missed"):
                 self._add("vqp_slo_requests", 0, result)
             self._add("vqp_goodput_tokens", 0)
-        plan = self.told.get("plan")
+        plan = self.launch.get("plan")
         if plan:
             self._set("vqp_weight_bytes", plan["weight_bytes_per_rank"], "plan")
             for source, key in (("plan_low", "low"), ("plan", "value"), ("plan_high", "high")):
@@ -127,11 +127,11 @@ class VqpStatLogger(AggregateStatLoggerBase):
             tokens = cache.num_gpu_blocks * cache.block_size
         self.kv_tokens = tokens
         self._set("vqp_kv_cache_tokens", tokens, "actual")
-        launched = self.told.get("launched_at")
+        launched = self.launch.get("launched_at")
         if launched is not None:
             self._set("vqp_load_seconds", time.time() - launched)
         if self.peaks is not None:
-            self.account = make_account(self.facts.size, self.told.get("plan"), self.ranks, tokens)
+            self.account = make_account(self.facts.size, self.launch.get("plan"), self.ranks, tokens)
         if self.first:
             self.meter = open_meter(self.devices)
         for engine in self.engines:
@@ -144,10 +144,10 @@ class VqpStatLogger(AggregateStatLoggerBase):
             self._set("vqp_headroom_requests", free // length, str(engine))
 
     def _publish_slow(self) -> None:
-        """What is told seldom: energy, and figures the supervisor reads from the engine's log."""
-        if not self._weights_told:
+        """What changes seldom: energy, and figures that the supervisor reads from the engine's log."""
+        if not self._weights_known:
             weights = read_actuals().get("weight_bytes")
-            self._weights_told = weights is not None
+            self._weights_known = weights is not None
             self._set("vqp_weight_bytes", weights, "actual")
         if self.meter is not None:
             self._publish_energy(self.meter.since_last())
@@ -155,7 +155,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
     def _publish_energy(self, joules: float) -> None:
         self._add("vqp_energy_joules", joules)
         tokens, self._metered_tokens = self._metered_tokens, 0
-        # Of several API servers each sees a part of the tokens, and the devices work for all.
+        # Each of several API servers sees a part of the tokens, and the devices work for all of them.
         if self.alone and tokens:
             self._set("vqp_joules_per_token", joules / tokens)
         else:
@@ -212,5 +212,5 @@ class VqpStatLogger(AggregateStatLoggerBase):
         if generation > 0:
             self._set("vqp_cost_per_million_tokens", self.price / 3600.0 / generation * 1e6)
         else:
-            # Idle, a token costs no finite amount: the metric goes, rather than keep its last value.
+            # While idle a token has no finite cost: the metric is removed and does not keep its last value.
             self._remove("vqp_cost_per_million_tokens")

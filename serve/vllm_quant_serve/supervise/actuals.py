@@ -1,7 +1,7 @@
-"""What the engine says of its memory, read from its log: the planner's figures are held against it.
+"""Memory figures of the engine, read from its log and compared with the plan.
 
-vLLM has no gauge for either (its loader and workers log them). Wording:
-vllm/v1/worker/gpu_model_runner.py, vllm/v1/core/kv_cache_utils.py.
+vLLM has no gauge for them; its loader and its workers log them. The wording is that of
+vllm/v1/worker/gpu_model_runner.py and vllm/v1/core/kv_cache_utils.py.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def _gib(text: str) -> int | None:
 
 @dataclass
 class Actuals:
-    """Figures of the running server; None until told.
+    """Figures of the running server; None until its log has them.
 
     Attributes:
         weight_bytes: the fullest rank's weights.
         kv_bytes: KV cache of one rank.
-        kv_tokens: tokens of KV cache.
+        kv_tokens: tokens that the KV cache holds.
     """
 
     weight_bytes: int | None = None
@@ -37,10 +37,10 @@ class Actuals:
     kv_tokens: int | None = None
 
     def read(self, line: str) -> bool:
-        """Take what a log line tells; whether it told something."""
+        """Take the figure in a log line; whether there was one."""
         if match := _WEIGHTS.search(line):
             found = _gib(match[1])
-            # One line per rank: plans speak of the fullest.
+            # One line per rank; the plan's figure is that of the fullest.
             self.weight_bytes = max(self.weight_bytes or 0, found) if found is not None else self.weight_bytes
             return found is not None
         if match := _KV_TOKENS.search(line):

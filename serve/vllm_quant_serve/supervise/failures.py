@@ -1,4 +1,4 @@
-"""Why a server did not start, told from its log.
+"""Why a server did not start, read from its log.
 
 The patterns are vLLM's and PyTorch's own messages; ``tests/serve/supervise/test_failures.py`` holds them
 against the sources of the installed vLLM, so that a reworded message is noticed.
@@ -29,7 +29,7 @@ class Cause(Enum):
 
     @property
     def is_memory(self) -> bool:
-        """Whether asking for less may help."""
+        """Whether smaller memory demands may help."""
         return self in (Cause.KV_CACHE, Cause.MEMORY, Cause.HOST_MEMORY)
 
 
@@ -38,16 +38,16 @@ HINTS = {
     Cause.MEMORY: "free the device, lower --gpu-memory-utilization or --max-num-seqs, or quantize to fewer bits",
     Cause.HOST_MEMORY: "free host memory, lower --kv-cache-memory-bytes, or raise the container's limit",
     Cause.SHARED_MEMORY: "give the container more /dev/shm (docker run --ipc=host or --shm-size=8g)",
-    Cause.HEADS: "choose another --tensor-parallel-size; `vllm-quant plan` lists those that are legal",
-    Cause.PORT: "choose another --port, or stop what holds it",
-    Cause.WEIGHTS: "check the model folder or hub id; `vllm-quant inspect` reads it without loading",
+    Cause.HEADS: "choose another --tensor-parallel-size; `vllm-quant plan` lists the legal ones",
+    Cause.PORT: "choose another --port, or stop the process that holds it",
+    Cause.WEIGHTS: "check the model folder or Hub id; `vllm-quant inspect` reads it without loading it",
     Cause.DEVICE: "check `nvidia-smi`, the driver's version and CUDA_VISIBLE_DEVICES, or install the CPU build",
-    Cause.FLAGS: "`vllm serve --help=all` lists vLLM's flags, `vllm-quant serve --help` ours",
-    Cause.QUANTIZATION: "`vllm-quant inspect` says which --quantization reads this checkpoint",
+    Cause.FLAGS: "`vllm serve --help=all` lists vLLM's flags, `vllm-quant serve --help` this command's own",
+    Cause.QUANTIZATION: "`vllm-quant inspect` names the --quantization that reads this checkpoint",
     Cause.UNKNOWN: "read the server's log above",
 }
 
-# First match wins, so the telling message stands before the general one.
+# The first match wins, so specific messages come before general ones.
 PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.KV_CACHE, r"No available memory for the cache blocks"),
     (Cause.KV_CACHE, r"To serve at least one request with the model's max seq len"),
@@ -59,7 +59,7 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.SHARED_MEMORY, r"Bus error"),
     (Cause.HEADS, r"Total number of attention heads \(\d+\) must be divisible by"),
     (Cause.HEADS, r"Error: .*is not divisible by"),
-    # vLLM itself retries on another port for its own sockets, and says so.
+    # For its own sockets vLLM tries another port, and logs that it does.
     (Cause.PORT, r"[Aa]ddress already in use(?!. Retrying)"),
     (Cause.WEIGHTS, r"Cannot find any model weights with"),
     (Cause.WEIGHTS, r"Invalid repository ID or local directory specified"),
@@ -75,7 +75,7 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
 )  # fmt: skip
 _COMPILED = tuple((cause, re.compile(pattern)) for cause, pattern in PATTERNS)
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
-# A warning may name an error that might come.
+# A warning may name an error that has not happened.
 _HARMLESS = re.compile(r"^(\([^)]* pid=\d+\)\s*)?(DEBUG|INFO|WARNING) ")
 # "(EngineCore pid=7) ERROR 11-20 16:09:01 [core.py:1]" before a message.
 _PREFIX = re.compile(r"^(\([^)]* pid=\d+\)\s*)?((DEBUG|INFO|WARNING|ERROR|CRITICAL) \S+ \S+ \[[^\]]*\]\s*)?")
@@ -86,7 +86,8 @@ class Failure:
     """A start-up failure.
 
     Attributes:
-        line: the message that tells it, without vLLM's log prefix.
+        cause: its class.
+        line: the message that shows it, without vLLM's log prefix.
     """
 
     cause: Cause
@@ -98,7 +99,7 @@ class Failure:
 
 
 def message_of(line: str) -> str:
-    """A log line without process and time."""
+    """A log line without its process, level and time."""
     return _PREFIX.sub("", line.strip()).strip()
 
 
@@ -106,7 +107,7 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
     """The failure behind a log.
 
     Args:
-        lines: of the log, oldest first.
+        lines: the log, oldest line first.
         status: exit status as subprocess gives it; -9 without a message is the kernel's out-of-memory killer.
     """
     known = [(line, text) for line in lines if (text := message_of(line))]
@@ -118,5 +119,5 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
     if status == -9:
         return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
     errors = [text for line, text in known if _ERROR.search(text) and not _HARMLESS.match(line.strip())]
-    # The first error is the cause, the later ones what followed from it.
+    # The first error is the cause; the later ones follow from it.
     return Failure(Cause.UNKNOWN, (errors or messages[-1:] or ["its log is empty"])[0])

@@ -1,12 +1,11 @@
-"""The orphan guard: a process that outlives the supervisor by a moment, to end what it started.
+"""The orphan guard: a process that outlives the supervisor by a moment, to end what the supervisor started.
 
-The supervisor holds the write end of the guard's stdin. However the supervisor ends, SIGKILL
-and the kernel's out-of-memory killer included, the kernel closes that pipe; the guard then kills
-every process of the server's session (the API servers, EngineCores and workers all stay in
-it) and removes the run directory. Standard library only, so that it starts in milliseconds and
-keeps few megabytes: ``python -I -S guard.py RUN_DIR``.
+The supervisor holds the write end of the guard's stdin. However the supervisor ends, SIGKILL and the kernel's
+out-of-memory killer included, the kernel closes that pipe. The guard then kills every process of the server's process
+session (setsid(2): API servers, EngineCores and workers all stay in it) and removes the run directory. It uses the
+standard library only, so that it starts in milliseconds and keeps few megabytes: ``python -I -S guard.py RUN_DIR``.
 
-Lines on stdin: ``+SID`` guards a session, ``-SID`` lets it go.
+Lines on stdin: ``+SID`` watches a process session, ``-SID`` forgets it.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ import sys
 import time
 
 
-def in_session(pid: int, session: int) -> bool:
-    """Whether a process lives, zombies excepted, with that session id (see proc(5), fields 3 and 6 of stat)."""
+def in_process_session(pid: int, sid: int) -> bool:
+    """Whether a process that is no zombie belongs to the process session (proc(5), fields 3 and 6 of stat)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             # The command name, field 2, is in parentheses and may hold blanks itself.
             fields = file.read().rpartition(b")")[2].split()
     except OSError:  # it ended meanwhile
         return False
-    return int(fields[3]) == session and fields[0] not in (b"Z", b"X")
+    return int(fields[3]) == sid and fields[0] not in (b"Z", b"X")
 
 
-def session_members(session: int) -> list[int]:
-    """Processes of a session."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and in_session(int(name), session)]
+def process_session_members(sid: int) -> list[int]:
+    """The live processes of a process session."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and in_process_session(int(name), sid)]
 
 
 def _is_tracker(pid: int) -> bool:
-    """Whether it is a resource tracker of multiprocessing: it unlinks shared memory when the owners are gone."""
+    """Whether it is a resource tracker of multiprocessing, which unlinks shared memory once its owners are gone."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             return b"multiprocessing.resource_tracker" in file.read()
@@ -44,22 +43,22 @@ def _is_tracker(pid: int) -> bool:
         return False
 
 
-def end_session(session: int, patience: float = 10.0, tracker_patience: float = 2.0) -> bool:
-    """SIGKILL to a session until no process of it is left. One may fork while it is being killed, hence the loop.
+def end_process_session(sid: int, timeout: float = 10.0, tracker_timeout: float = 2.0) -> bool:
+    """SIGKILL until no process of a process session is left. One may fork while it is being killed, hence the loop.
 
-    Resource trackers are left alone for ``tracker_patience`` seconds, or a dead engine's shared
-    memory would stay behind in /dev/shm.
+    Resource trackers have ``tracker_timeout`` seconds to finish, or a dead engine's shared memory would stay behind in
+    /dev/shm.
 
     Returns:
-        False when processes are left after ``patience`` seconds (stuck in the kernel).
+        False when processes are left after ``timeout`` seconds (stuck in the kernel).
     """
     begin = time.monotonic()
-    while members := session_members(session):
+    while members := process_session_members(sid):
         elapsed = time.monotonic() - begin
-        if elapsed > patience:
+        if elapsed > timeout:
             return False
         for pid in members:
-            if elapsed < tracker_patience and _is_tracker(pid):
+            if elapsed < tracker_timeout and _is_tracker(pid):
                 continue
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -78,7 +77,7 @@ def main() -> int:
             sessions.add(int(word[1:]))
         elif word[:1] == "-":
             sessions.discard(int(word[1:]))
-    clean = all([end_session(session) for session in sessions])
+    clean = all([end_process_session(sid) for sid in sessions])
     if len(sys.argv) > 1:
         shutil.rmtree(sys.argv[1], ignore_errors=True)
     return 0 if clean else 1

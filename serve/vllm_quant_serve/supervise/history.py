@@ -1,4 +1,4 @@
-"""The last hour of the server, sampled from its own ``/metrics``: what the status page draws."""
+"""The last hour of the server, sampled from its ``/metrics``, for the charts of the status page."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vllm_quant_serve.supervise.probe import Probe
 SAMPLE_EVERY = 5.0
 KEPT = 720
 
-# name in the sample -> metric whose samples are added up.
+# Name in the sample -> metric, summed over engines.
 GAUGES = {
     "running": "vllm:num_requests_running",
     "waiting": "vllm:num_requests_waiting",
     "generation_rate": "vqp_generation_tokens_per_second",
     "prompt_rate": "vqp_prompt_tokens_per_second",
 }
-# Ratios of several engines: the fullest one counts.
+# Ratios: the highest of all engines.
 PEAKS = {
     "kv_usage": "vllm:kv_cache_usage_perc",
     "bandwidth_utilization": "vqp_model_bandwidth_utilization_ratio",
     "flops_utilization": "vqp_model_flops_utilization_ratio",
 }
-# Mean over the time between two samples, from a histogram's sum and count.
+# Mean between two samples, from a histogram's sum and count.
 MEANS = {
     "ttft": "vllm:time_to_first_token_seconds",
     "tpot": "vllm:request_time_per_output_token_seconds",
@@ -55,7 +55,7 @@ def read_scrape(text: str) -> Scrape:
     """
     sums: dict[str, float] = {}
     peaks: dict[str, float] = {}
-    # Only their lines are parsed: vLLM's exposition has some thousand others, and this runs in the supervisor's loop.
+    # Only their lines are parsed: vLLM's exposition has about a thousand others, and this runs in the event loop.
     lines = "".join(line + "\n" for line in text.splitlines() if line.startswith(_BEGINNINGS))
     for family in text_string_to_metric_families(lines):
         for sample in family.samples:
@@ -66,14 +66,14 @@ def read_scrape(text: str) -> Scrape:
 
 
 class History:
-    """A ring of samples; a value that is unknown is absent from its sample."""
+    """The last ``KEPT`` samples; an unknown value is absent from its sample."""
 
     def __init__(self) -> None:
         self.samples: deque[dict[str, float]] = deque(maxlen=KEPT)
         self._before: Scrape | None = None
 
     def add(self, text: str, now: float) -> None:
-        """Sample a scrape taken at ``now`` (seconds since the epoch)."""
+        """Add the sample of a scrape taken at ``now`` (seconds since the epoch)."""
         scrape = read_scrape(text)
         sample = {"time": round(now, 3)}
         sample |= {name: scrape.sums[metric] for name, metric in GAUGES.items() if metric in scrape.sums}
@@ -92,11 +92,11 @@ class History:
             scrape.sums.get(f"{metric}_{part}", 0.0) - self._before.sums[f"{metric}_{part}"]
             for part in ("count", "sum")
         )
-        # A restarted server begins at zero again, and without a request there is no mean.
+        # A restarted server counts from zero again, and without a request there is no mean.
         return total / count if count > 0 and total >= 0 else None
 
     def forget(self) -> None:
-        """A new server: its counters start at zero."""
+        """Start anew: the counters of a new server begin at zero."""
         self._before = None
 
     async def follow(self, probe: Probe) -> None:

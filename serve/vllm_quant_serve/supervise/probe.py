@@ -1,4 +1,4 @@
-"""Asking the server how it is: ready, alive, generating."""
+"""Asking the server over HTTP whether it is healthy, has loaded its model, and generates."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ class Health(Enum):
     SILENT = "it does not answer /health"
 
 
+FIRST_TOKEN_TIMEOUT = 120.0
+
+
 class Probe:
-    """An HTTP client of the server on this machine. Each call answers or gives None; none raises."""
+    """An HTTP client of the server on this machine. No call raises when the server does not answer."""
 
     def __init__(self, launch: Launch, *, timeout: float = 5.0) -> None:
         headers = {"Authorization": f"Bearer {launch.probe_key}"} if launch.probe_key else {}
@@ -32,6 +35,7 @@ class Probe:
         self.model: str | None = None
 
     async def get(self, path: str) -> httpx.Response | None:
+        """The response, None when there is none."""
         try:
             return await self._client.get(path)
         except httpx.HTTPError:
@@ -44,7 +48,16 @@ class Probe:
             return Health.SILENT
         return Health.GOOD if answer.status_code == 200 else Health.DEAD
 
-    async def ready(self) -> bool:
+    async def serving(self, *, generate: bool) -> bool:
+        """Whether the model is loaded and, with ``generate``, the engine makes a token.
+
+        A model that completes no text counts as serving once it is loaded.
+        """
+        if not await self.loaded():
+            return False
+        return not generate or await self.generates(FIRST_TOKEN_TIMEOUT) is not False
+
+    async def loaded(self) -> bool:
         """Healthy, and ``/v1/models`` lists a model."""
         if await self.health() is not Health.GOOD:
             return False
@@ -59,7 +72,7 @@ class Probe:
         return True
 
     async def generates(self, timeout: float) -> bool | None:
-        """One token from the engine. None when the model is no completion model (400, 404, 405)."""
+        """Whether the engine generates a token. None for a model that completes no text (400, 404, 405)."""
         body: dict[str, Any] = {"model": self.model, "prompt": "1", "max_tokens": 1, "temperature": 0}
         try:
             answer = await self._client.post("/v1/completions", json=body, timeout=timeout)

@@ -1,4 +1,4 @@
-"""One server process with its session, its guard and its log."""
+"""One server process with its process session (setsid(2)), its guard and its log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vllm_quant_serve.server import SUPERVISOR_PID
 from vllm_quant_serve.supervise import guard as guard_module
-from vllm_quant_serve.supervise.guard import end_session, session_members
+from vllm_quant_serve.supervise.guard import end_process_session, process_session_members
 
 _PR_SET_CHILD_SUBREAPER = 36
 TAIL_LINES = 2000
@@ -28,7 +28,7 @@ def become_subreaper() -> None:
 
 
 class Guard:
-    """The supervisor's hold on the guard process (see guard.py)."""
+    """The guard process and the pipe to it (see guard.py)."""
 
     def __init__(self, run_dir: Path) -> None:
         self._process = subprocess.Popen(
@@ -44,22 +44,24 @@ class Guard:
     def pid(self) -> int:
         return self._process.pid
 
-    def watch(self, session: int) -> None:
-        self._write(f"+{session}\n")
+    def watch(self, sid: int) -> None:
+        """End the process session ``sid`` when the supervisor ends."""
+        self._write(f"+{sid}\n")
 
-    def release(self, session: int) -> None:
-        self._write(f"-{session}\n")
+    def release(self, sid: int) -> None:
+        """Forget a process session that has ended."""
+        self._write(f"-{sid}\n")
 
     def _write(self, line: str) -> None:
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line.encode())
             self._process.stdin.flush()
-        except BrokenPipeError:  # the guard was killed; the supervisor still ends the session itself
+        except BrokenPipeError:  # the guard was killed; the supervisor still ends the process session itself
             return
 
     def close(self) -> None:
-        """Let the guard finish: it ends what is still watched."""
+        """Let the guard finish: it ends what it still watches."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -105,7 +107,7 @@ class LogPump(threading.Thread):
 
 
 class ServerProcess:
-    """A started server. Get one from ``start``; its session id is its pid."""
+    """A started server. Get one from ``start``; its process session has its pid as id."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: LogPump, guard: Guard) -> None:
         self.process, self.pump, self._guard = process, pump, guard
@@ -120,7 +122,7 @@ class ServerProcess:
         on_line: Callable[[str], None] | None = None,
         log_to: int = 2,
     ) -> ServerProcess:
-        """Start ``argv`` in a session of its own, with ``environment`` added to ours."""
+        """Start ``argv`` in a process session of its own, with ``environment`` added to ours."""
         source, sink = os.pipe()
         pump = LogPump(source, log_to, on_line)
         try:
@@ -157,19 +159,21 @@ class ServerProcess:
             except ProcessLookupError:
                 return
 
-    async def stop(self, patience: float) -> int:
-        """SIGTERM, ``patience`` seconds, then SIGKILL for the whole session.
+    async def stop(self, timeout: float, *, force: asyncio.Event) -> int:
+        """SIGTERM, then SIGKILL for the whole process session after ``timeout`` seconds, at once when ``force`` is set.
 
         Returns:
             The exit status as subprocess gives it (negative: signal).
         """
         self.send(signal.SIGTERM)
-        await asyncio.wait([self.exited], timeout=patience)
+        forced = asyncio.ensure_future(force.wait())
+        await asyncio.wait([self.exited, forced], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
         return await self.kill()
 
     async def kill(self) -> int:
-        """SIGKILL for the whole session, then wait until nothing of it is left."""
-        await asyncio.to_thread(end_session, self.pid)
+        """SIGKILL for the whole process session, then wait until nothing of it is left."""
+        await asyncio.to_thread(end_process_session, self.pid)
         status = await self.exited
         self._reap()
         self._guard.release(self.pid)
@@ -177,8 +181,8 @@ class ServerProcess:
         return status
 
     def leftovers(self) -> list[int]:
-        """Processes of the session that still live."""
-        return session_members(self.pid)
+        """Processes of its process session that still live."""
+        return process_session_members(self.pid)
 
     def _reap(self) -> None:
         """Wait for the descendants that became our children when their parent died."""
@@ -191,7 +195,7 @@ class ServerProcess:
                 return
 
 
-def status_words(status: int) -> str:
+def describe_status(status: int) -> str:
     """An exit status, as subprocess gives it, in words."""
     if status >= 0:
         return f"exit status {status}"

@@ -1,4 +1,4 @@
-"""What the launcher says: lines for people, or one JSON object per line with ``--json``."""
+"""What the launcher prints: lines for a terminal, or one JSON object per line with ``--json``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import time
 from typing import Any
 
 logger = logging.getLogger("vllm_quant_serve")
+KEPT = 100
 
 
 class Report:
-    """Prints events to stdout. The server's own log goes to stderr and never mixes with it."""
+    """Prints events to stdout and keeps the last ones. The server's log goes to stderr and never mixes with them."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
         self.history: list[dict[str, Any]] = []
 
     def event(self, name: str, text: str, **fields: Any) -> None:
-        """Tell one event.
+        """Report one event.
 
         Args:
             name: its machine-readable name, e.g. ``ready``.
-            text: the line for people.
+            text: human-readable line.
             fields: JSON-ready details.
         """
         record = {"event": name, "time": round(time.time(), 3), "message": text, **fields}
         # The last events suffice for the status page, and a server may run for a year.
-        self.history = [*self.history[-99:], record]
+        self.history = [*self.history[-(KEPT - 1) :], record]
         self._print(json.dumps(record) if self.as_json else text)
 
     def object(self, value: dict[str, Any]) -> None:
@@ -38,5 +39,5 @@ class Report:
     def _print(self, line: str) -> None:
         try:
             print(line, file=sys.stdout, flush=True)
-        except OSError:  # our reader went away; the server runs on
+        except OSError:  # the reader has gone; the server keeps running
             logger.debug("stdout is closed")

@@ -1,15 +1,13 @@
-"""The run directory: what the supervisor and the server's processes tell each other, without a request between them.
+"""The run directory: files and shared memory between the supervisor and the server's processes.
 
-It is a private temporary folder, named to the server by the environment variable
-``VQP_RUN_DIR``:
+It is a private temporary folder; the environment variable ``VQP_RUN_DIR`` names it to the server:
 
-- ``plan.json``, written by the supervisor before launch, read by the stat logger;
-- ``actual.json``, what the engine's log told of its memory, likewise;
+- ``launch.json``, launch metadata: the supervisor writes it before each start, the stat logger reads it;
+- ``actual.json``, memory figures from the engine's log, likewise;
 - ``draining``, one byte: 1 while new requests are to be refused;
 - ``server-PID``, a page that each API server maps: requests in flight, time of the last engine step.
 
-Sharing memory costs the request path some hundred nanoseconds; nothing is locked, because
-each page has one writer.
+Shared memory costs the request path a few hundred nanoseconds. Nothing is locked, because each page has one writer.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "VQP_RUN_DIR"
-PLAN_FILE = "plan.json"
+METADATA_FILE = "launch.json"
 ACTUAL_FILE = "actual.json"
 DRAIN_FILE = "draining"
 PAGE_PREFIX = "server-"
@@ -37,7 +35,13 @@ _LAYOUT = struct.Struct("qqd")
 
 @dataclass(frozen=True)
 class ServerPage:
-    """What one API server process tells: see the module."""
+    """What one API server process reports.
+
+    Attributes:
+        in_flight: requests that it is answering.
+        begun: requests that it has accepted since it started.
+        last_step: monotonic time of the last engine step; 0 before the first.
+    """
 
     pid: int
     in_flight: int
@@ -46,7 +50,7 @@ class ServerPage:
 
 
 class RunDirectory:
-    """The supervisor's side."""
+    """The supervisor's side of it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,12 +62,12 @@ class RunDirectory:
         """A fresh folder that only this user can read."""
         return cls(Path(tempfile.mkdtemp(prefix="vqp-serve-")))
 
-    def write_plan(self, plan: Mapping[str, Any]) -> None:
-        """Hand the plan to the stat logger; replaced as a whole."""
-        self._write(PLAN_FILE, plan)
+    def write_metadata(self, metadata: Mapping[str, Any]) -> None:
+        """Hand the launch metadata to the stat logger, in place of what was there."""
+        self._write(METADATA_FILE, metadata)
 
     def write_actuals(self, actuals: Mapping[str, Any]) -> None:
-        """What the engine's log told of its memory; replaced as a whole."""
+        """Hand memory figures from the engine's log to the stat logger, in place of what was there."""
         self._write(ACTUAL_FILE, actuals)
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
@@ -84,8 +88,8 @@ class RunDirectory:
                 found.append(ServerPage(int(path.name[len(PAGE_PREFIX) :]), *_LAYOUT.unpack_from(raw)))
         return found
 
-    def forget_pages(self) -> None:
-        """Remove what a server that has ended told."""
+    def forget_server(self) -> None:
+        """Remove the pages and figures of a server that has ended."""
         for path in (*self.path.glob(PAGE_PREFIX + "*"), self.path / ACTUAL_FILE):
             path.unlink(missing_ok=True)
 
@@ -94,7 +98,7 @@ class RunDirectory:
 
 
 class ServerSide:
-    """The server's side: one page of this process, and the drain flag. Get it from ``attach``."""
+    """The server's side of it: this process's page, and the drain flag. Get it from ``attach``."""
 
     def __init__(self, folder: Path) -> None:
         page = folder / f"{PAGE_PREFIX}{os.getpid()}"
@@ -139,13 +143,13 @@ def attach() -> ServerSide | None:
     return _attached[2]
 
 
-def read_plan() -> dict[str, Any] | None:
-    """The plan that the supervisor wrote; None without one."""
-    return _read(PLAN_FILE)
+def read_metadata() -> dict[str, Any] | None:
+    """The launch metadata that the supervisor wrote; None without a supervisor."""
+    return _read(METADATA_FILE)
 
 
 def read_actuals() -> dict[str, Any]:
-    """What the engine's log told so far."""
+    """Memory figures from the engine's log, those that are known so far."""
     return _read(ACTUAL_FILE) or {}
 
 

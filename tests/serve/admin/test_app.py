@@ -14,27 +14,29 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import vllm_quant_plugin
 from vllm_quant_plugin.errors import StartupError, UsageError
-from vllm_quant_serve.admin.app import AdminServer, bind, build_app
+from vllm_quant_serve.admin.app import build_app
+from vllm_quant_serve.admin.server import AdminServer, bind
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.supervise.actuals import Actuals
 from vllm_quant_serve.supervise.history import History
+from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.run_directory import RunDirectory
 from vllm_quant_serve.supervise.session import Session
-from vllm_quant_serve.supervise.state import State, SuperviseOptions
+from vllm_quant_serve.supervise.state import State
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 
 
-def make_supervisor(tmp_path: Path) -> Session:
+def make_session(tmp_path: Path) -> Session:
     launch = build_launch(parse_args(["org/model", "--api-key", "secret-key"]), [])
     return Session(launch, RunDirectory(tmp_path), Report(as_json=True), SuperviseOptions(), {"max_model_len": 512})
 
 
-def ask(supervisor: Session, path: str, token: str | None = None, method: str = "GET", **kwargs: Any) -> httpx.Response:
+def ask(session: Session, path: str, token: str | None = None, method: str = "GET", **kwargs: Any) -> httpx.Response:
     async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(app=build_app(supervisor, token))
+        transport = httpx.ASGITransport(app=build_app(session, token))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9") as client:
             return await client.request(method, path, **kwargs)
 
@@ -54,32 +56,32 @@ def ask(supervisor: Session, path: str, token: str | None = None, method: str = 
     ],
 )
 def test_probes(tmp_path: Path, state: State, alive: int, ready: int) -> None:
-    supervisor = make_supervisor(tmp_path)
-    supervisor.state = state
-    assert ask(supervisor, "/livez").status_code == alive
-    answer = ask(supervisor, "/readyz")
+    session = make_session(tmp_path)
+    session.state = state
+    assert ask(session, "/livez").status_code == alive
+    answer = ask(session, "/readyz")
     assert (answer.status_code, answer.text) == (ready, f"{state.value}\n")
 
 
 def test_plan_and_status(tmp_path: Path) -> None:
-    supervisor = make_supervisor(tmp_path)
-    supervisor.report.event("plan", "a plan")
-    plan = ask(supervisor, "/plan").json()
+    session = make_session(tmp_path)
+    session.report.event("plan", "a plan")
+    plan = ask(session, "/plan").json()
     assert plan["plan"] == {"max_model_len": 512}
     assert plan["command"].startswith("vllm serve org/model")
-    status = ask(supervisor, "/status").json()
+    status = ask(session, "/status").json()
     assert status["state"] == "starting"
     assert status["events"][0]["message"] == "a plan"
     assert status["in_flight"] is None, "unknown is no zero"
     for path in ("/plan", "/status", "/metrics", "/"):
-        assert "secret-key" not in ask(supervisor, path).text
+        assert "secret-key" not in ask(session, path).text
 
 
 def test_metrics_say_what_is_known(tmp_path: Path) -> None:
-    supervisor = make_supervisor(tmp_path)
-    supervisor.counts.failed("device-memory")
-    supervisor.counts.retries = 1
-    families = {f.name: f for f in text_string_to_metric_families(ask(supervisor, "/metrics").text)}
+    session = make_session(tmp_path)
+    session.counts.failed("device-memory")
+    session.counts.retries = 1
+    families = {f.name: f for f in text_string_to_metric_families(ask(session, "/metrics").text)}
     causes = {s.labels["cause"]: s.value for s in families["vqp_start_failures"].samples}
     assert causes["device-memory"] == 1
     assert causes["port"] == 0
@@ -87,23 +89,23 @@ def test_metrics_say_what_is_known(tmp_path: Path) -> None:
     assert families["vqp_server_ready"].samples[0].value == 0
     assert "vqp_start_seconds" not in families, "not known yet"
     assert "vqp_requests_in_flight" not in families
-    supervisor.load_seconds = 12.5
-    assert "vqp_start_seconds 12.5" in ask(supervisor, "/metrics").text
+    session.load_seconds = 12.5
+    assert "vqp_start_seconds 12.5" in ask(session, "/metrics").text
 
 
 def test_a_token_guards_all_but_the_probes(tmp_path: Path) -> None:
-    supervisor = make_supervisor(tmp_path)
-    supervisor.state = State.READY
-    assert ask(supervisor, "/readyz", "t0ken").status_code == 200
+    session = make_session(tmp_path)
+    session.state = State.READY
+    assert ask(session, "/readyz", "t0ken").status_code == 200
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}):
-        assert ask(supervisor, "/status", "t0ken", headers=headers).status_code == 401
-    assert ask(supervisor, "/status", "t0ken", headers={"Authorization": "Bearer t0ken"}).status_code == 200
+        assert ask(session, "/status", "t0ken", headers=headers).status_code == 401
+    assert ask(session, "/status", "t0ken", headers={"Authorization": "Bearer t0ken"}).status_code == 200
 
 
 def test_without_a_token_only_loopback_names_are_answered(tmp_path: Path) -> None:
-    supervisor = make_supervisor(tmp_path)
-    assert ask(supervisor, "/status", headers={"Host": "evil.example:8001"}).status_code == 421
-    assert ask(supervisor, "/status", headers={"Host": "localhost:8001"}).status_code == 200
+    session = make_session(tmp_path)
+    assert ask(session, "/status", headers={"Host": "evil.example:8001"}).status_code == 421
+    assert ask(session, "/status", headers={"Host": "localhost:8001"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -111,21 +113,21 @@ def test_without_a_token_only_loopback_names_are_answered(tmp_path: Path) -> Non
     [({"Content-Length": str(1 << 20)}, 413), ({"Transfer-Encoding": "chunked"}, 411), ({"Content-Length": "x"}, 411)],
 )
 def test_bodies_are_bounded(tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    assert ask(make_supervisor(tmp_path), "/plan", method="POST", headers=headers).status_code == status
+    assert ask(make_session(tmp_path), "/plan", method="POST", headers=headers).status_code == status
 
 
 def test_a_planning_question_is_answered(tmp_path: Path) -> None:
     body = {"model": str(BUNDLED), "gpu": ["h100"], "max_model_len": 256}
-    answer = ask(make_supervisor(tmp_path), "/plan", method="POST", json=body)
+    answer = ask(make_session(tmp_path), "/plan", method="POST", json=body)
     assert answer.status_code == 200
     assert answer.json()["max_model_len"] == 256
-    refused = ask(make_supervisor(tmp_path), "/plan", "t0ken", method="POST", json=body)
+    refused = ask(make_session(tmp_path), "/plan", "t0ken", method="POST", json=body)
     assert refused.status_code == 401
 
 
 def test_one_plan_is_made_at_a_time(tmp_path: Path) -> None:
     async def run() -> list[int]:
-        transport = httpx.ASGITransport(app=build_app(make_supervisor(tmp_path)))
+        transport = httpx.ASGITransport(app=build_app(make_session(tmp_path)))
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9") as client:
             body = {"model": str(BUNDLED), "gpu": ["h100"]}
             answers = await asyncio.gather(*(client.post("/plan", json=body) for _ in range(4)))
@@ -155,7 +157,7 @@ def test_small_answers_are_not_held_back() -> None:
 
 def test_it_answers_in_the_supervisors_loop(tmp_path: Path) -> None:
     async def run() -> list[float]:
-        server = AdminServer(make_supervisor(tmp_path), bind("127.0.0.1", 0, 1, None), None)
+        server = AdminServer(make_session(tmp_path), bind("127.0.0.1", 0, 1, None), None)
         server.start()
         taken = []
         async with httpx.AsyncClient(base_url=server.address) as client:
@@ -172,7 +174,7 @@ def test_it_answers_in_the_supervisors_loop(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    answer = ask(make_supervisor(tmp_path), "/")
+    answer = ask(make_session(tmp_path), "/")
     page = answer.text.replace("http://www.w3.org/2000/svg", "")
     assert "http://" not in page
     assert "https://" not in page

@@ -12,22 +12,23 @@ import pytest
 
 import vllm_quant_plugin
 from tests.support.chromium import Page, chromium
-from vllm_quant_serve.admin.app import AdminServer, bind
+from vllm_quant_serve.admin.server import AdminServer, bind
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.run_directory import RunDirectory
 from vllm_quant_serve.supervise.session import Session
-from vllm_quant_serve.supervise.state import State, SuperviseOptions
+from vllm_quant_serve.supervise.state import State
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 MARKUP = "<img src=x onerror=alert(1)>"
 
 
 class Served(threading.Thread):
-    """The admin app over a supervisor that has no server."""
+    """The admin app over a session that has no server."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
@@ -43,10 +44,10 @@ class Served(threading.Thread):
     async def _serve(self) -> None:
         plan = make_plan(PlanRequest(str(BUNDLED), gpu=("h100",), max_model_len=256))
         launch = build_launch(parse_args([str(BUNDLED)]), plan.serve_args())
-        self.supervisor = Session(
+        self.session = Session(
             launch, RunDirectory(self.folder), Report(as_json=True), SuperviseOptions(), plan.to_dict()
         )
-        server = AdminServer(self.supervisor, bind("127.0.0.1", 0, 1, None), None)
+        server = AdminServer(self.session, bind("127.0.0.1", 0, 1, None), None)
         server.start()
         self.url = server.address
         self.up.set()
@@ -85,7 +86,7 @@ def test_while_it_loads_nothing_is_made_up(served: Served, page: Page) -> None:
 
 
 def test_a_running_server(served: Served, page: Page) -> None:
-    one, now = served.supervisor, time.time()
+    one, now = served.session, time.time()
     one.state = State.READY
     plan = one.plan
     assert plan is not None

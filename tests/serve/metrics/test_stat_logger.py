@@ -58,7 +58,7 @@ def make_logger(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **told: Any) ->
     from vllm_quant_serve.metrics.stat_logger import VqpStatLogger
 
     if told:
-        RunDirectory(tmp_path).write_plan(told)
+        RunDirectory(tmp_path).write_metadata(told)
         monkeypatch.setenv(VARIABLE, str(tmp_path))
     config = SimpleNamespace(
         model_config=SimpleNamespace(

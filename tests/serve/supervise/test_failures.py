@@ -133,7 +133,7 @@ PLAN = {"max_model_len": 32768, "max_num_seqs": 256, "kv_bytes_per_token": 13107
 
 def steps(words: list[str], planned: list[str], line: str, count: int = 2) -> list[dict[str, str]]:
     """The planner's flags after each of ``count`` steps, until none is left."""
-    fallbacks = MemoryFallbacks.of(planned, parse_args(["m", *words]), PLAN)
+    fallbacks = MemoryFallbacks(planned, parse_args(["m", *words]), PLAN)
     found = []
     for _ in range(count):
         if fallbacks.step(classify([line])) is None:
@@ -179,6 +179,6 @@ def test_what_the_user_set_is_never_touched(line: str) -> None:
 
 
 def test_only_memory_is_retried() -> None:
-    fallbacks = MemoryFallbacks.of([], parse_args(["m"]), PLAN)
+    fallbacks = MemoryFallbacks([], parse_args(["m"]), PLAN)
     for cause in Cause:
         assert (fallbacks.step(Failure(cause, "")) is not None) == cause.is_memory

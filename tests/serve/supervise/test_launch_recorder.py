@@ -12,7 +12,7 @@ import vllm_quant_plugin
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
 from vllm_quant_serve.plan.ledger import accuracy
 from vllm_quant_serve.supervise.actuals import Actuals
-from vllm_quant_serve.supervise.launch_recorder import recorder
+from vllm_quant_serve.supervise.launch_recorder import launch_recorder
 from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.state import Counts
 
@@ -38,19 +38,19 @@ def launched(tokens: int | None, retries: int = 0) -> SimpleNamespace:
 
 def test_a_launch_is_kept(book: Path) -> None:
     made = plan()
-    asyncio.run(recorder(made)(launched(made.kv_tokens.value)))  # type: ignore[arg-type]
+    asyncio.run(launch_recorder(made)(launched(made.kv_tokens.value)))  # type: ignore[arg-type]
     (figure,) = accuracy(book)
     assert (figure.launches, figure.worst) == (1, 0.0)
 
 
 def test_what_teaches_nothing_is_not_kept(book: Path) -> None:
-    asyncio.run(recorder(plan())(launched(None)))  # type: ignore[arg-type]
-    asyncio.run(recorder(plan())(launched(1000, retries=1)))  # type: ignore[arg-type]
+    asyncio.run(launch_recorder(plan())(launched(None)))  # type: ignore[arg-type]
+    asyncio.run(launch_recorder(plan())(launched(1000, retries=1)))  # type: ignore[arg-type]
     assert not book.exists()
 
 
 def test_a_ledger_that_cannot_be_written_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQP_LEDGER", "/dev/null/launches.sqlite")
     one = launched(1000)
-    asyncio.run(recorder(plan())(one))  # type: ignore[arg-type]
+    asyncio.run(launch_recorder(plan())(one))  # type: ignore[arg-type]
     assert "VQP_LEDGER" in one.report.history[-1]["message"]
