@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError
-from vllm_quant_serve.plan.context import installed_version
-from vllm_quant_serve.plan.exact import ExactAnswer, ExactJob, ask_vllm
-from vllm_quant_serve.plan.families import describe
-from vllm_quant_serve.plan.kv import KvSettings, kv_layout
-from vllm_quant_serve.plan.schemes import read_scheme
-from vllm_quant_serve.plan.storage import Placement
-from vllm_quant_serve.plan.weights import WeightModel
+from vllm_quant_serve.plan.exact.ask import ExactAnswer, ExactJob, ask_vllm
+from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
+from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.memory.weights import WeightModel
+from vllm_quant_serve.plan.model.families import describe
+from vllm_quant_serve.plan.model.schemes import read_scheme
+from vllm_quant_serve.plan.search.context import installed_version
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "serve" / "plan" / "configs"
 KV_BYTES = 24 << 30

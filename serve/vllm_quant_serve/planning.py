@@ -11,7 +11,7 @@ from typing import Any
 from vllm_quant_plugin.checkpoint import PICKLE_PATTERNS, read_checkpoint
 from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.plan.api import Objective, Plan, PlanRequest
-from vllm_quant_serve.plan.hardware import resolve_devices
+from vllm_quant_serve.plan.devices.hardware import resolve_devices
 
 _KIB_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

@@ -24,7 +24,7 @@ from tests.support.chromium import chromium
 from tests.support.prometheus import prometheus
 from tests.support.supervised import Supervised, can_bind, wait_gone
 from vllm_quant_serve.dashboards.build import PANELS, RULES
-from vllm_quant_serve.plan.ledger import accuracy
+from vllm_quant_serve.plan.memory.ledger import accuracy
 
 pytestmark = pytest.mark.engine
 

@@ -21,11 +21,11 @@ def make_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Pla
         UsageError: a flag is out of range or unknown.
         NoFeasiblePlanError: nothing fits; the message says what is missing and how to mend it.
     """
-    from vllm_quant_serve.plan.choose import choose_plan
+    from vllm_quant_serve.plan.search.choose import choose_plan
 
     plan = choose_plan(request, checkpoint)
     if not request.exact:
         return plan
-    from vllm_quant_serve.plan.verify import verified
+    from vllm_quant_serve.plan.exact.verify import verified
 
     return verified(request, plan)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_serve.plan.gpus import parse_size
+from vllm_quant_serve.plan.devices.gpus import parse_size
 
 
 def plan(
@@ -99,11 +99,11 @@ def plan(
 
     Reads config.json and safetensors headers only. Exit code 3 when nothing fits.
     """
-    from vllm_quant_serve.plan import output
+    from vllm_quant_serve.plan.output import show
     from vllm_quant_serve.plan.types import PlanRequest
 
     if accuracy:
-        output.show_accuracy(as_json)
+        show.show_accuracy(as_json)
         return
     if model is None:
         raise UsageError("plan needs a model", "give a model folder or a hub id")
@@ -140,11 +140,11 @@ def plan(
         exact=exact,
     )
     if compare:
-        output.show_comparison(request, as_json)
+        show.show_comparison(request, as_json)
         return
     if emit is not None:
         from vllm_quant_serve.deploy.from_plan import show_files
 
         show_files(request, emit, image)
         return
-    output.show_plan(request, as_json=as_json, explained=explain, html=html)
+    show.show_plan(request, as_json=as_json, explained=explain, html=html)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from vllm_quant_plugin.errors import OutputError
-from vllm_quant_serve.plan.context import installed_version
-from vllm_quant_serve.plan.ledger import record_launch
+from vllm_quant_serve.plan.memory.ledger import record_launch
+from vllm_quant_serve.plan.search.context import installed_version
 from vllm_quant_serve.plan.types import Plan
 from vllm_quant_serve.supervise.session import Session
 

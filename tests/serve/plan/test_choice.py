@@ -4,10 +4,10 @@ import pytest
 
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.gpus import GIB
-from vllm_quant_serve.plan.overhead import all_reduce_bytes, overheads_of
-from vllm_quant_serve.plan.schemes import read_scheme
-from vllm_quant_serve.plan.storage import matrix_bytes
+from vllm_quant_serve.plan.devices.gpus import GIB
+from vllm_quant_serve.plan.memory.overhead import all_reduce_bytes, overheads_of
+from vllm_quant_serve.plan.memory.storage import matrix_bytes
+from vllm_quant_serve.plan.model.schemes import read_scheme
 
 
 def test_an_8_bit_cache_is_taken_where_nothing_else_fits(model_folder):

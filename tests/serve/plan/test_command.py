@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from vllm_quant_serve.plan.schema import compare_schema, plan_schema
+from vllm_quant_serve.plan.output.schema import compare_schema, plan_schema
 
 BUNDLED = Path(__file__).parents[3] / "vllm_quant_plugin" / "data" / "stdlib-llama"
 ROOT = Path(__file__).parents[3]

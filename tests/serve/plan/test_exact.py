@@ -13,8 +13,8 @@ import pytest
 
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.exact import ExactAnswer, ExactJob, ask_vllm
-from vllm_quant_serve.plan.gpus import GIB
+from vllm_quant_serve.plan.devices.gpus import GIB
+from vllm_quant_serve.plan.exact.ask import ExactAnswer, ExactJob, ask_vllm
 
 HERE = Path(__file__).parent
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "planner_accuracy.py"

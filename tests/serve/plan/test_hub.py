@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.families import describe
+from vllm_quant_serve.plan.model.families import describe
 
 from .conftest import load_config, write_sparse_safetensors
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.context import load_context
-from vllm_quant_serve.plan.storage import Placement
+from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.search.context import load_context
 
 HERE = Path(__file__).parent
 BUNDLED = Path(__file__).parents[3] / "vllm_quant_plugin" / "data" / "stdlib-llama"

@@ -6,9 +6,9 @@ import sqlite3
 import pytest
 
 from vllm_quant_plugin.errors import OutputError
-from vllm_quant_serve.plan import ledger
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.context import installed_version
+from vllm_quant_serve.plan.memory import ledger
+from vllm_quant_serve.plan.search.context import installed_version
 from vllm_quant_serve.plan.types import Interval
 
 MIB = 1 << 20

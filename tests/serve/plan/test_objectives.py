@@ -4,9 +4,9 @@ import pytest
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.context import load_context
-from vllm_quant_serve.plan.roofline import BANDWIDTH_SHARE, STEP_SECONDS, Roofline, Workload
-from vllm_quant_serve.plan.storage import Placement
+from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.search.context import load_context
+from vllm_quant_serve.plan.search.roofline import BANDWIDTH_SHARE, STEP_SECONDS, Roofline, Workload
 
 
 def roofline(model: str, place: Placement | None = None, **fields) -> Roofline:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import NoFeasiblePlanError, VqpError
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
-from vllm_quant_serve.plan.families import describe
-from vllm_quant_serve.plan.families.support import GONE
-from vllm_quant_serve.plan.gpus import GIB, GPUS
-from vllm_quant_serve.plan.kv import KvSettings, kv_layout
-from vllm_quant_serve.plan.storage import Placement, stage_layers
-from vllm_quant_serve.plan.weights import WeightModel
+from vllm_quant_serve.plan.devices.gpus import GIB, GPUS
+from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
+from vllm_quant_serve.plan.memory.storage import Placement, stage_layers
+from vllm_quant_serve.plan.memory.weights import WeightModel
+from vllm_quant_serve.plan.model.families import describe
+from vllm_quant_serve.plan.model.families.support import GONE
 
 CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
 SMALL = ("llama-3.2-1b", "gemma-3-1b", "falcon-h1-0.5b", "deepseek-v2-lite", "granite-4.0-h-tiny", "qwen3-0.6b")

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan import source
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.families import describe
+from vllm_quant_serve.plan.model import source
+from vllm_quant_serve.plan.model.families import describe
 
 from .conftest import load_config, write_sparse_safetensors
 

@@ -7,8 +7,8 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cpu.pack import pack, pack_int8
 from vllm_quant_kernels.cuda.pack import pack_cuda
 from vllm_quant_plugin.scheme import ActivationScheme, Scheme
-from vllm_quant_serve.plan.schemes import MXFP4, NVFP4, read_scheme
-from vllm_quant_serve.plan.storage import matrix_bytes, packed_bytes
+from vllm_quant_serve.plan.memory.storage import matrix_bytes, packed_bytes
+from vllm_quant_serve.plan.model.schemes import MXFP4, NVFP4, read_scheme
 
 SHAPES = [(48, 256), (100, 512), (2560, 3072)]
 

@@ -4,14 +4,14 @@ import pytest
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.compare import compare
-from vllm_quant_serve.plan.context import load_context
-from vllm_quant_serve.plan.fit import fit_stage
-from vllm_quant_serve.plan.gpus import GIB, find_gpu
-from vllm_quant_serve.plan.hardware import Devices, resolve_pools
-from vllm_quant_serve.plan.nvml import LocalGpu, identify, pools_of, visible
-from vllm_quant_serve.plan.render import command_line, refused_lines
-from vllm_quant_serve.plan.storage import Placement
+from vllm_quant_serve.plan.devices.gpus import GIB, find_gpu
+from vllm_quant_serve.plan.devices.hardware import Devices, resolve_pools
+from vllm_quant_serve.plan.devices.nvml import LocalGpu, identify, pools_of, visible
+from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.output.render import command_line, refused_lines
+from vllm_quant_serve.plan.search.compare import compare
+from vllm_quant_serve.plan.search.context import load_context
+from vllm_quant_serve.plan.search.fit import fit_stage
 
 
 @pytest.mark.parametrize("count", [3, 5, 6, 7])
@@ -108,7 +108,7 @@ def test_gpus_that_others_use_are_left_out(model_folder, monkeypatch):
     gpus = [local(0, H100, 79.1, 20), *(local(i, H100, 79.1, 78.6) for i in (1, 2, 3))]
     idle, used = pools_of(gpus)
     assert (idle.count, idle.indices, used.indices) == (3, (1, 2, 3), (0,))
-    monkeypatch.setattr("vllm_quant_serve.plan.choose.resolve_pools", lambda _: (idle, used))
+    monkeypatch.setattr("vllm_quant_serve.plan.search.choose.resolve_pools", lambda _: (idle, used))
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=8192))
     assert plan.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,2,3"}
     assert plan.gpu_memory_utilization == 0.92

@@ -10,7 +10,7 @@ import pytest
 
 import vllm_quant_plugin
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
-from vllm_quant_serve.plan.ledger import accuracy
+from vllm_quant_serve.plan.memory.ledger import accuracy
 from vllm_quant_serve.supervise.actuals import Actuals
 from vllm_quant_serve.supervise.launch_recorder import launch_recorder
 from vllm_quant_serve.supervise.report import Report

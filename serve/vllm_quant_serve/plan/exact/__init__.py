@@ -1,0 +1,1 @@
+"""vLLM's own answer about a placement, from a subprocess."""

@@ -1,0 +1,186 @@
+"""Weight bytes per rank and the tensor-parallel sizes a model allows, with reasons in words. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
+from vllm_quant_serve.plan.memory.storage import Placement, Server, padded_vocab, parameter_bytes
+from vllm_quant_serve.plan.model.arch import ModelArch, Parameter
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes per pipeline stage (one rank of it).
+
+    Attributes:
+        stages: everything that stays: parameters, what vLLM derives from them, cos/sin tables.
+        parameters: of that, what vLLM counts as the model's parameters.
+    """
+
+    stages: tuple[int, ...]
+    parameters: tuple[int, ...]
+
+    @property
+    def worst(self) -> int:
+        return max(self.stages)
+
+
+class WeightModel:
+    """A model's weights under a scheme; answers for any placement.
+
+    Args:
+        arch: the parameters.
+        scheme: schemes by module; None for a 16-bit model.
+        itemsize: bytes per element of the serving dtype.
+        plugin: the device on which this plugin's methods hold the quantized weights, "" for vLLM's own.
+    """
+
+    def __init__(self, arch: ModelArch, scheme: ModelScheme | None, itemsize: int, plugin: Server = "") -> None:
+        self.arch, self.scheme, self.itemsize, self.plugin = arch, scheme, itemsize, plugin
+        self._known: dict[tuple[object, ...], int] = {}
+        self._layers: dict[tuple[int, int, bool], tuple[list[int], list[int]]] = {}
+
+    @cache  # noqa: B019  # one model per process, and the key is a module name
+    def scheme_of(self, module: str) -> Scheme | None:
+        return self.scheme.scheme_for(module) if self.scheme is not None else None
+
+    def bytes_of(self, parameter: Parameter, place: Placement) -> int:
+        """Bytes of one parameter on one rank; layers repeat themselves, so each kind is computed once."""
+        scheme = self.scheme_of(parameter.module) if parameter.linear and self.scheme is not None else None
+        p = parameter
+        cut = (place.tp, place.dp, place.expert_parallel)
+        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, scheme, cut)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = parameter_bytes(p, place, scheme, self.itemsize, self.plugin)
+        return found
+
+    def weights(self, place: Placement) -> Weights:
+        """Bytes on one rank of each pipeline stage: parameters and the shared cos/sin table."""
+        arch = self.arch
+        per_layer, derived = self.layer_bytes(place)
+        stages, extra, start = [], [], 0
+        for count in place.stages(len(arch.layers)):
+            stages.append(sum(per_layer[start : start + count]))
+            extra.append(sum(derived[start : start + count]))
+            start += count
+        for stage in range(place.pp):
+            stages[stage] += sum(self.bytes_of(p, place) for p in self._ends(stage, place.pp))
+        rotary = arch.rotary_elements * self.itemsize
+        everything = tuple(stage + more + rotary for stage, more in zip(stages, extra, strict=True))
+        return Weights(everything, tuple(stages))
+
+    def layer_bytes(self, place: Placement) -> tuple[list[int], list[int]]:
+        """Bytes of each layer on one rank: its parameters, and what vLLM derives from them."""
+        cut = (place.tp, place.dp, place.expert_parallel)
+        if cut not in self._layers:
+            layers = self.arch.layers
+            self._layers[cut] = (
+                [sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) for layer in layers],
+                [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in layers],
+            )
+        return self._layers[cut]
+
+    def _ends(self, stage: int, pp: int) -> Iterator[Parameter]:
+        """Parameters outside the layers that a stage holds."""
+        arch, is_last = self.arch, stage == pp - 1
+        for parameter in arch.first:
+            if stage == 0 or arch.ends != "guarded" or (is_last and parameter in arch.shared):
+                yield parameter
+        for parameter in arch.last:
+            if is_last or arch.ends == "everywhere" or (arch.ends == "norm_last" and parameter.role == "vocab"):
+                yield parameter
+
+    def refusals(self, place: Placement) -> Iterator[str]:
+        """Why vLLM or a kernel refuses this placement; nothing when it is legal."""
+        arch, tp = self.arch, place.tp
+        if place.pp > len(arch.layers):
+            yield f"{len(arch.layers)} layers cannot be split into {place.pp} stages"
+        cut = tp * place.dp
+        for rule in arch.rules:
+            expert = rule.what.startswith("expert features")
+            if expert and place.expert_parallel:
+                continue
+            size = cut if expert else tp
+            if not rule.allows(size):
+                yield rule.refusal(size)
+        if padded_vocab(arch.vocab) % tp:
+            yield f"the vocabulary of {arch.vocab}, padded to {padded_vocab(arch.vocab)}, does not divide by {tp}"
+        if place.pp > 1 and not arch.pipeline:
+            yield f"vLLM cannot run {arch.architecture or arch.model_type} in pipeline stages"
+        yield from self._stage_refusals(place)
+        if arch.expert_limit and tp > arch.experts:
+            yield f"more ranks ({tp}) than experts ({arch.experts})"
+        if self.scheme is not None and tp > 1:
+            yield from self._scheme_refusals(place)
+
+    def _stage_refusals(self, place: Placement) -> Iterator[str]:
+        """A layer that reads another's cache on a stage without that layer; the first such layer tells."""
+        start = 0
+        for count in place.stages(len(self.arch.layers)) if place.pp <= len(self.arch.layers) else ():
+            for i in range(start, start + count):
+                target = self.arch.layers[i].reads
+                if target is not None and not start <= target < start + count:
+                    yield f"layer {i} reads the cache of layer {target}, which another of {place.pp} stages holds"
+                    return
+            start += count
+
+    def _scheme_refusals(self, place: Placement) -> Iterator[str]:
+        """Shards that are no whole number of groups, blocks or packed words; each kind of module once."""
+        seen: set[tuple[str, tuple[int, ...]]] = set()
+        for parameter in self.arch.parameters():
+            leaf = parameter.module.rpartition(".")[2]
+            if not parameter.linear or len(parameter.shape) != 2 or (leaf, parameter.shape) in seen:
+                continue
+            seen.add((leaf, parameter.shape))
+            if parameter.role.startswith("expert") and place.expert_parallel:
+                continue
+            scheme = self.scheme_of(parameter.module)
+            if scheme is not None:
+                tp = place.tp * place.dp if parameter.role.startswith("expert") else place.tp
+                yield from _shard_refusal(parameter, scheme, leaf, tp)
+
+
+def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int) -> Iterator[str]:
+    out_features, in_features = parameter.shape
+    if parameter.role in ("row", "expert_row") and in_features % tp == 0:
+        if tp not in scheme.legal_tp(in_features, (tp,)):
+            step, kind = (scheme.block[1], "block") if scheme.block else (scheme.group_size, "group")
+            legal = [t for t in scheme.legal_tp(in_features, range(2, 65)) if t & (t - 1) == 0]
+            works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"
+            yield f"{leaf} {in_features}/{tp} = {in_features // tp} is not a multiple of {kind} {step}{works}"
+        elif scheme.storage == "gptq" and in_features // tp * scheme.bits % 32:
+            yield f"{leaf} {in_features}/{tp} = {in_features // tp} does not fill 32-bit words at {scheme.bits} bits"
+    elif parameter.role in ("column", "kv", "expert_column"):
+        shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
+        if scheme.block is not None and shard % scheme.block[0]:
+            yield f"{leaf} {out_features}/{tp} = {shard} is not a multiple of block {scheme.block[0]}"
+        elif scheme.storage == "awq" and shard * scheme.bits % 32:
+            yield f"{leaf} {out_features}/{tp} = {shard} does not fill 32-bit words at {scheme.bits} bits"
+
+
+def online_scheme(quantization: str, arch: ModelArch) -> ModelScheme:
+    """The scheme that ``vqp_int8``, ``int8`` or ``vqp_fp8`` gives a 16-bit checkpoint: one scale per output channel.
+
+    Raises:
+        CheckpointError: the name quantizes nothing online.
+    """
+    int8 = Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int"))
+    schemes = {
+        "vqp_int8": int8,
+        "int8": int8,
+        "vqp_fp8": Scheme("float-quantized", "fp8_e4m3", 8, -1),
+        "fp8": Scheme("float-quantized", "fp8_e4m3", 8, 0),
+        "fp8_per_channel": Scheme("float-quantized", "fp8_e4m3", 8, -1),
+    }
+    found = schemes.get(quantization)
+    if found is None:
+        raise CheckpointError(
+            f"--quantization {quantization} needs a quantized checkpoint and this one is in 16 bits",
+            f"quantize it first, or take one that works online: {', '.join(schemes)}",
+        )
+    return ModelScheme(quantization, found)

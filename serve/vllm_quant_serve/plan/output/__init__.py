@@ -1,0 +1,1 @@
+"""A plan as a table, HTML, sentences and JSON."""

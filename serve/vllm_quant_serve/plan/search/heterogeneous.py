@@ -1,0 +1,191 @@
+"""GPUs of several kinds: each kind alone or, where none is enough, a pipeline through them. No torch.
+
+Tensor parallelism stays within a kind. A pipeline gives each stage layers by its memory (VLLM_PP_LAYER_PARTITION);
+vLLM then takes the fewest KV blocks of all stages.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_serve.plan.devices.gpus import Gpu
+from vllm_quant_serve.plan.devices.hardware import Devices
+from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.model.source import read_model
+from vllm_quant_serve.plan.search.choose import best_of, search, to_plan, visible_devices
+from vllm_quant_serve.plan.search.context import Context, load_context
+from vllm_quant_serve.plan.search.fit import fit_stage, worst_of
+from vllm_quant_serve.plan.search.placements import Looked, judged, label, look_around, sizes
+from vllm_quant_serve.plan.search.refuse import refuse
+from vllm_quant_serve.plan.types import Plan, PlanRequest
+
+MOST_PIPELINES = 64
+
+
+def plan_pools(
+    request: PlanRequest, pools: Sequence[Devices], checkpoint: Checkpoint | None = None
+) -> tuple[Context, Plan]:
+    """The best plan over devices of several kinds, and under what it was made.
+
+    Raises:
+        NoFeasiblePlanError: nothing fits.
+    """
+    note = ""
+    if checkpoint is None:
+        checkpoint, note = read_model(request.model, request.revision)
+    contexts = [load_context(request, checkpoint, pool, note) for pool in pools]
+    looked = [_named(one, context) for context in contexts for one in look_around(context)]
+    looked.sort(key=lambda one: (one.place.pp > 1, one.place.devices, -one.speed.tokens_per_second if one.speed else 0))
+    if not any(one.sure for one in looked):
+        looked += pipelines(contexts)
+    best = best_of(contexts[0], looked)
+    if best is None:
+        for context in contexts:
+            found, _ = search(context)
+            if found is not None:
+                best = _named(found, found.context or context)
+                looked.append(best)
+                break
+    if best is None:
+        refuse(max(contexts, key=lambda c: c.devices.gpu.memory * c.devices.count), looked)
+    context = best.context or contexts[0]
+    plan = to_plan(context, best, looked)
+    return context, replace(plan, notes=(*plan.notes, *_rest(contexts, best)))
+
+
+def _named(one: Looked, context: Context) -> Looked:
+    return replace(one, context=one.context or context, device=context.devices.gpu.name)
+
+
+def _rest(contexts: Sequence[Context], best: Looked) -> list[str]:
+    """Kinds that the plan leaves idle."""
+    names = [f"{c.devices.count} x {c.devices.gpu.name}" for c in contexts if c.devices.gpu.name not in best.device]
+    return [f"not used: {', '.join(names)}; another server may run there"] if names else []
+
+
+def pipelines(contexts: Sequence[Context]) -> Iterator[Looked]:
+    """Pipelines through at least two kinds, fewest devices first."""
+    request = contexts[0].request
+    tp_sizes = [request.tensor_parallel_size] if request.tensor_parallel_size else sizes(8)
+    found = []
+    for tp in tp_sizes:
+        for counts in itertools.product(*(range(c.devices.count // tp + 1) for c in contexts)):
+            stages = sum(counts)
+            asked = request.pipeline_parallel_size
+            if sum(n > 0 for n in counts) > 1 and stages <= len(contexts[0].arch.layers) and asked in (None, stages):
+                found.append((tp * stages, stages, tp, counts))
+    for _, _, tp, counts in sorted(found)[:MOST_PIPELINES]:
+        one = look_across(contexts, tp, counts)
+        yield one
+        if one.sure:
+            return
+
+
+def look_across(contexts: Sequence[Context], tp: int, counts: Sequence[int]) -> Looked:
+    """A pipeline of ``counts`` stages of each kind, ``tp`` ranks each."""
+    contexts = _alike(contexts)
+    owners = [kind for kind, count in enumerate(counts) for _ in range(count)]
+    place = Placement(tp, len(owners))
+    name = " + ".join(f"{n * tp} x {c.devices.gpu.name}" for n, c in zip(counts, contexts, strict=True) if n)
+    reasons = list(contexts[0].weights.refusals(place))
+    if not reasons:
+        place = replace(place, layers=tuple(spread(contexts, place, owners)))
+        reasons = list(contexts[0].weights.refusals(place))
+    if reasons:
+        return Looked(place, None, f"{label(place)}: {reasons[0]}", device=name)
+    fits = [fit_stage(contexts[kind], place, stage) for stage, kind in enumerate(owners)]
+    fit = worst_of(fits)
+    tightest = contexts[owners[fits.index(fit)]]
+    everything = Devices(
+        blended([contexts[k].devices.gpu for k in owners], place.layers), sum(c.devices.count for c in contexts),
+        note="; ".join(dict.fromkeys(c.devices.note for c in contexts)),
+    )  # fmt: skip
+    one = judged(replace(tightest, devices=everything), place, fit)
+    # Figures of memory are those of the rank that limits the cache.
+    shown = replace(everything, gpu=replace(everything.gpu, memory=tightest.devices.gpu.memory))
+    env = {"VLLM_PP_LAYER_PARTITION": ",".join(map(str, place.layers)), **_order(contexts, counts, tp)}
+    flags = _settled(contexts[0])
+    return replace(one, context=replace(tightest, devices=shown), device=name, flags=flags, env=env)
+
+
+def _alike(contexts: Sequence[Context]) -> list[Context]:
+    """One launch has one setting: the least of the defaults, and the first kind's block size."""
+    first = min(contexts, key=lambda c: c.max_num_batched_tokens)
+    sequences = min(c.default_max_num_seqs for c in contexts)
+    kv = replace(contexts[0].kv, in_flight=first.kv.in_flight, encoder_tokens=first.kv.encoder_tokens)
+    return [
+        replace(c, max_num_batched_tokens=first.max_num_batched_tokens, default_max_num_seqs=sequences, kv=kv)
+        for c in contexts
+    ]
+
+
+def _settled(context: Context) -> dict[str, str]:
+    """The defaults differ by GPU, so they are fixed by flags where the user left them open."""
+    request, flags = context.request, {}
+    if request.max_num_seqs is None:
+        flags["--max-num-seqs"] = str(max(context.default_max_num_seqs, request.concurrency))
+    if request.max_num_batched_tokens is None:
+        flags["--max-num-batched-tokens"] = str(context.max_num_batched_tokens)
+    return flags
+
+
+def _order(contexts: Sequence[Context], counts: Sequence[int], tp: int) -> dict[str, str]:
+    """The GPUs of this host in the order of the stages."""
+    indices = [c.devices.indices[: n * tp] for c, n in zip(contexts, counts, strict=True)]
+    chosen = tuple(itertools.chain.from_iterable(indices))
+    return visible_devices(replace(contexts[0].devices, indices=chosen)) if chosen else {}
+
+
+def spread(contexts: Sequence[Context], place: Placement, owners: Sequence[int]) -> list[int]:
+    """Layers of each stage: by memory at first, then moved while the least room per layer grows."""
+    per_layer = [sum(pair) for pair in zip(*contexts[0].weights.layer_bytes(place), strict=True)]
+    total, stages = len(per_layer), len(owners)
+    room = [int(contexts[k].devices.gpu.memory * contexts[k].default_utilization) for k in owners]
+    even = contexts[0].weights.weights(place)
+    counts = place.stages(total)
+    start, ends = 0, []
+    for count, nbytes in zip(counts, even.stages, strict=True):
+        ends.append(nbytes - sum(per_layer[start : start + count]))
+        start += count
+    split = [max(1, total * one // sum(room)) for one in room]
+    split[room.index(max(room))] += total - sum(split)
+
+    def worth(split: Sequence[int]) -> list[float]:
+        """Bytes left per layer, of each stage."""
+        found, start = [], 0
+        for count, limit, fixed in zip(split, room, ends, strict=True):
+            found.append((limit - fixed - sum(per_layer[start : start + count])) / max(count, 1))
+            start += count
+        return found
+
+    for _ in range(4 * total):
+        now = worth(split)
+        worst, best = now.index(min(now)), now.index(max(now))
+        if split[worst] <= 1 or stages == 1:
+            break
+        moved = list(split)
+        moved[worst] -= 1
+        moved[best] += 1
+        if min(worth(moved)) <= min(now):
+            break
+        split = moved
+    return split
+
+
+def blended(gpus: Sequence[Gpu], layers: Sequence[int]) -> Gpu:
+    """One GPU as quick as the stages in turn: harmonic means of their rates, weighted by layers."""
+    total = sum(layers)
+
+    def mean(rates: Sequence[float]) -> float:
+        return total / sum(count / rate for count, rate in zip(layers, rates, strict=True))
+
+    kinds = [key for key in gpus[0].flops if all(key in gpu.flops for gpu in gpus)]
+    least = min(gpus, key=lambda gpu: gpu.link)
+    return Gpu(
+        " + ".join(dict.fromkeys(gpu.name for gpu in gpus)), min(gpu.memory for gpu in gpus),
+        mean([gpu.bandwidth for gpu in gpus]), {key: mean([gpu.flops[key] for gpu in gpus]) for key in kinds},
+        least.link, least.link_name, min(gpu.capability for gpu in gpus), per_host=len(gpus) * 8,
+    )  # fmt: skip

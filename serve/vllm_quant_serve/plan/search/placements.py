@@ -1,0 +1,189 @@
+"""Every placement of a model on the devices, looked at one by one, with the reason in words. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.search.context import Context
+from vllm_quant_serve.plan.search.fit import Fit, fit_placement
+from vllm_quant_serve.plan.search.roofline import Roofline, Speed, Workload
+from vllm_quant_serve.plan.types import Candidate
+
+MIN_USEFUL_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One placement with what came of it.
+
+    Attributes:
+        meets: whether it meets the service levels.
+        context: under which it was looked at, where that is not the one of the request.
+        device: the kind of device, where there are several.
+        flags: of ``vllm serve``, that make it fit beyond the sizes.
+        env: environment variables that it needs.
+        notes: remarks for people.
+    """
+
+    place: Placement
+    fit: Fit | None
+    reason: str
+    speed: Speed | None = None
+    meets: bool = True
+    context: Context | None = None
+    device: str = ""
+    flags: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        return self.fit is not None and self.fit.feasible and self.meets
+
+    @property
+    def sure(self) -> bool:
+        """Whether it fits at the pessimistic end of the estimates, too."""
+        return self.feasible and self.fit is not None and not self.fit.tight
+
+    def candidate(self) -> Candidate:
+        place, fit, speed = self.place, self.fit, self.speed
+        return Candidate(
+            place.tp, place.pp, place.dp, self.feasible, self.reason, fit.weight_bytes if fit else None,
+            fit.kv_tokens.value if fit else None, place.expert_parallel, speed.ttft if speed else None,
+            speed.tpot if speed else None, speed.tokens_per_second if speed else None, self.device,
+            " ".join(f"{flag} {value}" for flag, value in self.flags.items()),
+        )  # fmt: skip
+
+
+def placements(context: Context) -> Iterator[Placement]:
+    """Placements in order of preference: no pipeline before any, then fewer devices.
+
+    All objectives but the fewest devices fill the devices with replicas.
+    """
+    request, devices = context.request, context.devices
+    count = devices.count
+    tps = [request.tensor_parallel_size] if request.tensor_parallel_size else sizes(count)
+    pps = [request.pipeline_parallel_size] if request.pipeline_parallel_size else sizes(count)
+    found = []
+    for tp in tps:
+        for pp in pps:
+            fill = request.objective in ("throughput", "cost") and not devices.is_cpu
+            dp = request.data_parallel_size or (max(count // (tp * pp), 1) if fill else 1)
+            asked = request.tensor_parallel_size or request.pipeline_parallel_size
+            if tp * pp * dp <= count or asked:
+                found.append(Placement(tp, pp, dp, bool(request.enable_expert_parallel)))
+    found.sort(key=lambda p: (p.pp > 1, p.devices, p.pp, p.tp))
+    yield from found
+
+
+def sizes(count: int) -> list[int]:
+    """1 to 16, then what large installations use."""
+    return [n for n in range(1, count + 1) if n <= 16 or n % 8 == 0][:64]
+
+
+def label(place: Placement) -> str:
+    """``TP 4 x PP 2 x DP 2, experts spread``."""
+    text = f"TP {place.tp}" + (f" x PP {place.pp}" if place.pp > 1 else "")
+    text += f" x DP {place.dp}" if place.dp > 1 else ""
+    return text + (", experts spread" if place.expert_parallel else "")
+
+
+def look(context: Context, place: Placement) -> Looked:
+    """Whether a placement is legal, fits and meets the service levels, with the reason in words."""
+    devices = context.devices
+    if place.devices > devices.count:
+        return Looked(place, None, f"{label(place)} needs {place.devices} devices, there are {devices.count}")
+    per_host = devices.gpu.per_host
+    if place.tp > per_host and not devices.is_cpu and not context.request.tensor_parallel_size:
+        text = (
+            f"would cross hosts of {per_host} GPUs, whose link is too slow for tensor parallelism; pipeline across them"
+        )
+        return Looked(place, None, f"{label(place)}: {text}")
+    thin = _thin(context, place)
+    if thin:
+        return Looked(place, None, f"{label(place)}: {thin}")
+    reasons = list(context.weights.refusals(place))
+    if reasons:
+        more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
+        return Looked(place, None, f"{label(place)}: {reasons[0]}{more}")
+    context = context.for_ranks(place.tp * place.pp)
+    return judged(context, place, fit_placement(context, place))
+
+
+def _thin(context: Context, place: Placement) -> str:
+    """Why a pipeline over hosts with little tensor parallelism in each is left out: it answers slowly."""
+    request, per_host = context.request, context.devices.gpu.per_host
+    asked = request.tensor_parallel_size or request.pipeline_parallel_size
+    if asked or context.devices.is_cpu or place.tp * place.pp <= per_host or 2 * place.tp >= per_host:
+        return ""
+    wider = [tp for tp in sizes(per_host) if tp > place.tp and not any(context.weights.refusals(Placement(tp)))]
+    return f"over several hosts wider tensor parallelism answers sooner: TP {wider[-1]}" if wider else ""
+
+
+def judged(context: Context, place: Placement, fit: Fit) -> Looked:
+    """What a fit is worth: its speed, and whether that meets the service levels.
+
+    With a limit on the time per output token, as many sequences run at once as keep it.
+    """
+    if not fit.feasible:
+        return Looked(place, fit, fit.reason)
+    request, load = context.request, workload(context)
+    per_request = fit.layout.blocks_per_request(min(load.prompt + load.output, fit.length))
+    held = min(max(fit.blocks - 1, 1) // per_request if per_request else fit.max_num_seqs, fit.max_num_seqs)
+    line = Roofline(context, place)
+    if request.slo_tpot is not None and request.max_num_seqs is None:
+        most = line.largest_batch(load, held * place.dp, request.slo_tpot) // place.dp
+        if request.concurrency <= most * place.dp and most < held:
+            held = most
+            note = f"--max-num-seqs {most} keeps the time per output token (estimated)"
+            fit = replace(fit, max_num_seqs=most, notes=(*fit.notes, note))
+    speed = line.speed(load, held)
+    for name, limit, value in (
+        ("first token", request.slo_ttft, speed.ttft),
+        ("output token", request.slo_tpot, speed.tpot),
+    ):
+        if limit is not None and value > limit:
+            text = f"{label(place)}: about {value * 1e3:.0f} ms per {name}, more than {limit * 1e3:.0f} ms"
+            return Looked(place, fit, text, speed, meets=False)
+    return Looked(place, fit, fit.reason, speed)
+
+
+def workload(context: Context) -> Workload:
+    """The typical request: as told, else up to 1024 tokens in and 256 out within the longest request."""
+    request = context.request
+    output = request.output_tokens or min(256, max(context.length // 4, 1))
+    prompt = request.prompt_tokens or max(min(1024, context.length - output), 1)
+    return Workload(prompt, output, request.concurrency)
+
+
+def look_around(context: Context) -> list[Looked]:
+    """Every placement worth looking at; spread experts where cutting them is illegal."""
+    looked: list[Looked] = []
+    enough = False
+    for place in placements(context):
+        if enough and place.pp > 1:
+            continue  # pipelines only where tensor parallelism alone does not do
+        one = look(context, place)
+        looked.append(one)
+        spread = replace(place, expert_parallel=True)
+        if one.fit is None and place.devices <= context.devices.count and _may_spread(context, place, spread):
+            one = look(context, spread)
+            looked.append(one)
+        enough = enough or one.sure
+    return looked
+
+
+def _may_spread(context: Context, place: Placement, spread: Placement) -> bool:
+    """Whether spreading whole experts makes an illegal placement legal, and the user left that open."""
+    if not context.arch.experts or place.devices == 1 or place.expert_parallel:
+        return False
+    if context.request.enable_expert_parallel is not None:
+        return False
+    return next(context.weights.refusals(spread), None) is None
+
+
+def round_length(length: int) -> int:
+    """Down to a whole number of KiB of tokens, where it is long enough for that."""
+    return length // 1024 * 1024 if length >= 2048 else length
