@@ -31,12 +31,12 @@ KNOWN: list[set[str]] = [
         "vllm_quant_serve.supervise.starting",
         "vllm_quant_serve.supervise.stopping",
     },
-    {"vllm_quant_serve.plan.hardware", "vllm_quant_serve.plan.nvml"},
+    {"vllm_quant_serve.plan.devices.hardware", "vllm_quant_serve.plan.devices.nvml"},
     {
-        "vllm_quant_serve.plan.choose",
-        "vllm_quant_serve.plan.compare",
-        "vllm_quant_serve.plan.refuse",
-        "vllm_quant_serve.plan.unequal",
+        "vllm_quant_serve.plan.search.choose",
+        "vllm_quant_serve.plan.search.compare",
+        "vllm_quant_serve.plan.search.refuse",
+        "vllm_quant_serve.plan.search.heterogeneous",
     },
 ]
 
