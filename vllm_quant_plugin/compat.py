@@ -13,7 +13,7 @@ import warnings
 
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.logger import init_logger
-from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig, QuantizeMethodBase
 from vllm.platforms import current_platform
 
@@ -94,6 +94,7 @@ def warn_if_untested() -> None:
 
 
 __all__ = [
+    "QUANTIZATION_METHODS",
     "RELIED_ON",
     "TESTED",
     "QuantizationConfig",

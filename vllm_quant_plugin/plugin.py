@@ -6,18 +6,16 @@ vLLM calls it in every process, several times, before it parses its flags. It is
 
 from __future__ import annotations
 
-from vllm_quant_plugin.engine_wait import rest_while_waiting
+from vllm_quant_plugin.engine_wait import sleep_while_idle
 from vllm_quant_plugin.import_hook import after_import
 
 
 def register() -> None:
     """Register ``vqp_awq``, ``vqp_gptq``, ``vqp_fp8``, ``vqp_int8`` and ``int8`` with vLLM."""
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
-
-    if "vqp_awq" in QUANTIZATION_METHODS:
-        return
     from vllm_quant_plugin import compat
 
+    if "vqp_awq" in compat.QUANTIZATION_METHODS:
+        return
     compat.warn_if_untested()
     from vllm_quant_plugin.methods.awq import VqpAwqConfig
     from vllm_quant_plugin.methods.fp8 import VqpFp8Config
@@ -29,7 +27,7 @@ def register() -> None:
             compat.register_quantization_config(name)(config)
     after_import("vllm.model_executor.kernels.linear", _register_kernel)
     if compat.current_platform.is_cpu():
-        rest_while_waiting()
+        sleep_while_idle()
 
 
 def _register_kernel() -> None:

@@ -55,7 +55,7 @@ def main() -> None:
     if keys:
         sys.argv += ["--api-key", *keys]
     answer_for_cpu_wheel()
-    from vllm.entrypoints.cli.main import main as vllm_main
+    from vllm_quant_serve.compat.command_line import main as vllm_main
 
     sys.argv[0] = "vllm"
     vllm_main()

@@ -42,7 +42,7 @@ def test_messages_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def counted() -> None:
         nonlocal rests
         rests += 1
-        engine_wait.rest()
+        engine_wait.pause()
 
     monkeypatch.setattr(ring, "sched_yield", counted)
     writer = ring.MessageQueue(n_reader=1, n_local_reader=1, max_chunks=2)
@@ -70,5 +70,5 @@ def test_rest_gives_up_the_processor() -> None:
     """Each rest leaves the core by itself, as a sleep does and a yield does not."""
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
     for _ in range(500):
-        engine_wait.rest()
+        engine_wait.pause()
     assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before >= 500

@@ -25,12 +25,6 @@ KNOWN: list[set[str]] = [
         "vllm_quant_plugin.methods.kernel",
     },
     {"vllm_quant_plugin.methods.config", "vllm_quant_plugin.methods.dispatch"},
-    {
-        "vllm_quant_serve.supervise.monitor",
-        "vllm_quant_serve.supervise.session",
-        "vllm_quant_serve.supervise.starting",
-        "vllm_quant_serve.supervise.stopping",
-    },
     {"vllm_quant_serve.plan.devices.hardware", "vllm_quant_serve.plan.devices.nvml"},
     {
         "vllm_quant_serve.plan.search.choose",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vllm_quant_serve.compat import AggregateStatLoggerBase, init_logger
+from vllm_quant_serve.compat.metrics import AggregateStatLoggerBase, init_logger
 from vllm_quant_serve.metrics.accounting import Account, Peaks, make_account
 from vllm_quant_serve.metrics.catalogue import metrics
 from vllm_quant_serve.metrics.energy import EnergyMeter, open_meter

@@ -1,7 +1,4 @@
-"""The vLLM names that serving needs; see vllm_quant_plugin/compat.py, whose rules hold here too.
-
-Everything else of ``serve`` talks to vLLM through its command line, its HTTP endpoints and this.
-"""
+"""The names behind the stat logger, which runs in vLLM's API server processes."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ RELIED_ON: dict[str, tuple[str, ...]] = {
         "mm_cache_stats",
         "engine_idx",
     ),
-    "vllm.entrypoints.cli.main:main": (),
 }
 
 __all__ = ["RELIED_ON", "AggregateStatLoggerBase", "init_logger"]
