@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
+
+from vllm_quant_kernels import env
 
 
 class LibraryError(RuntimeError):
@@ -20,7 +21,7 @@ def library_path(name: str, override: str) -> Path | None:
     Args:
         override: the environment variable that names another build of it.
     """
-    path = os.environ.get(override)
+    path = env.text(override)
     if path:
         return Path(path)
     for folder in (Path(__file__).parent, Path(sysconfig.get_paths()["platlib"]) / "vllm_quant_kernels"):

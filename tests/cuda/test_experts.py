@@ -14,9 +14,10 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda import ops as cuda_ops
 from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
 from vllm_quant_kernels.cuda.stack import split_rows, stack_cuda
+from vllm_quant_kernels.kernel import Device
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.methods import cuda_experts, cuda_segment
+from vllm_quant_plugin.methods import cuda_experts, kernel
 from vllm_quant_plugin.methods.cuda_experts import ExpertStack, run_experts
 from vllm_quant_plugin.methods.moe import VqpMoEMethod
 from vllm_quant_plugin.scheme import Scheme
@@ -218,8 +219,8 @@ def test_large_tiles_of_warpgroups(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_method_loads_a_rank_into_stacks(act_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """From checkpoint tensors through the loaders to the grouped call, on rank 1 of 2."""
     monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
-    monkeypatch.setattr(cuda_segment, "serves", lambda weight, device, dtype: True)
-    monkeypatch.setattr(cuda_segment.cuda_library, "load", lambda: None)
+    monkeypatch.setattr(kernel, "device_of", lambda device: Device("cuda", (9, 0)))
+    monkeypatch.setattr("vllm_quant_kernels.cuda.library.load", lambda: None)
     monkeypatch.setattr(layers, "moe_align_block_size", align)
     monkeypatch.setattr("vllm_quant_plugin.methods.moe.uses_dummy_weights", lambda: False)
     scheme = Scheme("gptq", bits=4, group_size=16, symmetric=False, act_order=act_order)

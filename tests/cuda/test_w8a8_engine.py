@@ -15,9 +15,10 @@ from tests.support.engines import engine
 from tests.support.matrix import CELLS
 from tests.support.oracle import Oracle
 from tests.support.quantized_checkpoints import write_checkpoint
+from vllm_quant_kernels.cuda.kernels import CudaW8A8
 from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
-from vllm_quant_plugin.methods import cuda_w8a8_segment, kernel
-from vllm_quant_plugin.methods.cuda_w8a8_segment import CudaW8A8Segment
+from vllm_quant_kernels.kernel import Packed
+from vllm_quant_plugin.methods import kernel
 
 pytestmark = pytest.mark.engine
 BY_NAME = {cell.name: cell for cell in CELLS}
@@ -34,13 +35,13 @@ def distance(logits: list[torch.Tensor], oracle: Oracle, tokens: list[list[int]]
 @pytest.mark.parametrize(("name", "eager"), [("int8-w8a8-token", False), ("fp8-ct-channel", True)])
 def test_adapter_on_eight_bit_layers(name: str, eager: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The base and the adapted model are those of float64 with the same activations rounded, within BF16's noise."""
-    seen: list[CudaW8A8Segment] = []
+    seen: list[Packed] = []
 
-    def build(weight: Any, scheme: Any, static: Any, device: torch.device, dtype: torch.dtype) -> CudaW8A8Segment:
-        seen.append(cuda_w8a8_segment.cuda_w8a8_segment(weight, scheme, static))
+    def pack(weight: Any, scheme: Any, static: Any, device: torch.device, dtype: torch.dtype) -> Packed:
+        seen.append(CudaW8A8().pack(weight, scheme, static))
         return seen[-1]
 
-    monkeypatch.setattr(kernel, "build_segment", build)
+    monkeypatch.setattr(kernel, "pack_weight", pack)
     monkeypatch.setattr(w8a8_native, "library", lambda: None)
     cell = BY_NAME[name]
     written = write_checkpoint(tmp_path / "model", MODEL, cell.recipe)

@@ -160,7 +160,7 @@ def test_special_values_of_fp16_and_bf16(level: str) -> None:
 
 
 @pytest.mark.skipif(not library.available(), reason="no native library is built here")
-@pytest.mark.parametrize(("isa", "expected"), [("scalar", "scalar"), ("sse9", "unknown: choose one of scalar")])
+@pytest.mark.parametrize(("isa", "expected"), [("scalar", "scalar"), ("sse9", "=sse9: must be scalar, avx2")])
 def test_environment_forces_the_level(isa: str, expected: str) -> None:
     assert expected in level_with(isa)
 
@@ -176,9 +176,10 @@ def level_with(isa: str) -> str:
     """What a process with this VQP_CPU_ISA says of its level."""
     code = """
 from vllm_quant_kernels.cpu import library
+from vllm_quant_kernels.env import SettingError
 try:
     print(library.level())
-except library.LibraryError as error:
+except (library.LibraryError, SettingError) as error:
     print(error)
 """
     environment = {**os.environ, "VQP_CPU_ISA": isa}

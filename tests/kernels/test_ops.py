@@ -23,6 +23,7 @@ from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
 from vllm_quant_kernels.cpu import library
 from vllm_quant_kernels.cpu.ops import linear, linear_a8, linear_int8
 from vllm_quant_kernels.cpu.pack import pack, pack_int8
+from vllm_quant_kernels.env import SettingError
 
 EPS32 = 2.0**-24
 EPS_OUT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -142,7 +143,7 @@ def test_environment_asks_for_int8_activations(monkeypatch: pytest.MonkeyPatch) 
         assert not torch.equal(linear_a8(x, packed), plain[0])
         monkeypatch.setenv("VQP_CPU_W4A8", "yes")
         library.int8_activations.cache_clear()
-        with pytest.raises(library.LibraryError, match="VQP_CPU_W4A8=yes"):
+        with pytest.raises(SettingError, match="VQP_CPU_W4A8=yes"):
             linear(x, packed)
     finally:
         library.int8_activations.cache_clear()

@@ -19,11 +19,6 @@ PACKAGES = {
 
 # Circles that are still to be taken apart, by their modules. Remove an entry with its circle; never add one.
 KNOWN: list[set[str]] = [
-    {
-        "vllm_quant_plugin.methods.cuda_segment",
-        "vllm_quant_plugin.methods.cuda_w8a8_segment",
-        "vllm_quant_plugin.methods.kernel",
-    },
     {"vllm_quant_plugin.methods.config", "vllm_quant_plugin.methods.dispatch"},
     {"vllm_quant_serve.plan.devices.hardware", "vllm_quant_serve.plan.devices.nvml"},
     {

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cpu.ops import linear, linear_int8
-from vllm_quant_kernels.cpu.pack import pack, pack_int8
-from vllm_quant_kernels.cpu.weight import PackedWeight
+from vllm_quant_kernels.kernel import Device
+from vllm_quant_kernels.registry import choose
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, ActivationScheme, Int, WeightScheme
+from vllm_quant_kernels.torch_device import dtype_name
 from vllm_quant_plugin.bench.measure import COLD_BYTES, Call, Contender, copies_for
 from vllm_quant_plugin.formats.bits import pack_dense
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
@@ -39,35 +40,37 @@ def torch_bf16(weight: torch.Tensor, x: torch.Tensor) -> Source:
     return Source("torch BF16", weight.nbytes, make)
 
 
+def ours(weight: CanonicalWeight, scheme: WeightScheme, x: torch.Tensor, suffix: str = "") -> Source:
+    """The kernel that this machine's registry chooses for ``scheme``."""
+    kernel = choose(
+        scheme, weight.out_features, weight.in_features, Device("cpu"), dtype_name(x.dtype), weight=weight
+    ).kernel
+    packed = kernel.pack(weight, scheme)
+    codes = packed.tensors[""]
+    assert codes is not None
+
+    def make() -> Call:
+        tensors = {**packed.tensors, "": codes.clone()}
+        return lambda: kernel.apply(packed, tensors, x, None)
+
+    return Source(kernel.label(scheme) + suffix, packed.nbytes, make)
+
+
 def weight_only(weight: torch.Tensor, x: torch.Tensor, bits: int, group_size: int = 128) -> Source:
-    """``vqp::wna16_linear`` with integer weights."""
-    packed = pack(quantize_int(weight, bits, group_size, symmetric=False, scale_dtype=torch.bfloat16))
-    return _weight_only(f"vqp W{bits}A16 g{group_size}", packed, x)
+    """Integer weights with zero points and 16-bit activations."""
+    canonical = quantize_int(weight, bits, group_size, symmetric=False, scale_dtype=torch.bfloat16)
+    return ours(canonical, WeightScheme(Int(bits), group_size, symmetric=False), x, f" g{group_size}")
 
 
 def fp8_weight_only(weight: torch.Tensor, x: torch.Tensor) -> Source:
-    """``vqp::wna16_linear`` with FP8 weights, one scale per channel."""
-    return _weight_only("vqp FP8 W8A16", pack(quantize_fp8(weight)), x)
-
-
-def _weight_only(name: str, packed: PackedWeight, x: torch.Tensor) -> Source:
-    def make() -> Call:
-        copy = replace(packed, data=packed.data.clone())
-        return lambda: linear(x, copy)
-
-    return Source(name, packed.nbytes, make)
+    """FP8 weights with one scale per channel and 16-bit activations."""
+    return ours(quantize_fp8(weight), WeightScheme(E4M3, PER_CHANNEL), x, " FP8")
 
 
 def w8a8(weight: torch.Tensor, x: torch.Tensor) -> Source:
-    """``vqp::w8a8_linear`` with dynamic symmetric activations."""
-    canonical = quantize_int(weight, 8)
-    packed = pack_int8((canonical.codes ^ 0x80).view(torch.int8), canonical.scales)
-
-    def make() -> Call:
-        copy = replace(packed, data=packed.data.clone())
-        return lambda: linear_int8(x, copy)
-
-    return Source("vqp W8A8", packed.nbytes, make)
+    """INT8 weights with dynamic symmetric activations."""
+    scheme = WeightScheme(Int(8), PER_CHANNEL, activation=ActivationScheme(Int(8)))
+    return ours(quantize_int(weight, 8), scheme, x)
 
 
 def in_tree_w4a16(weight: torch.Tensor, x: torch.Tensor, group_size: int = 128) -> Source:

@@ -18,14 +18,46 @@ from typing import Any
 
 import torch
 
+from vllm_quant_kernels import env
+from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.cuda.kernels import CudaExperts
 from vllm_quant_kernels.cuda.ops import experts_cuda, tile_tokens
 from vllm_quant_kernels.cuda.stack import split_rows, stack_cuda
 from vllm_quant_kernels.cuda.weight import PackedCuda
+from vllm_quant_kernels.registry import NoKernelError
+from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_plugin import compat_layers as layers
-from vllm_quant_plugin.methods.cuda_segment import batch_invariant
+from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.methods.kernel import choose_kernel, weight_scheme
+from vllm_quant_plugin.scheme import Scheme
 
 _SUFFIXES = {"": "data", "_scales": "scales", "_zeros": "zeros", "_perm": "perm"}
 _NONE = torch.empty(0)
+
+
+def pack_for_stack(
+    parts: list[CanonicalWeight], scheme: Scheme, device: torch.device, dtype: torch.dtype
+) -> list[PackedCuda] | None:
+    """One expert's matrix, in pieces along the output, for :class:`ExpertStack`.
+
+    None where no grouped kernel runs it: the expert is then a layer of its own.
+
+    Raises:
+        BackendError: the kernels are switched on and their library cannot be used.
+    """
+    plain = weight_scheme(scheme)
+    packed = []
+    for part in parts:
+        try:
+            kernel = choose_kernel(part, plain, device, dtype, "experts")
+        except NoKernelError:
+            return None
+        assert isinstance(kernel, CudaExperts)
+        try:
+            packed.append(kernel.packed(part))
+        except LibraryError as error:
+            raise BackendError(str(error), hint="run `make` with nvcc on PATH, or unset VQP_CUDA_KERNELS") from error
+    return packed
 
 
 @dataclass(frozen=True)
@@ -53,7 +85,7 @@ class ExpertStack:
             experts = [parts if len(parts) == pieces else split_rows(parts[0], cut) for parts in experts]
         self._parts = [stack_cuda([parts[i] for parts in experts]) for i in range(pieces)]
         self._prefix = ""
-        self._batch_invariant = batch_invariant()
+        self._batch_invariant = env.batch_invariant()
 
     def register(self, layer: torch.nn.Module, prefix: str) -> None:
         """Move the tensors to parameters of ``layer`` named ``prefix``, ``prefix_scales``, ..."""

@@ -16,8 +16,7 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.methods import cuda_segment
-from vllm_quant_plugin.methods.cuda_experts import ExpertStack, run_experts
+from vllm_quant_plugin.methods.cuda_experts import ExpertStack, pack_for_stack, run_experts
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.methods.linear import (
     check_columns,
@@ -119,8 +118,8 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
             pieces.append(weight.columns(begin, end) if matrix == "w2" else weight.rows(begin, end))
             merge_static_activation(static, tensors)
         parts = stack_parts(pieces)
-        if all(cuda_segment.serves(part, device, dtype) for part in parts):
-            packed = [cuda_segment.packed_for_cuda(part) for part in parts]
+        packed = pack_for_stack(parts, self.scheme, device, dtype)
+        if packed is not None:
             layer.vqp_stacks.setdefault(matrix, {})[expert] = packed
         else:
             layer.vqp_experts[(expert, matrix)] = PackedLinear.build(parts, self.scheme, static, device, dtype)

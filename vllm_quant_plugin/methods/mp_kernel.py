@@ -9,22 +9,17 @@ say which.
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 
+from vllm_quant_kernels import env
 from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.cuda import library as cuda_library
-from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_plugin import compat_kernels as kernels
 from vllm_quant_plugin.errors import BackendError, UsageError
 from vllm_quant_plugin.formats.bits import unpack_dense
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.scheme import Scheme
-
-ORDER_VARIABLE = "VQP_LINEAR_KERNELS"
-ORDERS = ("last", "first", "off")
 
 
 class VqpLinearKernel(kernels.MPLinearKernel):
@@ -81,15 +76,11 @@ def last_dim(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def kernel_order() -> str:
-    """Where our kernel goes in vLLM's list: ``last``, ``first`` or ``off``.
-
-    Raises:
-        UsageError: the environment variable holds something else.
-    """
-    order = os.environ.get(ORDER_VARIABLE, ORDERS[0])
-    if order not in ORDERS:
-        raise UsageError(f"{ORDER_VARIABLE}={order!r} is not known", f"it is one of {', '.join(ORDERS)}")
-    return order
+    """Where our kernel goes in vLLM's list: ``last``, ``first`` or ``off``. Raises UsageError for another value."""
+    try:
+        return env.choice("VQP_LINEAR_KERNELS")
+    except env.SettingError as error:
+        raise UsageError(str(error), f"unset {error.name}") from error
 
 
 class VqpCudaLinearKernel(VqpLinearKernel):
@@ -118,8 +109,8 @@ def register_kernel() -> None:
         return
     _register(VqpLinearKernel, kernels.PlatformEnum.CPU, order)
     try:
-        on_cuda = cuda_library.enabled()
-    except LibraryError as error:
+        on_cuda = env.switch("VQP_CUDA_KERNELS")
+    except env.SettingError as error:
         raise BackendError(str(error), hint="unset VQP_CUDA_KERNELS") from error
     if on_cuda:
         _register(VqpCudaLinearKernel, kernels.PlatformEnum.CUDA, order)

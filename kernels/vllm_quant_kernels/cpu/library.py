@@ -1,24 +1,17 @@
-"""Finds, checks and loads the native library ``libvqp_cpu.so``.
-
-VQP_CPU_LIBRARY  path of another build of the library.
-VQP_CPU_ISA      scalar, avx2, avx512, avx512_vnni, avx512_bf16 or amx: use no instruction beyond it. Without it the
-                 best that this CPU has, but for amx: that one has run on a model of its instructions only.
-VQP_CPU_W4A8     1: weight-only products of integer weights of 2 to 7 bits quantize their activations to INT8.
-"""
+"""Finds, checks and loads the native library ``libvqp_cpu.so``."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 
-from vllm_quant_kernels import shared_library
+from vllm_quant_kernels import env, shared_library
+from vllm_quant_kernels.env import LEVELS
 from vllm_quant_kernels.shared_library import LibraryError
 
 NAME = "libvqp_cpu.so"
 ABI_VERSION = 4
-LEVELS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx")
 _REFUSED = 6  # VQP_ESYSTEM
 
 
@@ -55,7 +48,7 @@ def load() -> ctypes.CDLL:
     lib = shared_library.open_library(library_path(), NAME, "vqp_cpu_abi_version", ABI_VERSION, build)
     _declare(lib)
     int8_activations()
-    wanted = os.environ.get("VQP_CPU_ISA", "")
+    wanted = env.choice("VQP_CPU_ISA")
     if wanted:
         set_level(lib, wanted)
     return lib
@@ -69,18 +62,13 @@ def int8_activations() -> bool:
     either value.
 
     Raises:
-        LibraryError: it is neither 0 nor 1.
+        SettingError: it is neither 0 nor 1.
     """
-    value = os.environ.get("VQP_CPU_W4A8", "")
-    if value not in ("", "0", "1"):
-        raise LibraryError(f"VQP_CPU_W4A8={value} is unknown: it is 1, or 0 as without it")
-    return value == "1"
+    return env.switch("VQP_CPU_W4A8")
 
 
 def set_level(lib: ctypes.CDLL, name: str) -> None:
     """Use no instruction beyond level ``name``. Raises LibraryError for one that this CPU or its system lacks."""
-    if name not in LEVELS:
-        raise LibraryError(f"VQP_CPU_ISA={name} is unknown: choose one of {', '.join(LEVELS)}")
     error = lib.vqp_cpu_set_level(LEVELS.index(name))
     if error == _REFUSED:
         refused = "the operating system refuses this process the tile registers (arch_prctl)"

@@ -1,21 +1,13 @@
-"""Finds, checks and loads ``libvqp_cuda.so``, and mirrors the structures of kernels/include/vqp_cuda.h.
-
-VQP_CUDA_LIBRARY  path of another build of the library.
-VQP_CUDA_KERNELS  1 to let vLLM's layers use these kernels. They have not run on a GPU yet (docs/internals/cuda.md),
-                  so without it a layer on a GPU is dequantized for each call.
-VQP_CUDA_PDL      0 to launch each kernel after the one ahead of it has ended, as plain stream order does. Otherwise a
-                  Hopper GPU loads the first weights while that one still runs (programmatic dependent launch).
-"""
+"""Finds, checks and loads ``libvqp_cuda.so``, and mirrors the structures of kernels/include/vqp_cuda.h."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 from pathlib import Path
 
-from vllm_quant_kernels import shared_library
-from vllm_quant_kernels.shared_library import LibraryError, raise_error
+from vllm_quant_kernels import env, shared_library
+from vllm_quant_kernels.shared_library import raise_error
 
 NAME = "libvqp_cuda.so"
 ABI_VERSION = 4
@@ -84,22 +76,10 @@ def available() -> bool:
     return library_path() is not None
 
 
-def enabled() -> bool:
-    """Whether layers on a GPU should use the kernels: VQP_CUDA_KERNELS=1. Raises LibraryError on another value."""
-    return _switch("VQP_CUDA_KERNELS", "0")
-
-
 @functools.cache
 def dependent_launch() -> bool:
-    """Whether kernels may start before the one ahead has ended: VQP_CUDA_PDL, read once. Raises LibraryError."""
-    return _switch("VQP_CUDA_PDL", "1")
-
-
-def _switch(name: str, default: str) -> bool:
-    value = os.environ.get(name, default)
-    if value not in ("0", "1"):
-        raise LibraryError(f"{name}={value}: must be 0 or 1")
-    return value == "1"
+    """Whether kernels may start before the one ahead has ended: VQP_CUDA_PDL, read once. Raises SettingError."""
+    return env.switch("VQP_CUDA_PDL")
 
 
 def check(code: int) -> None:

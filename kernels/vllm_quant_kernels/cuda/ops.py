@@ -6,8 +6,6 @@ same packed tensors.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from vllm_quant_kernels.cuda import native
@@ -26,9 +24,6 @@ _LIB.define(
 )
 
 
-_WEIGHT_ARGUMENTS = 9
-
-
 def _weight(
     x: torch.Tensor,
     data: torch.Tensor,
@@ -40,8 +35,8 @@ def _weight(
     group_size: int,
     n: int,
     k: int,
-) -> tuple[PackedCuda, torch.Tensor | None]:
-    """The arguments that both operators share, checked against x. Raises ValueError."""
+) -> PackedCuda:
+    """The weight of the arguments that both operators share, checked against x. Raises ValueError."""
     if x.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"x must be bf16 or fp16, got {x.dtype}")
     if x.ndim == 0 or x.shape[-1] != k:
@@ -54,10 +49,10 @@ def _weight(
         raise ValueError(f"data of {data.shape[-1]} bytes does not hold {n} x {k} codes of kind {kind}")
     if bias is not None and (bias.shape[-1] != n or not bias.is_floating_point()):
         raise ValueError(f"bias must be floating (..., {n}), got {bias.dtype} {tuple(bias.shape)}")
-    return PackedCuda(data, scales, zeros, perm, kind, group_size, n, k), bias
+    return PackedCuda(data, scales, zeros, perm, kind, group_size, n, k)
 
 
-def _product(
+def _gemm(
     x: torch.Tensor, packed: PackedCuda, bias: torch.Tensor | None, factor: torch.Tensor | None = None
 ) -> torch.Tensor:
     out = x.float() @ dequantize_cuda(packed).T
@@ -65,17 +60,22 @@ def _product(
     return (out if factor is None else out * factor).to(x.dtype)
 
 
-def _linear_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
-    return native.wna16_linear(x, packed, bias, batch_invariant=rest[_WEIGHT_ARGUMENTS])
+def _linear_cuda(  # type: ignore[no-untyped-def]
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant
+) -> torch.Tensor:
+    packed = _weight(x, data, scales, zeros, perm, bias, kind, group_size, n, k)
+    return native.wna16_linear(x, packed, bias, batch_invariant)
 
 
-def _linear_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    return _product(x, *_weight(x, *rest[:_WEIGHT_ARGUMENTS]))
+def _linear_cpu(  # type: ignore[no-untyped-def]
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant
+) -> torch.Tensor:
+    return _gemm(x, _weight(x, data, scales, zeros, perm, bias, kind, group_size, n, k), bias)
 
 
-def _linear_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    n = rest[_WEIGHT_ARGUMENTS - 2]
+def _linear_fake(  # type: ignore[no-untyped-def]
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k, batch_invariant
+) -> torch.Tensor:
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -95,32 +95,39 @@ def _check_tiles(
         raise ValueError(f"row_scales must be float32 ({pairs},), got {row_scales.dtype} {tuple(row_scales.shape)}")
 
 
-def _experts_cuda(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
-    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant = rest[_WEIGHT_ARGUMENTS:]
+def _experts_cuda(  # type: ignore[no-untyped-def]
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k,
+    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant,
+) -> torch.Tensor:  # fmt: skip
+    packed = _weight(x, data, scales, zeros, perm, bias, kind, group_size, n, k)
     _check_tiles(rows, experts, padded_rows, row_scales, tokens, pairs)
     return native.wna16_experts(
         x, packed, bias, rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant
     )
 
 
-def _experts_cpu(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    packed, bias = _weight(x, *rest[:_WEIGHT_ARGUMENTS])
-    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, _ = rest[_WEIGHT_ARGUMENTS:]
+def _experts_cpu(  # type: ignore[no-untyped-def]
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k,
+    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant,
+) -> torch.Tensor:  # fmt: skip
+    packed = _weight(x, data, scales, zeros, perm, bias, kind, group_size, n, k)
     _check_tiles(rows, experts, padded_rows, row_scales, tokens, pairs)
-    out = x.new_zeros(pairs, packed.n)
+    out = x.new_zeros(pairs, n)
     for tile in range(int(padded_rows) // tokens):
         e, pair = int(experts[tile]), rows[tile * tokens : (tile + 1) * tokens].long()
         pair = pair[pair < pairs]
-        if not 0 <= e < packed.data.shape[0]:
+        if not 0 <= e < data.shape[0]:
             continue
         factor = None if row_scales is None else row_scales[pair, None]
-        out[pair] = _product(x[pair // top_k], packed.expert(e), None if bias is None else bias[e], factor)
+        out[pair] = _gemm(x[pair // top_k], packed.expert(e), None if bias is None else bias[e], factor)
     return out
 
 
-def _experts_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    return x.new_empty((rest[-2], rest[_WEIGHT_ARGUMENTS - 2]))
+def _experts_fake(  # type: ignore[no-untyped-def]
+    x, data, scales, zeros, perm, bias, kind, group_size, n, k,
+    rows, experts, padded_rows, row_scales, tokens, top_k, pairs, batch_invariant,
+) -> torch.Tensor:  # fmt: skip
+    return x.new_empty((pairs, n))
 
 
 _LIB.impl("wna16_linear_cuda", _linear_cuda, "CUDA")

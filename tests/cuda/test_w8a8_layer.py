@@ -12,14 +12,12 @@ from tests.kernels.weights import random_weight
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda.w8a8 import activation
 from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
+from vllm_quant_kernels.kernel import Packed
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.methods import cuda_w8a8_segment
-from vllm_quant_plugin.methods.cuda_segment import CudaSegment
-from vllm_quant_plugin.methods.cuda_w8a8_segment import CudaW8A8Segment
 from vllm_quant_plugin.methods.fp8 import VqpFp8Config
 from vllm_quant_plugin.methods.int8 import VqpInt8Config
-from vllm_quant_plugin.methods.kernel import DequantizingSegment, Int8Segment, PackedLinear, build_segment
+from vllm_quant_plugin.methods.kernel import PackedLinear, pack_weight, weight_scheme
 from vllm_quant_plugin.scheme import ActivationScheme, Scheme
 
 GPU = torch.device("cuda")
@@ -52,23 +50,30 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def built(weight: CanonicalWeight, scheme: Scheme, static: dict[str, torch.Tensor] | None = None) -> Any:
-    return build_segment(weight, scheme, static or {}, GPU, torch.bfloat16)
+def built(
+    weight: CanonicalWeight, scheme: Scheme, static: dict[str, torch.Tensor] | None = None, device: torch.device = GPU
+) -> Packed:
+    return pack_weight(weight, weight_scheme(scheme), static or {}, device, torch.bfloat16)
+
+
+def promotes(packed: Packed) -> bool:
+    """Whether FP8 sums are added in FP32."""
+    return bool(packed.args[1])
 
 
 def test_what_runs_with_eight_bit_activations(gpu: pytest.MonkeyPatch) -> None:
     for weight, scheme in ((int8_weight(), INT8), (fp8_weight(), FP8), (block_weight(), BLOCKS)):
-        assert isinstance(built(weight, scheme), CudaW8A8Segment)
+        assert built(weight, scheme).kernel.name == "cuda-w8a8"
     without = Scheme("fp8", "fp8_e4m3", 8, 0)
     grouped = random_weight(40, 256, 8, 32)
     tokens = Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128), activation=ActivationScheme("fp8_e4m3"))
     for weight, scheme in ((fp8_weight(), without), (grouped, INT8), (block_weight(), tokens)):
-        assert isinstance(built(weight, scheme), CudaSegment)
+        assert built(weight, scheme).kernel.name == "cuda-wna16"
 
 
 def test_without_the_switch_layers_are_dequantized(gpu: pytest.MonkeyPatch) -> None:
     gpu.delenv("VQP_CUDA_KERNELS")
-    assert isinstance(built(int8_weight(), INT8), DequantizingSegment)
+    assert built(int8_weight(), INT8).kernel.name == "dequantize"
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6)])
@@ -77,19 +82,19 @@ def test_fp8_without_tensor_cores_for_it_keeps_16_bit_activations(
 ) -> None:
     gpu.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     for weight, scheme in ((fp8_weight(), FP8), (block_weight(), BLOCKS)):
-        segment = built(weight, scheme)
-        assert isinstance(segment, CudaSegment)
-        assert segment.packed.kind == 9
-    assert isinstance(built(int8_weight(), INT8), CudaW8A8Segment)
+        packed = built(weight, scheme)
+        assert packed.kernel.name == "cuda-wna16"
+        assert packed.args[0] == 9
+    assert built(int8_weight(), INT8).kernel.name == "cuda-w8a8"
 
 
 def test_fp8_with_16_bit_activations_is_an_option(gpu: pytest.MonkeyPatch) -> None:
     gpu.setenv("VQP_CUDA_FP8", "w8a16")
-    assert isinstance(built(fp8_weight(), FP8), CudaSegment)
+    assert built(fp8_weight(), FP8).kernel.name == "cuda-wna16"
     gpu.setenv("VQP_CUDA_FP8", "w8a8")
-    assert built(fp8_weight(), FP8).promote
+    assert promotes(built(fp8_weight(), FP8))
     gpu.setenv("VQP_CUDA_FP8_FAST", "1")
-    assert not built(fp8_weight(), FP8).promote
+    assert not promotes(built(fp8_weight(), FP8))
     gpu.setenv("VQP_CUDA_FP8", "both")
     with pytest.raises(BackendError, match="w8a8 or w8a16"):
         built(fp8_weight(), FP8)
@@ -124,16 +129,16 @@ def test_static_int8_is_the_cpu_layer(gpu: pytest.MonkeyPatch) -> None:
     scheme = Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int", dynamic=False))
     x, results = torch.randn(5, 96, dtype=torch.bfloat16), []
     for device in (GPU, torch.device("cpu")):
-        segment = build_segment(int8_weight(), scheme, static, device, torch.bfloat16)
-        assert isinstance(segment, CudaW8A8Segment if device == GPU else Int8Segment)
-        layer, linear = torch.nn.Module(), PackedLinear([segment])
+        packed = built(int8_weight(), scheme, static, device)
+        assert packed.kernel.name == f"{device.type}-w8a8"
+        layer, linear = torch.nn.Module(), PackedLinear([packed])
         linear.register(layer)
         results.append(linear(layer, x))
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8", "fp8-blocks", "fp8-16-bit"])
-def test_online_weights_end_in_the_segment(gpu: pytest.MonkeyPatch, name: str) -> None:
+def test_online_weights_end_in_the_kernel(gpu: pytest.MonkeyPatch, name: str) -> None:
     """From a 16-bit weight through the online scheme of `--quantization vqp_int8` and `vqp_fp8`."""
     options: dict[str, Any] = {}
     if name == "fp8-blocks":
@@ -145,11 +150,13 @@ def test_online_weights_end_in_the_segment(gpu: pytest.MonkeyPatch, name: str) -
     assert scheme is not None
     weight = torch.randn(200, 256, dtype=torch.bfloat16)
     canonical = get_format(scheme).unpack({"weight": weight}, scheme, 200, 256)
-    segment = built(canonical, scheme)
-    assert isinstance(segment, CudaSegment if name == "fp8-16-bit" else CudaW8A8Segment)
+    packed = built(canonical, scheme)
+    assert packed.kernel.name == ("cuda-wna16" if name == "fp8-16-bit" else "cuda-w8a8")
     if name == "fp8-blocks":
-        assert segment.weight.blocks
-    layer, linear = torch.nn.Module(), PackedLinear([segment])
+        scales = packed.tensors["_scales"]
+        assert scales is not None
+        assert scales.shape == (2, 2)
+    layer, linear = torch.nn.Module(), PackedLinear([packed])
     kept = linear.nbytes
     assert kept <= 1.06 * weight.numel()
     linear.register(layer)
@@ -172,6 +179,7 @@ def test_the_library_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for function in (cuda_library.load, cuda_quantize.library, w8a8_native.library):
         function.cache_clear()
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
     with pytest.raises(BackendError, match="cannot be loaded"):
-        cuda_w8a8_segment.cuda_w8a8_segment(int8_weight(), INT8, {})
+        built(int8_weight(), INT8)
     cuda_library.load.cache_clear()

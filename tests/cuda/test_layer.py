@@ -1,4 +1,4 @@
-"""The switch VQP_CUDA_KERNELS, and the layer segment behind it, as far as a machine without a GPU can tell."""
+"""The switch VQP_CUDA_KERNELS, and the layers behind it, as far as a machine without a GPU can tell."""
 
 from __future__ import annotations
 
@@ -10,40 +10,47 @@ import torch
 
 from tests.kernels.weights import random_weight
 from vllm_quant_kernels.cuda import library as cuda_library
+from vllm_quant_kernels.cuda.kernels import CudaWeightOnly
 from vllm_quant_kernels.cuda.ops import linear_cuda
 from vllm_quant_kernels.cuda.pack import pack_cuda
+from vllm_quant_kernels.scheme import E5M2, PER_CHANNEL, Int, WeightScheme
 from vllm_quant_plugin import compat_kernels
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.methods import cuda_segment, mp_kernel
-from vllm_quant_plugin.methods.kernel import DequantizingSegment, PackedLinear, build_segment
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.methods import mp_kernel
+from vllm_quant_plugin.methods.kernel import PackedLinear, choose_kernel, pack_weight
 
 GPU = torch.device("cuda")
+
+
+BF16 = torch.bfloat16
+G32 = WeightScheme(Int(4), 32)
 
 
 def test_without_the_switch_a_gpu_layer_is_dequantized(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VQP_CUDA_KERNELS", raising=False)
     w = random_weight(32, 64, 4, 32)
-    assert isinstance(build_segment(w, Scheme("gptq", bits=4), {}, GPU, torch.bfloat16), DequantizingSegment)
+    assert pack_weight(w, G32, {}, GPU, BF16).kernel.name == "dequantize"
 
 
 def test_the_switch_serves_what_the_kernels_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
     w = random_weight(32, 64, 4, 32)
-    assert cuda_segment.serves(w, GPU, torch.bfloat16)
-    assert not cuda_segment.serves(w, GPU, torch.float32)
-    assert not cuda_segment.serves(w, torch.device("xpu"), torch.bfloat16)
-    assert not cuda_segment.serves(random_weight(32, 64, kind="fp8_e5m2", bits=8), GPU, torch.bfloat16)
+    assert choose_kernel(w, G32, GPU, BF16).name == "cuda-wna16"
+    assert choose_kernel(w, G32, GPU, torch.float32).name == "dequantize"
+    assert choose_kernel(w, G32, torch.device("xpu"), BF16).name == "dequantize"
+    e5m2 = random_weight(32, 64, kind="fp8_e5m2", bits=8)
+    assert choose_kernel(e5m2, WeightScheme(E5M2, PER_CHANNEL), GPU, BF16).name == "dequantize"
     monkeypatch.setenv("VQP_CUDA_KERNELS", "yes")
     with pytest.raises(BackendError, match="0 or 1"):
-        cuda_segment.serves(w, GPU, torch.bfloat16)
+        choose_kernel(w, G32, GPU, BF16)
 
 
 def test_the_switch_without_the_library_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
     monkeypatch.setenv("VQP_CUDA_LIBRARY", "/nowhere/libvqp_cuda.so")
     cuda_library.load.cache_clear()
-    with pytest.raises(BackendError, match="cannot be loaded"):
-        cuda_segment.cuda_segment(random_weight(32, 64, 4, 32))
+    with pytest.raises(BackendError, match=r"cannot be loaded.*unset VQP_CUDA_KERNELS"):
+        pack_weight(random_weight(32, 64, 4, 32), G32, {}, GPU, BF16)
     cuda_library.load.cache_clear()
 
 
@@ -81,11 +88,12 @@ def test_the_cuda_kernel_of_the_registry_takes_16_bit_activations() -> None:
 
 
 @pytest.mark.parametrize("order", ["none", "shuffled"])
-def test_a_layer_of_segments_computes_the_reference(order: str) -> None:
+def test_a_layer_of_pieces_computes_the_reference(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The operators' CPU implementations read the same packed tensors that the kernels do."""
     weights = [random_weight(n, 192, 4, 32, "integer", order=order, seed=n) for n in (40, 24)]
-    segments = [cuda_segment.CudaSegment(pack_cuda(w), False) for w in weights]
-    linear, layer = PackedLinear(segments), torch.nn.Module()  # type: ignore[arg-type]
+    monkeypatch.setattr(cuda_library, "load", lambda: None)
+    pieces = [CudaWeightOnly().pack(w, G32) for w in weights]
+    linear, layer = PackedLinear(pieces), torch.nn.Module()
     linear.register(layer)
     x, bias = torch.randn(3, 192, dtype=torch.bfloat16), torch.randn(64, dtype=torch.bfloat16)
     expected = torch.cat([w.dequantize(torch.float64) for w in weights])
