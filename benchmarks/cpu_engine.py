@@ -4,13 +4,13 @@
                                     [--folder DIR] [--json FILE]
 
 The model is a Llama-3.2-1B with random weights (llama_1b.py). With its own vocabulary of 128256, tied to the LM head,
-a token reads 525 MB of 16-bit head beside 0.5 GB of 4-bit layers: no kernel makes that three times as fast as BF16.
+each token reads 525 MB of 16-bit head beside 0.5 GB of 4-bit layers: no kernel makes that three times as fast as BF16.
 The default of 32000 is Llama-2's and TinyLlama's; ``--quantized-head`` adds the plugin with a 4-bit LM head.
 
-Every engine is a process with the same settings, in which the engine runs as it does behind the server; all of them
-stay loaded, and take turns: a round is one request of --tokens tokens in each. The time of a step (one token) is the
-median over the steps of a round; reported are the median over the rounds, and the least, which other processes
-disturbed least. The first round warms up and does not count.
+Every engine runs in a process of its own, with the same settings, as it does behind the server. All engines stay loaded
+and take turns: a round is one request of --tokens tokens in each. The time of a step (one token) is the median over the
+steps of a round. Reported are the median over the rounds and the minimum, which other processes disturbed least. The
+first round warms up and does not count.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def measure(cases: list[Case], folders: dict[Case, Path], threads: int, options:
 
 def show(console: Console, found: dict[Case, Any], threads: int, vocabulary: int) -> None:
     table = Table(title=f"Decode, {threads} thread(s), vocabulary {vocabulary}")
-    for column in ("", "ms/token", "least", "tokens/s", "weights GB", "GB/s of weights"):
+    for column in ("", "ms/token", "minimum", "tokens/s", "weights GB", "GB/s of weights"):
         table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for case, result in found.items():
         middle, size = statistics.median(result["seconds"]), weight_bytes(case, vocabulary)
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="tokens of one request")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--quantized-head", action="store_true", help="add the plugin with a 4-bit LM head")
-    parser.add_argument("--profile", action="store_true", help="print where the time of a step goes")
+    parser.add_argument("--profile", action="store_true", help="print the time of each operator in a step")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()

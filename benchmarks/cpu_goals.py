@@ -1,8 +1,8 @@
-"""The goals of the CPU kernels beside what cpu_linear.py measured, as Markdown.
+"""The goals of the CPU kernels beside the results of cpu_linear.py, as Markdown.
 
     python benchmarks/cpu_goals.py results.json [--write docs/results/performance.md]
 
---write replaces what stands between the two marker lines of the document.
+--write replaces the text between the two marker lines of the document.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ GOALS = [
 
 
 def table(results: list[dict[str, Any]], threads: int) -> str:
-    """The goals at one number of threads. Least times decide; the ratio of medians stands beside it."""
+    """The goals at one number of threads. Minimum times decide; the ratio of medians is shown beside them."""
     rows = {(r["m"], r["name"]): r for r in results if r["shape"] == SHAPE and r["threads"] == threads}
 
     def column(key: str) -> Times:
@@ -94,7 +94,7 @@ def table(results: list[dict[str, Any]], threads: int) -> str:
 
 
 def times_table(results: list[dict[str, Any]], threads: int) -> str:
-    """Least times of every implementation by M, in microseconds, and GB/s at M = 1."""
+    """Minimum times of every implementation by M, in microseconds, and GB/s at M = 1."""
     rows = {(r["m"], r["name"]): r for r in results if r["shape"] == SHAPE and r["threads"] == threads}
     sizes = sorted({m for m, _ in rows})
     names = list(dict.fromkeys(name for _, name in rows))
@@ -123,7 +123,7 @@ def layers_table(results: list[dict[str, Any]], threads: int) -> str:
 
 
 def render(report: dict[str, Any]) -> str:
-    """Everything a report says about the goals, as Markdown."""
+    """The goals and times of a report, as Markdown."""
     machine, results = report["machine"], report["results"]
     parts = [
         f"Layer 14336 x 4096 ({SHAPE}), groups of 128, BF16 activations, level {machine['level']}, "

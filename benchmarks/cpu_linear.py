@@ -4,16 +4,16 @@
     python benchmarks/cpu_linear.py [--quick] [--threads 1 2] [--rounds N] [--ggml FOLDER] [--json FILE]
     python benchmarks/cpu_goals.py results.json --write docs/results/performance.md
 
-Protocol: every implementation of a case holds so many copies of its weight that together they exceed the
-last-level cache several times, and each call takes the next copy. Implementations take turns, call by call;
-the least time over the rounds is reported (the call that was least disturbed by other work on the machine)
-with the median beside it. One thread is timed by its CPU time, which leaves out the time that other
-processes hold the core (not what they do to caches and to the memory bus); more threads by the wall clock,
-which means little on a machine that is not idle. Each is checked against the dequantized weight first. "read" is a
-plain loop of vector loads over as many bytes as the W4 weight, once in ordinary memory, where all peers have
-theirs, and once where this package has its own (huge_pages.py). Peers come from vLLM's CPU build (in-tree
-cpu_gemm_wna16, oneDNN), PyTorch and llama.cpp (Q4_0, see ggml_peer.py; it has threads of its own, so it is
-timed after a pause, at its second call); one that cannot run is named with the reason.
+Protocol: every implementation of a case holds enough copies of its weight to exceed the last-level cache
+several times, and each call uses the next copy. Implementations take turns, call by call; the minimum time over
+the rounds is reported (the call that other work on the machine disturbed least) with the median beside it. One
+thread is timed by its CPU time, which excludes the time that other processes hold the core (but not their effect
+on caches and memory bandwidth); several threads by the wall clock, which means little on a machine that is not
+idle. Each implementation is first checked against the dequantized weight. "read" is a plain loop of vector loads
+over as many bytes as the W4 weight, once in ordinary memory, which all peers use, and once in the memory that this
+package uses (huge_pages.py). Peers come from vLLM's CPU build (in-tree cpu_gemm_wna16, oneDNN), PyTorch and
+llama.cpp (Q4_0, see ggml_peer.py; it has its own threads, so it is timed after a pause, at its second call). A
+peer that cannot run is named with the reason.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from vllm_quant_kernels.cpu.weight import PackedWeight
 CACHE_BYTES = 128 << 20
 GROUP = 128
 Call = Callable[[int], torch.Tensor]
-CHECK = 0  # the call whose result is looked at
+CHECK = 0  # the call whose result is checked
 LLAMA = "llama.cpp Q4_0"
 
 # (name, N, K): the layers as vLLM fuses them.
@@ -77,7 +77,7 @@ def weight(n: int, k: int, bits: int, zeros: bool = False, kind: str = "int") ->
     return CanonicalWeight(codes, scales, bits, GROUP, table, kind)  # type: ignore[arg-type]
 
 
-def ours(w: CanonicalWeight, x: torch.Tensor, product: Callable[..., torch.Tensor] = linear) -> tuple[Call, int]:
+def ours(w: CanonicalWeight, x: torch.Tensor, gemm: Callable[..., torch.Tensor] = linear) -> tuple[Call, int]:
     first = pack(w)
 
     def copy() -> PackedWeight:
@@ -86,11 +86,11 @@ def ours(w: CanonicalWeight, x: torch.Tensor, product: Callable[..., torch.Tenso
         return dataclasses.replace(first, data=data, scales=first.scales.clone(), zeros=zeros)
 
     packed = [first] + [copy() for _ in range(max(1, CACHE_BYTES // first.nbytes))]
-    return (lambda i: product(x, packed[i % len(packed)])), first.nbytes
+    return (lambda i: gemm(x, packed[i % len(packed)])), first.nbytes
 
 
 def in_tree_w4(w: CanonicalWeight, x: torch.Tensor) -> tuple[Call, int]:
-    """vLLM's cpu_gemm_wna16: int32 words of 8 neighbouring channels, blocks of 16 channels."""
+    """vLLM's cpu_gemm_wna16: int32 words of 8 adjacent channels, blocks of 16 channels."""
     from vllm._custom_ops import cpu_gemm_wna16
 
     n, k = w.codes.shape
@@ -124,12 +124,12 @@ def llama_cpp(w: CanonicalWeight, x: torch.Tensor, folder: Path | None) -> tuple
     library = ggml(folder)
     n = w.codes.shape[0]
     data = library.quantize(w.dequantize())
-    products = [library.product(data, n, x) for _ in range(max(2, CACHE_BYTES // len(data)))]
+    gemms = [library.gemm(data, n, x) for _ in range(max(2, CACHE_BYTES // len(data)))]
 
     def call(i: int) -> torch.Tensor:
-        product = products[i % len(products)]
-        product()
-        return product.result() if i == CHECK else x
+        gemm = gemms[i % len(gemms)]
+        gemm()
+        return gemm.result() if i == CHECK else x
 
     return call, len(data)
 
@@ -194,7 +194,7 @@ def candidates(n: int, k: int, m: int, every: bool, folder: Path | None) -> dict
         check(name, found[name][0], expected if w is w4 else reference.wna16_linear(x, w, wide=torch.float32), 0.01)
     found["W4A8"] = ours(w4, x, linear_a8)
     check("W4A8", found["W4A8"][0], expected, 0.02)
-    # llama.cpp quantizes weight and activation anew.
+    # llama.cpp quantizes weights and activations itself.
     peers: list[tuple[str, Callable[[], tuple[Call, int]], float]] = [
         ("in-tree W4", lambda: in_tree_w4(w4, x), 0.02),
         ("torch BF16", lambda: torch_bf16(w4, x), 0.02),
@@ -244,7 +244,7 @@ def show(console: Console, results: list[Result]) -> None:
     best = {r.name: r.best_us for r in results}
     first = results[0]
     table = Table(title=f"{first.shape}, M = {first.m}, {first.threads} thread(s)")
-    for column in ("", "MB", "least us", "median us", "GB/s", "W4 is faster by"):
+    for column in ("", "MB", "minimum us", "median us", "GB/s", "W4 is faster by"):
         table.add_column(column, justify="right" if column else "left")
     for r in results:
         rate, ratio = r.bytes / r.best_us / 1e3, r.best_us / best["W4"]

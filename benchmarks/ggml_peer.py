@@ -1,4 +1,4 @@
-"""llama.cpp's matrix product as a peer: libggml through ctypes, weights Q4_0 in the CPU's own repacked layout.
+"""llama.cpp's GEMM as a peer: libggml through ctypes, weights Q4_0 in the CPU's own repacked layout.
 
 The libraries come with the Python package llama-cpp-python (its folder ``llama_cpp/lib``), or from a build of its
 source distribution: ``cmake -S vendor/llama.cpp -B build -DBUILD_SHARED_LIBS=ON && cmake --build build -t ggml``.
@@ -26,7 +26,7 @@ def find_library(folder: Path | None) -> Path:
     if folder is None:
         spec = importlib.util.find_spec("llama_cpp")
         if spec is None or spec.origin is None:
-            raise ImportError("llama-cpp-python is not installed: name a folder with libggml-cpu.so by --ggml")
+            raise ImportError("llama-cpp-python is not installed: pass a folder with libggml-cpu.so as --ggml")
         folder = Path(spec.origin).parent / "lib"
     if not (folder / "libggml-cpu.so").is_file():
         raise ImportError(f"{folder} has no libggml-cpu.so")
@@ -69,7 +69,7 @@ class Ggml:
         self.cpu.ggml_backend_cpu_set_n_threads(Pointer(self.backend), ctypes.c_int(count))
 
     def quantize(self, weight: torch.Tensor) -> ctypes.Array[ctypes.c_char]:
-        """Float (N, K) to the bytes of Q4_0: groups of 32, 4.5 bits a weight."""
+        """Float (N, K) to the bytes of Q4_0: groups of 32, 4.5 bits per weight."""
         n, k = weight.shape
         wide = weight.float().contiguous()
         out = ctypes.create_string_buffer(n * k // 32 * 18)
@@ -78,7 +78,7 @@ class Ggml:
         self._call(self.base.ggml_quantize_chunk, Size, ctypes.c_int(Q4_0), source, out, *sizes, None)
         return out
 
-    def product(self, data: ctypes.Array[ctypes.c_char], n: int, x: torch.Tensor) -> Product:
+    def gemm(self, data: ctypes.Array[ctypes.c_char], n: int, x: torch.Tensor) -> Gemm:
         """A graph that multiplies x (M, K) float32 by one copy of a quantized weight (n, K)."""
         m, k = x.shape
         home, work = self._context(), self._context()
@@ -96,11 +96,11 @@ class Ggml:
         self._call(self.base.ggml_backend_alloc_ctx_tensors, Pointer, work, Pointer(self.backend))
         wide = x.float().contiguous()
         self.base.ggml_backend_tensor_set(source, Pointer(wide.data_ptr()), Size(0), Size(wide.nbytes))
-        return Product(self, graph, out, m, n)
+        return Gemm(self, graph, out, m, n)
 
 
-class Product:
-    """A call computes the product; ``result`` copies it out."""
+class Gemm:
+    """A call computes the GEMM; ``result`` copies it out."""
 
     def __init__(self, ggml: Ggml, graph: Pointer, out: Pointer, m: int, n: int) -> None:
         self.ggml, self.graph, self.out, self.shape = ggml, graph, out, (m, n)

@@ -2,11 +2,11 @@
 
     python benchmarks/gpu_experts.py [--seconds N] [--json FILE]
 
-W4A16 in groups of 128, BF16 activations. The protocol is that of gpu_linear.py: distinct copies of the layer so that
-what a call reads was not read in the last four L2 sizes, one CUDA graph through them all, implementations in turns,
-each checked against fp64 before it is timed, medians. A call is the whole layer behind the router: w13, SiLU, w2, the
-weighted sum. Writes benchmarks/results/<gpu>-<date>-experts.json unless --json names another file, anew after every
-case; benchmarks/gpu_render.py puts it into docs/results/performance.md.
+W4A16 in groups of 128, BF16 activations. The protocol is that of gpu_linear.py: enough distinct copies of the layer for
+a cold L2 in each call, one CUDA graph through all of them, implementations in turns, each checked against fp64 before
+it is timed, medians. A call is the whole layer behind the router: w13, SiLU, w2, the weighted sum. Writes
+benchmarks/results/<gpu>-<date>-experts.json unless --json names another file, again after every case;
+benchmarks/gpu_render.py renders it into docs/results/performance.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BITS, GROUP = 4, 128
 
 @dataclass(frozen=True)
 class Case:
-    """``m`` tokens through a layer of ``experts``: hidden size H, inner size I, ``top_k`` experts a token."""
+    """``m`` tokens through a layer of ``experts``: hidden size H, inner size I, ``top_k`` experts per token."""
 
     model: str
     m: int
@@ -59,7 +59,7 @@ class Case:
         return 2 * self.m * self.top_k * 3 * self.hidden * self.inner
 
     def bytes(self, used: int) -> int:
-        """Weights of the ``used`` experts, and activations once in and out of each product."""
+        """Weights of the ``used`` experts, and activations once in and out of each GEMM."""
         pairs = self.m * self.top_k
         return used * self.expert_bytes + 2 * (2 * self.m * self.hidden + pairs * (4 * self.inner + 2 * self.hidden))
 
@@ -84,7 +84,7 @@ def random_weights(count: int, n: int, k: int, device: str, seed: int) -> list[C
 
 
 def random_mixture(case: Case, device: str, seed: int = 0) -> Mixture:
-    """Every expert is as likely as any other, each token's choice its own."""
+    """Uniform routing: every token chooses its experts independently."""
     generator = torch.Generator(device).manual_seed(seed)
     scores = torch.rand(case.m, case.experts, generator=generator, device=device)
     weights, ids = scores.topk(case.top_k)
@@ -110,8 +110,8 @@ def exact(mixture: Mixture, x: torch.Tensor) -> torch.Tensor:
 def checked(
     peer: gpu_experts_peers.Peer, mixture: Mixture, copies: int, x: torch.Tensor, expected: torch.Tensor
 ) -> tuple[list[gpu_experts_peers.Runner], float]:
-    """The copies and the first one's relative error. Raises what the peer raises, or ValueError for a wrong result,
-    be it of the first copy or of the last."""
+    """The copies and the first one's relative error. Raises what the peer raises, or ValueError for a wrong result
+    of the first or the last copy."""
     runners = peer.copies(mixture, copies, x.dtype)
     errors = [float((run(x).double() - expected).norm() / expected.norm()) for run in (runners[0], runners[-1])]
     if not max(errors) <= peer.tolerance:
@@ -120,7 +120,7 @@ def checked(
 
 
 def copies_for(used_bytes: int, l2: int) -> int:
-    """Enough that the other copies' reads, between two calls of one, are four times the L2."""
+    """Enough copies that four L2 sizes are read between two calls of the same one."""
     return max(2, 1 - (-4 * l2 // used_bytes))
 
 

@@ -1,6 +1,6 @@
 """The implementations that benchmarks/gpu_experts.py compares: one mixture-of-experts layer with given routing.
 
-``build`` returns a function of x (M, H) to (M, H): w13, SiLU and product, w2, the router's weights, the sum over the
+``build`` returns a function of x (M, H) to (M, H): w13, SiLU and multiply, w2, the router's weights, the sum over the
 slots of a token. A peer's library is imported when it is built; a missing one raises, and the report names it.
 """
 
@@ -23,7 +23,7 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Mixture:
-    """Experts of one layer: w13 (2I, H) and w2 (H, I) of each; which of them each token takes, and how much.
+    """Experts of one layer: w13 (2I, H) and w2 (H, I) of each; the experts of each token and their weights.
 
     ``ids`` int32 and ``weights`` float32 (M, top_k).
     """
@@ -70,14 +70,14 @@ class Peer(ABC):
 
 
 def rolled(stack: PackedCuda, by: int) -> PackedCuda:
-    """Expert e at place e + by, in memory of its own."""
+    """A copy with expert e at place e + by."""
     tensors = {name: getattr(stack, name) for name in ("data", "scales", "zeros", "perm")}
     moved = {name: None if t is None else torch.roll(t, by, 0) for name, t in tensors.items()}
     return PackedCuda(**moved, kind=stack.kind, group_size=stack.group_size, n=stack.n, k=stack.k)
 
 
 class Ours(Peer):
-    """Two grouped calls. The routing is made beforehand, as the loop's is."""
+    """Two grouped calls. The routing is computed beforehand, as for the loop."""
 
     name = "vqp"
 
@@ -105,7 +105,7 @@ class Ours(Peer):
 
 
 class Loop(Peer):
-    """torch, expert by expert over the tokens that take it, with weights in 16 bits: a plain model's way."""
+    """torch, expert by expert over the tokens that choose it, with 16-bit weights."""
 
     name = "torch-loop"
 
@@ -131,14 +131,14 @@ class Loop(Peer):
 
 
 def gptq_words(codes: torch.Tensor) -> torch.Tensor:
-    """4-bit codes (N, K) to GPTQ's int32 (K / 8, N): neighbouring k from the low bits up."""
+    """4-bit codes (N, K) to GPTQ's int32 (K / 8, N): adjacent k from the low bits up."""
     fields = codes.T.reshape(-1, 8, codes.shape[0]).int()
     shifts = torch.arange(8, device=codes.device, dtype=torch.int32)[None, :, None] * 4
     return (fields << shifts).sum(1, dtype=torch.int32).contiguous()
 
 
 class Marlin(Peer):
-    """vLLM's fused experts by Marlin, through vLLM's own helpers. It makes its routing in the call."""
+    """vLLM's fused experts by Marlin, through vLLM's own helpers. It computes the routing in the call."""
 
     name = "marlin-moe"
 

@@ -3,12 +3,12 @@
     python benchmarks/gpu_linear.py [--quick | --layers] [--seconds N] [--json FILE]
 
 Protocol: the copy bandwidth and the dense BF16 rate are measured first, in the same run. Every case holds
-enough distinct copies of its weight to exceed the L2 four times over, and one CUDA graph runs through them
-all, so each call meets a cold L2; the time is the median over replays divided by the calls in the graph.
+enough distinct copies of its weight to exceed the L2 four times, and one CUDA graph runs through all of
+them, so each call meets a cold L2; the time is the median over replays divided by the calls in the graph.
 Implementations take turns, replay by replay, and each is checked against the dequantized weight before it
 is timed. A peer that cannot run is named in the report with the reason.
-Writes benchmarks/results/<gpu>-<date>.json unless --json names another file, anew after every case;
-benchmarks/gpu_render.py puts it into docs/results/performance.md.
+Writes benchmarks/results/<gpu>-<date>.json unless --json names another file, again after every case;
+benchmarks/gpu_render.py renders it into docs/results/performance.md.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Case:
         return self.weight_bytes + 2 * self.m * (self.n + self.k)
 
 
-# Hidden sizes of Llama-3: fused qkv, attention output, fused gate and up, down; (n, k) a rank.
+# Hidden sizes of Llama-3: fused qkv, attention output, fused gate and up, down; (n, k) per rank.
 def llama(prefix: str, hidden: int, kv: int, inner: int, ranks: int) -> dict[str, tuple[int, int]]:
     return {
         f"{prefix}-tp{ranks}-qkv": ((hidden + 2 * kv) // ranks, hidden),
@@ -148,14 +148,14 @@ def prepare(peer: gpu_peers.Peer, weights: list[CanonicalWeight], x: torch.Tenso
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written a second by a device-to-device copy of 4 GiB."""
+    """Bytes read and written per second by a device-to-device copy of 4 GiB."""
     source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     return 2 * source.numel() / median_seconds(lambda: target.copy_(source))
 
 
 def dense_rate() -> float:
-    """Operations a second of a BF16 product of 8192 cubed on random data."""
+    """Operations per second of a BF16 GEMM of 8192 x 8192 x 8192 on random data."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     return 2 * 8192**3 / median_seconds(lambda: a @ b)
 
@@ -177,9 +177,9 @@ def median_seconds(work: Callable[[], Any], repeats: int = 15) -> float:
 def time_in_turns(
     ready: dict[str, Timed], nbytes: int, flops: int, repeats: int, bandwidth: float
 ) -> dict[str, dict[str, float]]:
-    """Microseconds and rates by name; ``nbytes`` and ``flops`` are one product's, ``bandwidth`` bytes a second.
+    """Microseconds and rates by name; ``nbytes`` and ``flops`` are of one GEMM, ``bandwidth`` is in bytes per second.
 
-    Who goes first alternates, so that a drift of the clock favours nobody.
+    The first one alternates, so that a clock drift favours none.
     """
     for turn in range(repeats):
         order = list(ready.values())
@@ -226,11 +226,11 @@ def measure_all(
     target: Path,
     end: float,
 ) -> None:
-    """Fill ``result["cases"]``, and write it after each, until the time ``end``. What fails is told in its row."""
+    """Fill ``result["cases"]``, and write it after each, until the time ``end``. A failure is reported in its row."""
     result["cases"] = []
     for case in chosen:
         if time.monotonic() > end:
-            print(f"no time left: {case.name} and what follows are not measured")
+            print(f"no time left: {case.name} and the following cases are not measured")
             break
         try:
             row = measure_one(case)
@@ -247,7 +247,7 @@ def measure_all(
 
 
 def result_file(suffix: str = "") -> Path:
-    """Where results of this GPU and day are kept."""
+    """The file for the results of this GPU and day."""
     slug = torch.cuda.get_device_name().lower().replace("nvidia", "").strip().replace(" ", "-")
     return ROOT / "benchmarks" / "results" / f"{slug}-{datetime.date.today()}{suffix}.json"
 
@@ -260,7 +260,7 @@ def write_results(target: Path, result: dict[str, Any]) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What a result begins with: the GPU, and the two ceilings measured in this run."""
+    """The head of a result: the GPU, and the two ceilings measured in this run."""
     bandwidth, rate, name = copy_bandwidth(), dense_rate(), torch.cuda.get_device_name()
     torch.cuda.empty_cache()
     print(f"{name}: copy {bandwidth / 1e12:.2f} TB/s, dense BF16 {rate / 1e12:.0f} TFLOP/s", flush=True)
@@ -278,14 +278,14 @@ def report(row: dict[str, Any]) -> str:
 def options(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     """The options that the GPU benchmarks share."""
     parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after that")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--repeats", type=int, default=repeats, help="replays of each implementation")
     return parser
 
 
 def no_gpu(name: str) -> bool:
-    """Whether there is nothing to measure on; says so."""
+    """Whether there is no GPU to measure on; reports it."""
     if torch.cuda.is_available():
         return False
     print(f"{name}: no NVIDIA GPU here: nothing was measured", file=sys.stderr)

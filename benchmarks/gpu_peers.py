@@ -47,7 +47,7 @@ class Ours(Peer):
 
 
 class OursAlone(Peer):
-    """Ours, each call after the one ahead has ended: without the weights that a dependent launch loads meanwhile."""
+    """Ours without PDL: each call starts after the preceding kernel has ended."""
 
     name = "vqp-no-pdl"
 
@@ -68,7 +68,7 @@ class OursAlone(Peer):
 
 
 class Dense(Peer):
-    """torch's dense product of the dequantized weight in 16 bits: the rate that quantization has to beat."""
+    """torch's dense GEMM of the dequantized weight in 16 bits: the rate that quantization has to beat."""
 
     name = "torch-dense"
 
@@ -78,7 +78,7 @@ class Dense(Peer):
 
 
 def _gptq_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes (N, K) to GPTQ's int32 (K * bits / 32, N): neighbouring k from the low bits up."""
+    """Codes (N, K) to GPTQ's int32 (K * bits / 32, N): adjacent k from the low bits up."""
     per_word = 32 // bits
     fields = codes.T.reshape(-1, per_word, codes.shape[0]).int()
     shifts = torch.arange(per_word, device=codes.device, dtype=torch.int32)[None, :, None] * bits
@@ -127,7 +127,7 @@ class Machete(Peer):
 
 
 class Humming(Peer):
-    """Humming's layer with its default configurations. It quantizes on its own, so the bound is that of rounding."""
+    """Humming's layer with its default configurations. It quantizes the weight, so the bound is that of rounding."""
 
     name = "humming"
     zeros = False

@@ -1,10 +1,10 @@
-"""How good the closed-form choice of tile and splits is: every legal plan of a few layers, timed beside the chosen one.
+"""The quality of the closed-form choice of tile and splits: every legal plan of a few layers beside the chosen one.
 
     python benchmarks/gpu_plans.py [--seconds N] [--json FILE]
 
-For whoever calibrates `cost` in kernels/cuda/schedule.h. Protocol as in gpu_linear.py. Prints, for each layer, the
+For the calibration of `cost` in kernels/cuda/schedule.h. Protocol as in gpu_linear.py. Prints, for each layer, the
 chosen plan's time over the best one's. Writes benchmarks/results/<gpu>-<date>-plans.json unless --json names another
-file, anew after every case.
+file, again after every case.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def alternatives(m: int, k_padded: int) -> Iterator[tuple[int, int]]:
 
 
 def with_splits(plan: Plan, splits: int, n: int, clusters: bool) -> Plan:
-    """``plan`` with another number of splits, added up as the device does it."""
+    """``plan`` with another number of splits, summed as the device does."""
     plan.splits, plan.clustered = splits, int(clusters and splits > 1)
     plan.workspace_bytes = 0 if splits == 1 or plan.clustered else splits * plan.m_tiles * plan.tokens * n * 4
     return plan

@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_render.py FILE... [--write docs/results/performance.md]
 
-Files are what gpu_linear.py, gpu_experts.py and gpu_plans.py write, told apart by their cases. Without --write the
-tables are printed. gpu_w8a8.py renders its own, which are passed over here.
+The files come from gpu_linear.py, gpu_experts.py and gpu_plans.py and are distinguished by their cases. Without --write
+the tables are printed. gpu_w8a8.py renders its own results; this script skips them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def against(row: Row) -> str:
 
 
 def means(rows: list[Row]) -> dict[str, float]:
-    """Of each peer: the geometric mean over its cases of its time over ours."""
+    """For each peer: the geometric mean over its cases of its time over ours."""
     ratios: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, result in peers_of(row).items() if OURS in row["results"] else ():
@@ -110,13 +110,13 @@ SECTIONS = {"experts": experts, "plans": plans, "linear": linear}
 
 
 def section_of(result: Row) -> str:
-    """Which table the result belongs in."""
+    """The table that the result belongs to."""
     fields = {field for row in result["cases"] for field in row}
     return "experts" if "experts_used" in fields else "plans" if "chosen" in fields else "linear"
 
 
 def joined(results: list[Row]) -> dict[str, Row]:
-    """One result a section: the cases of files of one section, in their order, under the first file's heading."""
+    """One result per section: the cases of files of one section, in their order, under the first file's heading."""
     found: dict[str, Row] = {}
     for result in results:
         first = found.setdefault(section_of(result), {**result, "cases": []})

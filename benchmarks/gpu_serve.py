@@ -1,14 +1,14 @@
-"""Each method in a real `vllm serve` on a GPU: tokens against BF16, tokens a second beside in-tree methods.
+"""Each method in a real `vllm serve` on a GPU: tokens compared with BF16, tokens per second beside in-tree methods.
 
     python benchmarks/gpu_serve.py MODEL [--quantize] [--json FILE] [--eager] [--tensor-parallel N] [--only TEXT]
     python benchmarks/gpu_serve.py MODEL --device cpu --requests 32 --eager
 
-MODEL is a folder or hub id of a 16-bit model. Online methods are served from it; with --quantize, checkpoints of
+MODEL is a folder or Hub id of a 16-bit model. Online methods are served from it; with --quantize, checkpoints of
 AWQ, GPTQ, FP8 and INT8 are made by `vllm-quant quantize` first and served by this plugin and in-tree. One server
 after the other, all with the same flags. Greedy answers to PROMPTS are compared with the BF16 server's: the share
-of equal leading tokens. Rates are of 64 output tokens a request, at 1 and at 32 requests at a time.
+of equal leading tokens. Rates are measured with 64 output tokens per request, at concurrency 1 and 32.
 
-The second form rehearses the same on a CPU: the servers, the comparison, the report. Its rates say nothing of a GPU.
+The second form tests the servers, the comparison and the report on a CPU. Its rates say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def servers(model: str, checkpoints: dict[str, Path]) -> list[Server]:
 
 
 def quantized(model: str, folder: Path) -> dict[str, Path]:
-    """A checkpoint of each method. A method whose library is absent is named and left out."""
+    """A checkpoint of each method. A method whose library is absent is reported and skipped."""
     made = {}
     for method in ("awq", "gptq", "fp8", "int8"):
         target = folder / method
@@ -117,7 +117,7 @@ def wait_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 def rate(port: int, at_once: int, requests: int) -> float:
-    """Output tokens a second."""
+    """Output tokens per second."""
     prompts = [f"{i}. {PROMPTS[i % len(PROMPTS)]}" for i in range(requests)]
     begin = time.perf_counter()
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
@@ -126,9 +126,13 @@ def rate(port: int, at_once: int, requests: int) -> float:
 
 
 def measure(server: Server, flags: list[str], folder: Path, requests: int) -> dict[str, Any]:
-    """Start, ask, time ``requests`` of 32 at a time, stop. Raises RuntimeError where the server does not start."""
+    """Start the server, send prompts, time ``requests`` at concurrency 32, stop.
+
+    Raises:
+        RuntimeError: the server does not start.
+    """
     port, log = free_port(), folder / "server.log"
-    # The `vllm` command of this very environment.
+    # The `vllm` command of this environment.
     command = [sys.executable, "-m", "vllm_quant_serve.server", "serve", server.model]
     command += ["--served-model-name", "served", "--port", str(port)]
     with log.open("wb") as out:
@@ -150,12 +154,12 @@ def measure(server: Server, flags: list[str], folder: Path, requests: int) -> di
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server and all that it started."""
-    for sign, patience in ((signal.SIGTERM, 60), (signal.SIGKILL, None)):
+    """End the server and every process that it started."""
+    for signal_number, timeout in ((signal.SIGTERM, 60), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, sign)
+            os.killpg(process.pid, signal_number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience)
+            process.wait(timeout)
             return
 
 
@@ -171,7 +175,7 @@ def agreement(answers: list[list[str]], expected: list[list[str]]) -> float:
 
 
 def skip_reason(device: str) -> str | None:
-    """Why nothing can be served here."""
+    """Why nothing can be served on this machine."""
     if device == "cuda" and subprocess.run(["sh", "-c", "nvidia-smi -L"], capture_output=True, check=False).returncode:
         return "no NVIDIA GPU here"
     if importlib.util.find_spec("vllm") is None:
@@ -181,12 +185,12 @@ def skip_reason(device: str) -> str | None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="folder or hub id of a 16-bit model")
+    parser.add_argument("model", help="folder or Hub id of a 16-bit model")
     parser.add_argument("--quantize", action="store_true", help="also make and serve checkpoints of each method")
     parser.add_argument("--eager", action="store_true", help="without torch.compile and CUDA graphs")
     parser.add_argument("--tensor-parallel", type=int, default=1)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
-    parser.add_argument("--requests", type=int, default=256, help="of the rate at 32 at a time")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run")
+    parser.add_argument("--requests", type=int, default=256, help="number of requests at concurrency 32")
     parser.add_argument("--only", default="", help="servers whose name has this text, beside BF16's")
     parser.add_argument("--json", type=Path, help="where to write the results")
     arguments = parser.parse_args()

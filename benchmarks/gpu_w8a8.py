@@ -1,11 +1,11 @@
-"""8-bit products and activation quantization on one GPU, peers side by side in one run. Needs torch only.
+"""W8A8 GEMM and activation quantization on one GPU, peers side by side in one run. Needs torch only.
 
     python benchmarks/gpu_w8a8.py [--quick] [--json FILE]
     python benchmarks/gpu_w8a8.py --render FILE [--write docs/results/performance.md]
 
-The protocol is that of gpu_linear.py: copies of the weight beyond the L2 four times over, one CUDA graph through them
-all, implementations in turns, each checked before it is timed. `linear` is timed with the quantization of BF16
-activations, `product` on codes. Writes benchmarks/results/<gpu>-<date>-w8a8.json, and prints the table for
+The protocol is that of gpu_linear.py: copies of the weight that exceed the L2 four times, one CUDA graph through all of
+them, implementations in turns, each checked before it is timed. `linear` is timed with the quantization of BF16
+activations, `gemm` on codes. Writes benchmarks/results/<gpu>-<date>-w8a8.json, and prints the table for
 kernels/vllm_quant_kernels/cuda/w8a8/choice.py that the run suggests.
 """
 
@@ -38,7 +38,7 @@ from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, product  # noqa: E40
 
 BEGIN, END = "<!-- gpu w8a8: begin -->", "<!-- gpu w8a8: end -->"
 TOLERANCE = 1e-2
-# DeepGEMM is timed as a peer, and may be chosen all the same.
+# DeepGEMM is timed as a peer, and may be chosen too.
 NAMES = {"deepgemm" if backend == "deepgemm" else f"vqp-{backend}": backend for backend in BACKENDS}
 
 
@@ -64,11 +64,11 @@ def cases(quick: bool) -> Iterator[Case]:
             for m in (1, 8, 16, 32, 64):
                 yield Case(kind, "linear", m, n, k)
             for m in (2048, 8192) if not quick else (2048,):
-                yield Case(kind, "product", m, n, k)
+                yield Case(kind, "gemm", m, n, k)
         for m in (17, 48, 96, 128, 192, 256, 512, 1024, 4096):
             yield Case(kind, "linear", m, 8192, 8192)
     for m in (64, 256, 1024, 4096):
-        yield Case("fp8-blocks", "product", m, 8192, 8192)
+        yield Case("fp8-blocks", "gemm", m, 8192, 8192)
     for m in (1, 16, 64, 128, 256, 1024, 4096):
         yield Case("fp8-blocks", "linear", m, 8192, 8192)
 
@@ -103,7 +103,7 @@ def measure(case: Case, bandwidth: float, repeats: int) -> dict[str, Any]:
         try:
             if case.kind not in peer.kinds:
                 continue
-            runs = [peer.build(w, x, a if case.mode == "product" else None) for w in weights]
+            runs = [peer.build(w, x, a if case.mode == "gemm" else None) for w in weights]
             error = float((runs[0]().double() - exact).norm() / exact.norm())
             tolerance = 0.1 if peer.name == "torch-bf16" else TOLERANCE  # it rounds no activations to 8 bits
             if not error <= tolerance:
@@ -117,7 +117,7 @@ def measure(case: Case, bandwidth: float, repeats: int) -> dict[str, Any]:
 
 
 def quantization(bandwidth: float) -> list[dict[str, Any]]:
-    """Activation quantization alone: microseconds, and bytes read and written a second over the copy bandwidth."""
+    """Activation quantization alone: microseconds, and bytes read and written per second over the copy bandwidth."""
     from vllm_quant_kernels.cuda.w8a8.quantize import quantize_cuda
 
     schemes: dict[str, dict[str, Any]] = {
@@ -151,7 +151,7 @@ def quantization(bandwidth: float) -> list[dict[str, Any]]:
 
 
 def suggested_table(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, str]]]:
-    """The fastest of our implementations by kind and M: least geometric mean over the shapes, quantization included."""
+    """The fastest of our implementations by kind and M: lowest geometric mean over the shapes, with quantization."""
     times: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["mode"] != "linear":

@@ -1,4 +1,4 @@
-"""The implementations that benchmarks/gpu_w8a8.py compares: 8-bit products of the same codes.
+"""The implementations that benchmarks/gpu_w8a8.py compares: W8A8 GEMM of the same codes.
 
 ``build`` returns a call without arguments over fixed inputs: x in BF16, whose quantization is then part of the time,
 or its codes. A missing library raises, and the report names it.
@@ -48,7 +48,7 @@ class Ours(Peer8):
         if not fits(backend, kind, m, w.n, w.k, False, True):
             raise ValueError(f"{backend} does not take this shape")
         if backend == "fused" and a is not None and self.backend:
-            raise ValueError("only with the quantization")
+            raise ValueError("only with the quantization included")
         if a is None:
             return lambda: w8a8_native.linear(x, w, promote=self.promote, backend=backend)
         out = torch.empty(m, w.n, dtype=x.dtype, device=x.device)
@@ -56,7 +56,7 @@ class Ours(Peer8):
 
 
 class Dense(Peer8):
-    """torch's BF16 product of the dequantized weight."""
+    """torch's BF16 GEMM of the dequantized weight."""
 
     name = "torch-bf16"
 
@@ -66,7 +66,7 @@ class Dense(Peer8):
 
 
 class Cutlass(Peer8):
-    """vLLM's quantization and CUTLASS products, through vLLM's own helpers."""
+    """vLLM's quantization and CUTLASS GEMM, through vLLM's own helpers."""
 
     name = "vllm-cutlass"
 
@@ -99,7 +99,7 @@ class Cutlass(Peer8):
 
 
 class DeepGemm(Peer8):
-    """DeepGEMM; its own quantization is not part of the package, so ours makes the codes."""
+    """DeepGEMM; its own quantization is not part of the package, so ours provides the codes."""
 
     name = "deepgemm"
     kinds = ("fp8-blocks",)

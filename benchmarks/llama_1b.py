@@ -1,6 +1,6 @@
 """A Llama-3.2-1B with random weights, quantized or not: what the engine benchmarks load.
 
-Random words are valid 4-bit codes, so nothing has to be quantized: a checkpoint is written as fast as the disk is.
+Random words are valid 4-bit codes, so nothing has to be quantized: a checkpoint is written at the speed of the disk.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Loading a 1B-parameter Llama: time, and peak memory, of the plugin beside in-tree vLLM.
+"""Loading a 1B-parameter Llama: time and peak memory of the plugin beside in-tree vLLM.
 
     python benchmarks/load_time.py [--folder DIR] [--threads 1] [--repeat 3] [--vocabulary 32000] [--json FILE]
 
 Every load is a process of its own that calls vLLM's model loader (what vLLM logs as "Model loading took"), on a
-checkpoint whose pages are in the page cache. Cases take turns; the least of each figure is reported. Seconds of CPU
-time count what the process did, and leave out what other processes did to the clock.
+checkpoint in the page cache. Cases take turns; the minimum of each figure is reported. Seconds are CPU time, which
+excludes the time that other processes take.
 
     load       vLLM's loader: building the modules, reading, repacking
     repack     of that, what the quantized layers' methods do to the loaded tensors: the plugin's conversions, in-tree
                process_weights_after_loading
-    held       anonymous memory more than before, when all is loaded (weights, and what vLLM keeps beside them: oneDNN
+    held       growth of anonymous memory when everything is loaded (weights, and what vLLM keeps beside them: oneDNN
                copies of 16-bit matrices)
-    peak       the most anonymous memory while loading, above that before
-    resident   the same with the pages of the mapped checkpoint, which the kernel takes back when it needs them
+    peak       the largest growth of anonymous memory while loading
+    resident   the same with the pages of the mapped checkpoint, which the kernel reclaims when it needs them
 
 Goals: the plugin's load at most 1.2 times in-tree's load of the same checkpoint without in-tree's repacking, that is,
 reading and copying it; and peak at most 1.3 x held + the largest layer (gate_up, a byte per weight: 34 MB).
@@ -59,7 +59,7 @@ CASES = (
 
 
 class PeakMemory:
-    """The most memory held between enter and exit, above that at enter: ``anonymous`` is sampled."""
+    """The largest growth of memory between enter and exit: ``anonymous`` is sampled."""
 
     anonymous = resident = 0
 
@@ -76,7 +76,7 @@ class PeakMemory:
             self.anonymous = max(self.anonymous, _status()["RssAnon"] - self._base["RssAnon"])
 
     def held(self) -> int:
-        """Anonymous memory now, above that at enter."""
+        """Growth of anonymous memory since enter."""
         return _status()["RssAnon"] - self._base["RssAnon"]
 
     def __exit__(self, *error: object) -> None:
@@ -186,13 +186,13 @@ def measure(case: Case, folder: Path, threads: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def least(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The least of every figure."""
+def minimum(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The minimum of every figure."""
     return {key: min(run[key] for run in runs) for key in runs[0]}
 
 
 def show(console: Console, rows: dict[str, dict[str, Any]]) -> None:
-    table = Table(title="Loading: least of all repetitions")
+    table = Table(title="Loading: minimum over all repetitions")
     for column in ("", "wall s", "load CPU s", "repack CPU s", "weights MB", "held MB", "peak MB", "resident MB"):
         table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     for name, row in rows.items():
@@ -236,7 +236,7 @@ def main() -> None:
         for _ in range(options.repeat):
             for case in cases:
                 runs[case].append(measure(case, folders[case], options.threads))
-    show(Console(), {case.name: least(found) for case, found in runs.items()})
+    show(Console(), {case.name: minimum(found) for case, found in runs.items()})
     if options.json:
         every = [{**asdict(case), "runs": found} for case, found in runs.items()]
         options.json.write_text(json.dumps({"threads": options.threads, "cases": every}, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""Wall and CPU time of a cold ``vllm-quant plan``: a new process each time, table and JSON.
+"""Wall and CPU time of a cold ``vllm-quant plan``: a new process for each run, table and JSON.
 
 python benchmarks/plan_cold_start.py [--runs 10] [MODEL]
 """
@@ -37,7 +37,7 @@ def main() -> None:
     for name, extra in (("table", []), ("JSON", ["--json"])):
         walls, cpus = measure(["plan", arguments.model, "--gpu", "h100:4", *extra], arguments.runs)
         print(
-            f"{name}: wall median {statistics.median(walls):.3f} s, least {min(walls):.3f} s; "
+            f"{name}: wall median {statistics.median(walls):.3f} s, minimum {min(walls):.3f} s; "
             f"CPU median {statistics.median(cpus):.3f} s; {arguments.runs} runs"
         )
 

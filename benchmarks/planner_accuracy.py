@@ -30,10 +30,10 @@ CONFIGS = Path(__file__).parents[1] / "tests" / "serve" / "plan" / "configs"
 KV_BYTES = 24 << 30
 LENGTH = 8192
 PLACEMENTS = ((1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (16, 1), (2, 2), (1, 3))
-# In-tree vLLM has no CPU kernel for these formats: the same model is asked about in 16 bits.
+# In-tree vLLM has no CPU kernel for these formats: the same model is compared in 16 bits.
 # vLLM answers these with a limit of its CPU kernels, not of the model: they are left out.
 CPU_ONLY = ("No Unquantized MoE backend", "integer modulo by zero")
-# Sharded in the middle of a group: vLLM 0.32 accepts it on CPU and mixes up the scales; the planner refuses.
+# Sharded in the middle of a group: vLLM 0.32 accepts it on CPU and applies wrong scales; the planner refuses.
 STRICTER = "is not a multiple of group"
 NO_CPU_KERNEL = ("deepseek-v3", "kimi-k2", "gpt-oss-20b", "gpt-oss-120b", "qwen2.5-7b-gptq-int8")
 # vLLM's modules of these import torchvision, which need not be installed; the models built here do not use it.
@@ -107,7 +107,7 @@ def planned(config: dict[str, Any], tp: int, pp: int, answer: ExactAnswer) -> di
 def compare(
     names: list[str], placements: tuple[tuple[int, int], ...], known: dict[tuple[str, int, int], ExactAnswer]
 ) -> tuple[list[Comparison], list[dict[str, Any]]]:
-    """Ask vLLM about every name at every placement whose answer is not known, and compare."""
+    """Ask vLLM for every name and placement without a known answer, and compare."""
     jobs, keys = [], []
     with tempfile.TemporaryDirectory() as root:
         for name in names:
@@ -162,7 +162,7 @@ def table(found: list[Comparison]) -> str:
 
 
 def keep_record(path: Path, record: list[dict[str, Any]]) -> None:
-    """Write the answers; those of configurations that were not asked about are kept."""
+    """Write the answers; those of other configurations are kept."""
     asked = {row["name"] for row in record}
     old = json.loads(path.read_text())["answers"] if path.exists() else []
     rows = sorted([*(row for row in old if row["name"] not in asked), *record], key=lambda row: row["name"])

@@ -1,10 +1,10 @@
 """Perplexity and KL divergence of every method, bit-width and group size on the bundled model, through vLLM.
 
 python benchmarks/quality.py [--only PREFIX ...] [--limit-seconds S] [--scratch FOLDER]   measure what is missing
-python benchmarks/quality.py --write     docs/results/quality.md from what was measured
-python benchmarks/quality.py --check     the claims of docs/results/quality.md; 1 when one fails or a row is missing
+python benchmarks/quality.py --write     write the tables of docs/results/quality.md
+python benchmarks/quality.py --check     check the claims of docs/results/quality.md; exit code 1 when one fails
 
-Results are kept in benchmarks/results/quality.json, one row at a time; a run that was stopped goes on where it was.
+Results are kept in benchmarks/results/quality.json, one row at a time; a stopped run resumes there.
 Everything is computed in float32 on the first 48 windows of 256 tokens of two held-out texts. The originals' log
 probabilities (1 GB) take minutes; with --scratch they are kept for the next run.
 """
@@ -47,7 +47,7 @@ class Row:
     """One line of the table.
 
     Attributes:
-        make: writes the artefact into a folder; returns what else the row should say.
+        make: writes the artefact into a folder; returns further fields of the row.
         outliers: start from the model with outlier channels.
     """
 
@@ -56,7 +56,7 @@ class Row:
 
 
 def recipe_row(method: str, *, outliers: bool = False, **options: Any) -> Row:
-    """A row that one recipe makes."""
+    """A row of one recipe."""
 
     def make(source: Path, folder: Path) -> Made:
         measured = method in ("awq", "gptq") or {"smooth", "activations"} & options.keys()
@@ -68,7 +68,7 @@ def recipe_row(method: str, *, outliers: bool = False, **options: Any) -> Row:
 
 
 def target_row(method: str, bpw: float, **options: Any) -> Row:
-    """A row that the mixed-precision search makes."""
+    """A row of the mixed-precision search."""
 
     def make(source: Path, folder: Path) -> Made:
         from vllm_quant_plugin.quantize.mixed.api import quantize_to_target
@@ -110,7 +110,7 @@ def _outlier_rows() -> dict[str, Row]:
 
 
 def _library_rows() -> dict[str, Row]:
-    """RECIPE/LIBRARY: what the library makes of the same recipe, and the builtin rows that only these need."""
+    """RECIPE/LIBRARY: the library's result for the same recipe, and the builtin rows that only these need."""
     found: dict[str, Row] = {}
     for backend in ("gptqmodel", "autoawq"):
         found[f"awq-4bit-128g/{backend}"] = recipe_row("awq", level="4bit-128g", backend=backend)
@@ -137,7 +137,7 @@ def _library_rows() -> dict[str, Row]:
 
 
 def measure(folder: Path, recording: Recording) -> list[dict[str, Any]]:
-    """Figures of an artefact per text, with the plugin's kernels wherever they have a method of their own."""
+    """Figures of an artefact per text, with the plugin's kernels wherever it has a method for them."""
     config = read_checkpoint(folder).quantization_config
     method = plugin_method(parse_quantization_config(config)) if config else None
     extra = {"quantization": method} if method else {}
@@ -201,7 +201,7 @@ class _Sources:
 
 @contextmanager
 def _folder(kept: Path | None) -> Iterator[Path]:
-    """``kept``, or one that goes away."""
+    """``kept``, or a temporary folder."""
     if kept is not None:
         kept.mkdir(parents=True, exist_ok=True)
         yield kept
@@ -211,7 +211,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
 
 
 def run(only: list[str], limit: float | None, kept: Path | None = None) -> bool:
-    """Measure missing rows until the time is over; True when none is left."""
+    """Measure missing rows within the time limit; True when none is left."""
     started, results = time.monotonic(), load_results()
     known = rows()
     wanted = {n: r for p in only or [""] for n, r in known.items() if n.startswith(p)}
@@ -240,8 +240,10 @@ def run(only: list[str], limit: float | None, kept: Path | None = None) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=[], help="rows whose names begin so, in this order")
-    parser.add_argument("--limit-seconds", type=float, help="begin no further row after this time; exit code 3 then")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose names start with these, in this order")
+    parser.add_argument(
+        "--limit-seconds", type=float, help="start no further row after this time; the exit code is then 3"
+    )
     parser.add_argument("--scratch", type=Path, help="keep the originals' log probabilities here")
     parser.add_argument("--write", action="store_true", help="write the tables into docs/results/quality.md")
     parser.add_argument("--check", action="store_true", help="check the claims")

@@ -1,4 +1,4 @@
-"""The tables of docs/results/quality.md and the claims that they must bear out, from what ``quality.py`` measured."""
+"""The tables of docs/results/quality.md and the claims about them, from the results of ``quality.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 BEGIN, END = "<!-- written by benchmarks/quality.py -->", "<!-- end of what is written -->"
 BITS, GROUPS, METHODS = (2, 3, 4, 8), (32, 64, 128), ("rtn", "gptq", "awq")
-# Ours may be worse than the library's own result by this much.
+# The largest accepted ratio of our KL to the library's.
 NO_WORSE = 1.02
 Rows = dict[str, Any]
 Claim = tuple[bool, str]
@@ -90,7 +90,7 @@ def _mixed_rows(rows: Rows) -> list[str]:
 
 
 def table(results: dict[str, Any], wanted: Iterable[str] = ()) -> str:
-    """Markdown of everything that was measured; ``wanted`` as in ``check_claims``."""
+    """Markdown of all results; ``wanted`` as in ``check_claims``."""
     rows: Rows = results["rows"]
     own = [name for name in rows if "/" not in name and "outliers" not in name]
     noise = {
@@ -110,7 +110,7 @@ def table(results: dict[str, Any], wanted: Iterable[str] = ()) -> str:
 
 
 def write_table(results: dict[str, Any], document: Path, wanted: Iterable[str] = ()) -> None:
-    """Replace what stands between the marks of ``document``."""
+    """Replace the text between the marks of ``document``."""
     text = document.read_text("utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -128,7 +128,7 @@ def check_claims(results: dict[str, Any], wanted: Iterable[str] = ()) -> list[Cl
     """(holds, what) for every claim whose rows were measured.
 
     Args:
-        wanted: rows that must be there; one that is not is a claim that fails.
+        wanted: rows that must exist; a missing one counts as a failed claim.
     """
     rows: Rows = results["rows"]
     found: list[Claim] = [(False, f"{name} has not been measured") for name in wanted if name not in rows]
@@ -155,7 +155,7 @@ def check_claims(results: dict[str, Any], wanted: Iterable[str] = ()) -> list[Cl
 
 
 def uniform_at(rows: Rows, method: str, bits_per_weight: float) -> float | None:
-    """KL of uniform bits at exactly this size: between the best that is no larger and the next, linear in log KL."""
+    """KL of uniform bits at exactly this size, interpolated linearly in log KL between the two nearest."""
     sized = sorted(
         (row["bits_per_weight"], mean_kl(row))
         for bits in BITS for group in GROUPS if (row := rows.get(f"{method}-{bits}bit-{group}g"))

@@ -2,10 +2,10 @@
 
     python benchmarks/quantize_kills.py [--kills 25] [-m gptq] [--model MODEL]
 
-One run is left alone; its files' SHA-256 are what all others must have. Then, for each of ``--kills`` results, a run is
-started, killed after a random share of the time that the whole one took, and started again with --resume; those that
-were killed before anything was kept count too and are shown. A run that ends before its kill is compared and does not
-count: the machine is faster than it was, and the next ones are killed within the time that this one took.
+One run is not interrupted; all others must give the same SHA-256 of every file. For each of ``--kills`` results, a run
+is started, killed after a random share of the uninterrupted run's time, and started again with --resume; runs killed
+before anything was kept count too and are listed. A run that ends before its kill is compared but does not count: the
+machine has become faster, and the next runs are killed within the time that this one took.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def start(model: Path, output: Path, flags: list[str]) -> subprocess.Popen[bytes
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    """Wait for the end; anything but success ends the benchmark."""
+    """Wait for the end; any failure ends the benchmark."""
     _, error = process.communicate()
     if process.returncode:
         raise SystemExit(f"a run failed: {error.decode().strip()[-500:]}")
@@ -48,7 +48,11 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def kill_once(model: Path, output: Path, flags: list[str], delay: float) -> str | None:
-    """Start, kill after ``delay`` seconds, resume to the end; says what the kill met, None for a run that had ended."""
+    """Start, kill after ``delay`` seconds, resume to the end.
+
+    Returns:
+        The stage that the kill interrupted, None for a run that had ended.
+    """
     process = start(model, output, flags)
     try:
         process.wait(timeout=delay)
@@ -61,7 +65,7 @@ def kill_once(model: Path, output: Path, flags: list[str], delay: float) -> str 
     state = output.with_name(f".{output.name}.resume") / "state.json"
     layers = json.loads(state.read_text())["layers"] if state.exists() else 0
     if output.exists():
-        # Killed between the renaming and the clean-up: the result is there and complete.
+        # Killed between the renaming and the clean-up: the result exists and is complete.
         return "after the renaming"
     finish(start(model, output, [*flags, "--resume"]))
     return f"{layers} layers kept"

@@ -1,14 +1,14 @@
-"""Peak resident memory of whole runs on synthetic checkpoints, beside what is promised.
+"""Peak resident memory of whole runs on synthetic checkpoints, beside the bound.
 
     python benchmarks/quantize_memory.py --shape 8b -m int8 -m fp8       # 16 GB of BF16, methods without data
     python benchmarks/quantize_memory.py --shape 8b-layer -m gptq        # one layer of it, with data: minutes
     python benchmarks/quantize_memory.py --shape 1b -m gptq -m awq       # two layers of a 1B model, with data: long
     python benchmarks/quantize_memory.py --shape 300m -m gptq -m awq     # two layers of a smaller one: minutes
 
-Promised: the largest decoder layer in FP32 three times, the calibration windows' hidden states, and 2 GB. The
+The bound: three times the largest decoder layer in FP32, the hidden states of the calibration windows, and 2 GB. The
 checkpoint holds random weights; it and the outputs are deleted. Each method runs in a process of its own, whose
 highest resident memory, mapped file pages included, the kernel reports at its end (``VmHWM``). With ``--keep FOLDER``
-the checkpoint is written there once and left, so that the methods can be run one by one.
+the checkpoint is written there once and kept, so that the methods can be run one by one.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ SHAPES = {
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """BF16 with random sign and mantissa and magnitudes of 2**-7 to 2**-3: quick to make, like weights to a rounder."""
+    """BF16 with random sign and mantissa and magnitudes of 2**-7 to 2**-3: quick to generate, and like weights."""
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     bits = torch.randint(-(1 << 15), 1 << 15, shape, generator=generator, dtype=torch.int16)
-    # Sign and mantissa and the two low bits of the exponent as they come; the rest of the exponent is 0b011110xx.
+    # Sign, mantissa and the two low bits of the exponent are random; the rest of the exponent is 0b011110xx.
     return ((bits & ~0x7E00) | 0x3C00).view(torch.bfloat16)
 
 
@@ -112,7 +112,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
 
 
 def apart(work: Callable[[], object]) -> None:
-    """Do ``work`` in a process of its own: its memory is not this one's."""
+    """Run ``work`` in a process of its own, so that its memory is not counted here."""
     child = os.fork()
     if child == 0:
         try:
@@ -140,8 +140,10 @@ def main() -> None:
     parser.add_argument("-m", "--method", action="append", required=True)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--folder", type=Path, help="where there is room (default: the temporary folder)")
-    parser.add_argument("--keep", type=Path, help="the checkpoint's folder; it is written where it is not, and stays")
+    parser.add_argument("--folder", type=Path, help="a folder with enough space (default: the temporary folder)")
+    parser.add_argument(
+        "--keep", type=Path, help="the checkpoint's folder; the checkpoint is written if missing, and kept"
+    )
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     shape, rows = SHAPES[options.shape], []
@@ -172,7 +174,7 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
     if any(row["resident"] > row["promised"] for row in rows):
-        raise SystemExit("more memory than promised")
+        raise SystemExit("the peak exceeds the bound")
 
 
 if __name__ == "__main__":

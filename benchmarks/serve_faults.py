@@ -1,8 +1,8 @@
-"""What happens when a part of a running server is killed, stopped or told to end, and when it does not start.
+"""A part of a running server is killed, stopped or terminated; and a server does not start.
 
     python benchmarks/serve_faults.py TEST [TEST ...] [--times N]
 
-The real vLLM on the bundled model, or the tests' fake behind the same supervisor where it says so. Results are
+The real vLLM on the bundled model, or the tests' fake behind the same supervisor (named below). Results are
 kept in ``benchmarks/results/serve_faults.json``; each run of a drain is added to those before. Exit code 1 when a
 gate is missed. Tests and gates:
 
@@ -11,12 +11,12 @@ gate is missed. Tests and gates:
 ``restart``
     SIGKILL of the engine under ``--restart 1``: unready within 5 s, ready again within 10 s more than its first load.
 ``stop-engine``
-    SIGSTOP of the engine with queued work: noticed within 30 s.
+    SIGSTOP of the engine with queued work: detected within 30 s.
 ``drain`` ``drain-fake``
     SIGTERM with 32 live streams: every stream complete, new requests refused, exit code 0, nothing left.
 ``startup``
-    Failures of every class, in the words of the installed vLLM, from the fake: at most three attempts, each strictly
-    smaller, the user's flags untouched, exit code 4 (2 for flags that vLLM refuses).
+    Failures of every class, with the messages of the installed vLLM, from the fake: at most three attempts, each
+    strictly smaller, the user's flags untouched, exit code 4 (2 for flags that vLLM refuses).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PARTS = {"kill-engine": "VLLM::EngineCore", "kill-worker": "VLLM::Worker", "kill
 
 
 class Load:
-    """Four clients that ask all the time."""
+    """Four clients that send requests all the time."""
 
     def __init__(self, server: Server) -> None:
         self.url, self.stop = server.url, threading.Event()
@@ -70,7 +70,7 @@ def shared_memory(processes: Iterable[psutil.Process]) -> set[Path]:
 
 
 def until_unready(admin: str, begin: float, limit: float) -> float | None:
-    """Seconds after ``begin`` at which /readyz no longer says yes, or is gone."""
+    """Seconds after ``begin`` at which /readyz no longer answers 200, or is gone."""
     while time.monotonic() - begin < limit:
         try:
             if httpx.get(f"{admin}/readyz", timeout=2).status_code != 200:
@@ -82,7 +82,7 @@ def until_unready(admin: str, begin: float, limit: float) -> float | None:
 
 
 def fault(name: str) -> dict[str, Any]:
-    """Kill or stop a part of a busy server that has no restart left."""
+    """Kill or stop a part of a busy server without a restart left."""
     with Server("--hang-timeout", str(HANG_TIMEOUT)) as server:
         server.wait("ready")
         processes, load = server.tree(), Load(server)
@@ -95,8 +95,8 @@ def fault(name: str) -> dict[str, Any]:
             server.process.kill()
         else:
             server.part(PARTS[name]).kill()
-        patience = 30.0 if name == "stop-engine" else 5.0
-        unready = until_unready(server.admin, begin, patience + 60)
+        limit = 30.0 if name == "stop-engine" else 5.0
+        unready = until_unready(server.admin, begin, limit + 60)
         code = server.process.wait(120)
         load.stop.set()
         left = left_after(processes)
@@ -104,13 +104,13 @@ def fault(name: str) -> dict[str, Any]:
     shm = sum(path.exists() for path in mapped)
     for process in left:
         process.kill()
-    good = unready is not None and unready <= patience and ended <= patience + 10 and not left and free and not shm
+    good = unready is not None and unready <= limit and ended <= limit + 10 and not left and free and not shm
     return {"unready_seconds": unready, "ended_seconds": ended, "exit_code": code, "left": len(left), "port_free": free,
             "shared_memory": len(mapped), "shared_memory_left": shm, "good": good and code == CODES[name]}  # fmt: skip
 
 
 def restart(_: str) -> dict[str, Any]:
-    """Kill the engine of a server that may be started again."""
+    """Kill the engine of a server with a restart left."""
     with Server("--restart", "1") as server:
         loaded = server.wait("ready")["load_seconds"]
         old, load = server.tree()[1:], Load(server)
@@ -130,7 +130,7 @@ def restart(_: str) -> dict[str, Any]:
 
 
 async def _streams(server: Server, tokens: int, **extra: Any) -> tuple[list[Answer], int]:
-    """Open the streams, end the server once all have begun, ask for one more; the answers and that one's status."""
+    """Open the streams, terminate the server once all have begun, send one more request; the answers and its status."""
     async with session(STREAMS) as client:
         begun = [asyncio.Event() for _ in range(STREAMS)]
         tasks = [asyncio.create_task(complete(client, server.url, tokens, event, **extra)) for event in begun]
@@ -166,7 +166,7 @@ USER = ["--block-size", "32"]
 
 
 def startup(_: str) -> dict[str, Any]:
-    """Every message of the tests' list, printed by the fake before it ends."""
+    """Every message of the tests' list, printed by the fake before it exits."""
     sys.path.insert(0, str(ROOT))
     from tests.serve.supervise.test_failures import ELSEWHERE, FROM_VLLM
 
@@ -212,8 +212,8 @@ def main() -> None:
             result = TESTS[name](name)
             keep("serve_faults", name, result, append=name.startswith("drain"))
             good &= result["good"]
-            told = {key: value for key, value in result.items() if key not in ("good", "messages")}
-            words = ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
+            shown = {key: value for key, value in result.items() if key not in ("good", "messages")}
+            words = ", ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
             print(f"{'ok ' if result['good'] else 'BAD'} {name:16} {words}", flush=True)
     sys.exit(0 if good else 1)
 

@@ -1,4 +1,4 @@
-"""What the serving benchmarks share: a launcher with a server, seen from outside, and a file of results.
+"""Shared by the serving benchmarks: a launcher with a server, observed from outside, and a file of results.
 
 The server is vLLM on the bundled model, or the tests' fake behind the same supervisor.
 """
@@ -84,7 +84,7 @@ class Server:
                 return event
 
     def rest(self) -> list[dict[str, Any]]:
-        """The events that are left; waits for the launcher's end."""
+        """The remaining events; waits for the launcher's end."""
         found = []
         while (event := self._events.get()) is not None:
             found.append(event)
@@ -95,7 +95,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def tree(self) -> list[psutil.Process]:
-        """The launcher and all below it."""
+        """The launcher and all its descendants."""
         top = psutil.Process(self.process.pid)
         return [top, *top.children(recursive=True)]
 
@@ -116,7 +116,7 @@ class Server:
             return True
 
     def stop(self) -> int:
-        """Drain and end it; the exit code."""
+        """Drain and stop it; returns the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
@@ -134,9 +134,9 @@ class Server:
         self.log.close()
 
 
-def left_after(processes: Sequence[psutil.Process], patience: float = 10.0) -> list[psutil.Process]:
-    """Those of ``processes`` that still run after ``patience`` seconds."""
-    deadline = time.monotonic() + patience
+def left_after(processes: Sequence[psutil.Process], timeout: float = 10.0) -> list[psutil.Process]:
+    """Those of ``processes`` that still run after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
     while True:
         left = [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
         if not left or time.monotonic() > deadline:
@@ -161,7 +161,7 @@ async def complete(
     """One completion of exactly ``tokens`` tokens; ``begun`` is set with the first of them.
 
     It is complete when the stream was ended by the server, the last choice says ``length`` and, where usage
-    is told, all tokens were generated.
+    is reported, all tokens were generated.
     """
     body = {"model": "m", "prompt": prompt, "max_tokens": tokens, "ignore_eos": True, "stream": stream, **extra}
     if stream:
@@ -201,7 +201,7 @@ async def complete(
 
 
 def session(connections: int) -> aiohttp.ClientSession:
-    """A client that may hold that many connections."""
+    """A client that may hold this many connections."""
     connector = aiohttp.TCPConnector(limit=connections + 8)
     return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600))
 
@@ -213,7 +213,7 @@ def percentile(values: Sequence[float], q: float) -> float:
 
 
 def read(name: str) -> dict[str, Any]:
-    """The results kept so far."""
+    """The results stored so far."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 

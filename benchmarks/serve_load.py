@@ -1,4 +1,4 @@
-"""A served model under load: nothing lost, what the metrics cost, how quickly the probes answer, whether it grows.
+"""A served model under load: lost requests, cost of the metrics, latency of the probes, growth of memory.
 
     python benchmarks/serve_load.py TEST [TEST ...] [--minutes M] [--pairs N] [--requests N] [--concurrency N]
 
@@ -70,7 +70,7 @@ async def _ask(url: str, requests: int, concurrency: int, tokens: int) -> tuple[
 
 
 def sample(url: str, name: str) -> float:
-    """A counter's sum over its samples."""
+    """The sum of a counter over its samples."""
     text = httpx.get(f"{url}/metrics", timeout=60).text
     families = text_string_to_metric_families(text)
     return sum(one.value for family in families for one in family.samples if one.name == name)
@@ -98,9 +98,9 @@ CONCURRENCY = 16
 
 
 def _take_turns(on: Server, off: Server, pairs: int, concurrency: int = CONCURRENCY) -> dict[str, Any]:
-    """Two servers that are loading, asked in turn: ratios of ``on`` over ``off`` in tokens per second.
+    """Requests to two servers in turn: ratios of ``on`` over ``off`` in tokens per second.
 
-    The one that is not asked is suspended.
+    The idle one is suspended.
     """
     tokens, requests = 64, 2 * concurrency
     on.wait("ready")
@@ -124,13 +124,13 @@ def _take_turns(on: Server, off: Server, pairs: int, concurrency: int = CONCURRE
         for server in (on, off, on, off):
             rate(server)
         for number in range(pairs):
-            # Which goes first alternates, so that a drift of the machine favours neither.
+            # The first one alternates, so that a drift of the machine favours neither.
             order = (on, off) if number % 2 else (off, on)
             rates = {server.port: rate(server) for server in order}
             found.append((rates[on.port], rates[off.port]))
             print(f"    tokens/s and per processor second: on {found[-1][0]}, off {found[-1][1]}", flush=True)
     finally:
-        # A guard that is stopped cannot end what its launcher leaves.
+        # A suspended guard cannot end what its launcher leaves behind.
         for process in (*trees[on.port], *trees[off.port]):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -176,7 +176,7 @@ STEPS = 20_000
 
 
 def record(options: argparse.Namespace) -> dict[str, Any]:
-    """What one engine step costs in the metrics, in a process of its own."""
+    """The cost of the metrics per engine step, in a process of its own."""
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
     from vllm_quant_serve.metrics.stat_logger import VqpStatLogger
@@ -203,7 +203,7 @@ def record(options: argparse.Namespace) -> dict[str, Any]:
         iteration.num_generation_tokens = 16
         begin = time.thread_time()
         for _ in range(STEPS):
-            # In service the rates are published twice a second; here with every step.
+            # In service the rates are published twice per second; here with every step.
             logger._published = 0.0
             logger.record(scheduler, iteration, engine_idx=0)
         each = (time.thread_time() - begin) / STEPS
@@ -216,16 +216,16 @@ def _processor_seconds(processes: Iterable[psutil.Process]) -> float:
     return sum(sum(one.cpu_times()[:2]) for one in processes)
 
 
-# Of a server on a CPU nobody knows peaks or energy, and weight bytes are not told.
+# On a CPU, peaks and energy are unknown, and weight bytes are not reported.
 UNKNOWN_ON_CPU = ("vqp_energy_joules_total", "vqp_joules_per_token", "vqp_model_bandwidth_utilization_ratio",
                   "vqp_model_flops_utilization_ratio", "vqp_peak_flops_per_second")  # fmt: skip
 
 
 class Prober:
-    """Asks some addresses over and over, on a thread of its own.
+    """Polls some addresses, on a thread of its own.
 
-    Between two rounds it sleeps, and keeps how late it woke: what any process on this machine waits for a core, without
-    a request. An answer cannot be quicker than that.
+    Between two rounds it sleeps and records how late it woke: the time for which any process on this machine waits
+    for a core. No answer can be quicker than that.
     """
 
     def __init__(self, urls: Iterable[str], pause: float = 0.02) -> None:
@@ -285,7 +285,7 @@ def _run_clients(url: str) -> None:
 
 
 def probes(options: argparse.Namespace) -> dict[str, Any]:
-    """How quickly the probes and scrapes answer."""
+    """Latency of probes and scrapes."""
     phases: dict[str, Any] = {}
     false_zeros: list[str] = []
     with Server("--restart", "1") as server:
@@ -297,7 +297,7 @@ def probes(options: argparse.Namespace) -> dict[str, Any]:
         server.wait("ready")
         phases["loading"] = loading.stop()
 
-        # The clients in a process of their own, so that they take nothing from the prober.
+        # The clients run in a process of their own, so that they do not slow the prober.
         clients = multiprocessing.get_context("spawn").Process(target=_run_clients, args=(server.url,))
         clients.start()
         time.sleep(2)

@@ -1,15 +1,15 @@
-"""Two machines by Ray, on loopback: the lines of ``--emit ray`` with a real Ray and vLLM's CPU engine.
+"""Two Ray nodes on loopback: the lines of ``--emit ray`` with a real Ray and vLLM's CPU engine.
 
     python benchmarks/serve_ray.py
 
-Needs Ray beside this package (``pip install ray``); it is in no lock. Two Ray nodes of one device each are started
+Needs Ray beside this package (``pip install ray``); no lock contains it. Two Ray nodes of one device each are started
 on this machine by the emitted script, its head serves the bundled model with two tensor-parallel ranks, one on each
 node. Checked: a completion comes, SIGTERM drains with exit code 0, and no rank is left; then the same with one rank
 killed: exit code 5. Results are kept in ``benchmarks/results/serve_ray.json``.
 
 The limit: vLLM's CPU platform names no Ray resource, and refuses ("current platform cpu does not support ray"). Here
-it is told to count the nodes' nominal GPUs, by a module that Python imports first (sitecustomize). All else, Ray, its
-placement group, executor and actors, the ranks' collective operations, is what serves on GPUs.
+a module that Python imports first (sitecustomize) makes it count the nodes' nominal GPUs. Everything else (Ray, its
+placement group, executor and actors, the collective operations of the ranks) is the code that serves on GPUs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Cluster:
         self.script.write_text(text)
         (folder / "hook").mkdir()
         (folder / "hook" / "sitecustomize.py").write_text(HOOK)
-        # The program of the environment that this runs in, whether or not it is installed there.
+        # The program of this environment, whether or not it is installed there.
         program = folder / "vllm-quant"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m vllm_quant_plugin "$@"\n')
         program.chmod(0o755)
@@ -126,7 +126,7 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    # Ray's sockets lie in it, and their paths must be short.
+    # It holds Ray's sockets, whose paths must be short.
     folder = Path(tempfile.mkdtemp(prefix="vqr", dir="/tmp"))
     one = Cluster(folder)
     try:

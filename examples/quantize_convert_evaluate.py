@@ -1,4 +1,4 @@
-"""Quantize a model that is in memory, write it in another format, and measure what was lost, all from Python.
+"""Quantize a model in memory, convert it to another format, and measure the loss, all from Python.
 
 python examples/quantize_convert_evaluate.py MODEL OUTPUT [--method awq|gptq|fp8|int8|rtn] [--to FORMAT] [--windows N]
 """
@@ -20,10 +20,10 @@ def main() -> None:
     parser.add_argument("--method", default="awq")
     parser.add_argument("--samples", type=int, help="calibration windows")
     parser.add_argument("--to", default="compressed-tensors", help="gptq, awq or compressed-tensors")
-    parser.add_argument("--windows", type=int, default=0, help="windows to evaluate; 0 leaves it out")
+    parser.add_argument("--windows", type=int, default=0, help="windows to evaluate; 0: none")
     options = parser.parse_args()
 
-    # A folder or hub id does as well; a model in memory may have been changed or merged before.
+    # A folder or Hub id works too; a model in memory may have been modified or merged before.
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype="auto")
     report = quantize(model, options.output / "quantized", options.method, samples=options.samples)
     print(f"quantized: {report.bytes_before:,} -> {report.bytes_after:,} bytes")

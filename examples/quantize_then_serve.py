@@ -1,4 +1,4 @@
-"""Quantize a model folder of your own, then serve it and ask it something.
+"""Quantize a model folder, then serve it and send it prompts.
 
 python examples/quantize_then_serve.py MODEL OUTPUT [--method awq|gptq|fp8|int8] [vllm serve flags]
 """

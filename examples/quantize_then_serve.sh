@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Quantize a model folder of your own, then serve it and ask it something.
+# Quantize a model folder, then serve it and send it a prompt.
 #
 #   examples/quantize_then_serve.sh MODEL OUTPUT [METHOD] [vllm-quant quantize flags]
 #
-# METHOD is awq (default), gptq, fp8 or int8. PORT (8000) and SERVE_FLAGS may come by the environment.
+# METHOD is awq (default), gptq, fp8 or int8. PORT (8000) and SERVE_FLAGS are read from the environment.
 set -euo pipefail
 
 if (($# < 2)); then
@@ -16,11 +16,11 @@ port=${PORT:-8000}
 
 vllm-quant quantize "$model" -m "$method" -o "$output" "$@"
 
-# SERVE_FLAGS is split on purpose: it holds several words.
+# SERVE_FLAGS is split on purpose: it holds several arguments.
 # shellcheck disable=SC2086
 vllm-quant serve "$output" --port "$port" --admin-port "$((port + 1))" --served-model-name quantized ${SERVE_FLAGS:-} &
 server=$!
-# Drained and gone when this script ends, however it ends.
+# The server is drained and stopped however this script ends.
 trap 'kill -TERM "$server" 2>/dev/null; wait "$server"' EXIT
 
 until curl --silent --fail "http://127.0.0.1:$((port + 1))/readyz" >/dev/null; do

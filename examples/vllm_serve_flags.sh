@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Bare vLLM with this plugin installed: nothing but a flag changes.
+# Bare vLLM with this plugin installed: only a flag changes.
 #
 #   examples/vllm_serve_flags.sh MODEL [vllm serve flags]
 #
-# MODEL is a GPTQ checkpoint of any width, group size and symmetry; --quantization takes vqp_awq, vqp_gptq,
-# vqp_fp8 or vqp_int8 (QUANTIZATION), and a checkpoint that vLLM itself rejects needs no flag at all.
+# MODEL is a GPTQ checkpoint of any width, group size and symmetry; --quantization accepts vqp_awq, vqp_gptq,
+# vqp_fp8 or vqp_int8 (QUANTIZATION), and a checkpoint that vLLM itself rejects needs no flag.
 set -euo pipefail
 
 if (($# < 1)); then

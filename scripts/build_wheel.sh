@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the wheel into dist/ and gives it the manylinux tag that its libraries really meet. Called by `make wheel`.
+# Builds the wheel into dist/ with the manylinux tag that its libraries meet. Called by `make wheel`.
 #   usage: scripts/build_wheel.sh [AUTO|ON|OFF]    the CUDA library: where nvcc is found (default), required, left out
 # OUT names another folder for the wheel. build/wheel is kept, so a second build compiles only what changed.
 set -euo pipefail
@@ -13,7 +13,7 @@ source "$root/scripts/uv.sh"
 find_uv
 cd "$root"
 
-# A build folder that was configured in another place (a copied tree) is of no use.
+# A build folder that was configured in another place (a copied tree) cannot be reused.
 if [[ -f build/wheel/CMakeCache.txt ]] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$root/kernels" build/wheel/CMakeCache.txt; then
   rm -rf build/wheel
 fi

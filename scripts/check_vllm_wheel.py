@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Checks, without importing it, that a vLLM has every name and parameter this project uses.
 
-For versions that cannot be imported on the machine at hand (wheels built for CUDA):
+For versions that cannot be imported on this machine (wheels built for CUDA):
 
     python scripts/check_vllm_wheel.py vllm-0.33.0-*.whl
     python scripts/check_vllm_wheel.py path/to/site-packages
 
-Looked at are every import of vLLM in the project's packages, followed through re-exports
-to the definition, and the parameters in the ``RELIED_ON`` tables of its compat modules,
-looked up through base classes.
-Exit code: 0 everything is there, 1 something is missing, 2 wrong usage.
+It checks every import of vLLM in the project's packages, followed through re-exports to the
+definition, and the parameters in the ``RELIED_ON`` tables of its compat modules, looked up
+through base classes.
+Exit code: 0 everything exists, 1 something is missing, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MARKER = "<!-- written by scripts/check_vllm_wheel.py -->"
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked for; ``problem`` is empty where it was found."""
+    """One check; ``problem`` is empty where it succeeded."""
 
     kind: str
     name: str
@@ -56,7 +56,7 @@ def catches_import_errors(handler: ast.ExceptHandler) -> bool:
 
 
 def excused(check: Check) -> Check:
-    """The check of an import whose other side is there."""
+    """The check of an import whose other side exists."""
     return replace(check, problem="", found_in="absent, another import serves") if check.problem else check
 
 
@@ -64,7 +64,7 @@ def check_imports(sources: Sources, used_in: str, node: ast.AST) -> list[Check]:
     """Check every import of vLLM under ``node``, at any depth.
 
     ``try: import ... except ImportError: import ...`` is how the code spans versions: one side has
-    to be there whole.
+    to exist completely.
     """
     found = [check_import(sources, used_in, module, name) for module, name in named(node)]
     if isinstance(node, ast.Try):
@@ -99,7 +99,7 @@ def check_import(sources: Sources, used_in: str, module: str, name: str) -> Chec
 def check_signature(sources: Sources, used_in: str, name: str, wanted: tuple[str, ...]) -> Check:
     """Check that ``name`` ("module:qualified.name") has the parameters ``wanted``, in any order, and requires no other.
 
-    One that it requires and we do not know breaks our call of it, or vLLM's call of our override.
+    A required parameter that we do not pass breaks our call, or vLLM's call of our override.
     """
     module, _, path = name.partition(":")
     found_in = problem = ""
@@ -142,7 +142,7 @@ def run(sources: Sources, root: Path) -> list[Check]:
 
 
 def version(sources: Sources) -> str:
-    """The version the sources give of themselves."""
+    """The version that the sources state."""
     tree = sources.tree("vllm._version")
     for node in tree.body if tree else []:
         if isinstance(node, ast.Assign) and "version" in {ast.unparse(target) for target in node.targets}:

@@ -1,9 +1,9 @@
-"""The steps of `make gpu-check`, apart from each other: one that fails, hangs or takes too long costs no other.
+"""The steps of `make gpu-check`, isolated from each other: a step that fails, hangs or takes too long affects no other.
 
     python scripts/gpu_check.py [--steps build,tests,...] [--seconds N] [PYTEST ARGUMENTS]
 
-Needs torch and pytest. Writes into the folder that OUT names, else build/gpu-check/results: summary.json, written anew
-after every step, and gpu-check.log, all output. The benchmarks write their JSON there too if OUT is set, else to
+Needs torch and pytest. Writes to the folder that OUT names, else build/gpu-check/results: summary.json, written again
+after every step, and gpu-check.log with all output. The benchmarks write their JSON there too if OUT is set, else to
 benchmarks/results/. Exit 1: a step failed, hung, or ran out of time.
 """
 
@@ -29,16 +29,16 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "gpu-check"
 TESTS = ROOT / "tests" / "gpu"
 CONTEXT_LOST, NO_TESTS = 70, 5  # tests/gpu/conftest.py; pytest
-PATIENCE = 150  # seconds that one test may take
+TEST_TIMEOUT = 150  # seconds that one test may take
 RESTARTS = 12
-# What most depends on, first.
+# The tests on which the others depend come first.
 ORDER = ("test_canonical.py", "test_linear.py", "test_quantize.py", "test_experts.py", "test_w8a8.py")
 SANITIZER = "test_sanitizer.py"
 
 
 @dataclass
 class Outcome:
-    """How a step went. ``status``: passed, failed, hung, late (out of its time), or skipped."""
+    """The result of a step. ``status``: passed, failed, hung, late (out of its time), or skipped."""
 
     status: str
     seconds: float = 0.0
@@ -47,7 +47,7 @@ class Outcome:
 
 @dataclass
 class Run:
-    """Where output goes, and the time there is."""
+    """The output folder and the deadline."""
 
     folder: Path
     deadline: float
@@ -58,10 +58,10 @@ class Run:
         return self.deadline - time.monotonic()
 
     def command(
-        self, command: list[str], limit: float, progress: Path | None = None, patience: float = PATIENCE
+        self, command: list[str], limit: float, progress: Path | None = None, timeout: float = TEST_TIMEOUT
     ) -> tuple[int | str, str]:
         """The exit status and the output; ``late`` after ``limit`` seconds, ``hung`` where ``progress``, a file that
-        tests add to, stood still for ``patience``."""
+        tests add to, did not grow for ``timeout`` seconds."""
         limit, begin = min(limit, self.left()), time.monotonic()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         if progress:
@@ -94,7 +94,7 @@ class Run:
                     found = progress.stat().st_size if progress.exists() else 0
                     if found != size:
                         size, changed = found, now
-                    elif status is None and now - changed > patience:
+                    elif status is None and now - changed > timeout:
                         status = "hung"
                 if status is None and now - begin > limit:
                     status = "late"
@@ -111,8 +111,8 @@ def test_files(wanted: Callable[[str], bool]) -> list[str]:
     return [f"tests/gpu/{name}" for name in names]
 
 
-def run_tests(run: Run, files: list[str], limit: float, patience: float = PATIENCE) -> Outcome:
-    """pytest, in another process again behind a test that faulted the GPU, crashed or hung."""
+def run_tests(run: Run, files: list[str], limit: float, timeout: float = TEST_TIMEOUT) -> Outcome:
+    """Run pytest, and again in a new process after a test that faulted the GPU, crashed or hung."""
     base = [sys.executable, "-m", "pytest", "-c", "tests/gpu/pytest.ini", *files, *run.arguments]
     end, progress = time.monotonic() + limit, run.folder / "progress.txt"
     counts: dict[str, int] = {}
@@ -121,16 +121,16 @@ def run_tests(run: Run, files: list[str], limit: float, patience: float = PATIEN
     status: int | str = "late"
     for _ in range(RESTARTS):
         progress.unlink(missing_ok=True)
-        status, _ = run.command([*base, *resume], end - time.monotonic(), progress, patience)
-        told = [line.split(" ", 1) for line in (progress.read_text() if progress.exists() else "").splitlines()]
-        for word, name in told:
+        status, _ = run.command([*base, *resume], end - time.monotonic(), progress, timeout)
+        reported = [line.split(" ", 1) for line in (progress.read_text() if progress.exists() else "").splitlines()]
+        for word, name in reported:
             counts[word] = counts.get(word, 0) + 1
             if word == "failed":
                 failed[name] = "failed"
         broken = status in (CONTEXT_LOST, "hung") or (isinstance(status, int) and status < 0)
-        if not broken or not told:
+        if not broken or not reported:
             break
-        last = told[-1][1]
+        last = reported[-1][1]
         failed[last] = "no answer" if status == "hung" else f"the process ended with {status}"
         resume = ["--resume-after", last]
     progress.unlink(missing_ok=True)
@@ -139,7 +139,7 @@ def run_tests(run: Run, files: list[str], limit: float, patience: float = PATIEN
 
 
 def build(run: Run, limit: float) -> Outcome:
-    """For the GPU that is here, in a folder of its own: make's may have been configured without CUDA."""
+    """Build for this machine's GPU, in a folder of its own: make's may have been configured without CUDA."""
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     capability = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0].replace(".", "")
     # Hopper's own instructions need the "a" that CMake's "native" leaves out.
@@ -156,7 +156,7 @@ def build(run: Run, limit: float) -> Outcome:
 
 
 def benchmark(run: Run, name: str, file: str, limit: float, flags: list[str]) -> Outcome:
-    """``limit`` ends a benchmark that hangs; what it has measured until then is in its file."""
+    """``limit`` ends a benchmark that hangs; its file holds the results until then."""
     command = [sys.executable, f"benchmarks/{file}", *flags]
     if run.own_results:
         command += ["--json", str(run.folder / f"{name}.json")]
@@ -173,7 +173,7 @@ def device(run: Run, limit: float) -> Outcome:
 
 
 def serve(run: Run, limit: float) -> Outcome:
-    """The whole plugin in vLLM, where there is one; VQP_SERVE_MODEL names a larger 16-bit model."""
+    """Serve with the whole plugin in vLLM, where it is installed; VQP_SERVE_MODEL names a larger 16-bit model."""
     if importlib.util.find_spec("vllm") is None:
         return Outcome("skipped", detail={"reason": "vLLM is not installed: no server was started"})
     model = os.environ.get("VQP_SERVE_MODEL", "vllm_quant_plugin/data/stdlib-llama")
@@ -181,7 +181,7 @@ def serve(run: Run, limit: float) -> Outcome:
 
 
 Step = Callable[[Run, float], Outcome]
-# In the order of what a first run on a GPU most needs to know. Seconds are limits, not estimates.
+# In the order of importance for a first run on a GPU. Seconds are limits, not estimates.
 STEPS: dict[str, tuple[float, Step]] = {
     "device": (60, device),
     "build": (400, build),

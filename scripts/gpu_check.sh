@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the kernels for this machine's GPU, tests and measures them: finds a GPU and a python3 with torch and pytest,
-# and hands over to gpu_check.py, which says what the steps are. Called by `make gpu-check`; arguments go to gpu_check.py.
-#   exit 0: all passed    exit 1: something did not    exit 69: no GPU, nothing was checked
+# then runs gpu_check.py, which lists the steps. Called by `make gpu-check`; arguments go to gpu_check.py.
+#   exit 0: all steps passed    exit 1: a step failed    exit 69: no GPU, nothing was checked
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -8,8 +8,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$root/scripts/uv.sh"
 find_uv
 cd "$root"
-# build/editable is kept between builds; one configured elsewhere (a copied tree) or by
-# another generator is of no use.
+# build/editable is kept between builds, unless it was configured in another place (a copied tree).
 if [[ -f build/editable/CMakeCache.txt ]] && ! grep -qx "CMAKE_HOME_DIRECTORY:INTERNAL=$root/kernels" build/editable/CMakeCache.txt; then
   rm -rf build/editable
 fi

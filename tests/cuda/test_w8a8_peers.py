@@ -55,7 +55,7 @@ def test_the_suggested_table_takes_the_fastest_and_joins_neighbours() -> None:
         {**case, "m": 8, "results": result_of({"vqp-fused": 3, "vqp-own": 4})},
         {**case, "m": 64, "results": result_of({"vqp-own": 4, "vqp-cublaslt": 4.5})},
         {**case, "m": 64, "results": result_of({"vqp-own": 9, "vqp-cublaslt": 5})},
-        {**case, "m": 64, "mode": "product", "results": result_of({"vqp-own": 1})},
+        {**case, "m": 64, "mode": "gemm", "results": result_of({"vqp-own": 1})},
     ]
     assert bench.suggested_table(rows) == {"int8": [(8, "fused"), (64, "cublaslt")]}
 

@@ -62,7 +62,7 @@ def new_run(check: ModuleType, folder: Path, seconds: float = 60) -> Any:
 
 
 def test_every_test_is_run_whatever_the_others_do(check: ModuleType, tmp_path: Path) -> None:
-    outcome = check.run_tests(new_run(check, tmp_path), check.test_files(lambda name: True), 60, patience=4)
+    outcome = check.run_tests(new_run(check, tmp_path), check.test_files(lambda name: True), 60, timeout=4)
     assert outcome.status == "failed"
     # The first passes, the one whose fault shows only behind it, and the last.
     assert outcome.detail["counts"] == {"begun": 6, "passed": 3, "failed": 1}

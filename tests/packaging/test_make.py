@@ -1,4 +1,4 @@
-"""make redoes what has to be redone and nothing else; the set-up scripts cope with what a machine lacks."""
+"""make redoes what depends on a change and nothing else; the set-up scripts work without uv, pip or a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(tree: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what make looks at, with every step recorded as done."""
+    """A copy of the files that make depends on, with every step recorded as done."""
     for name in ("Makefile", "pyproject.toml", "requirements", "scripts", "kernels/CMakeLists.txt", "kernels/cpu"):
         target = tmp_path / name
         target.parent.mkdir(parents=True, exist_ok=True)
