@@ -16,6 +16,7 @@ from vllm_quant_serve.deploy import emit as emit_files
 from vllm_quant_serve.flags import ServeArgs, parse_args
 from vllm_quant_serve.launch import LOOPBACK, Launch, build_launch
 from vllm_quant_serve.plan.api import Plan, make_plan
+from vllm_quant_serve.plan.options import DeviceOptions, GoalOptions
 from vllm_quant_serve.planning import (
     ONE_MACHINE,
     Machines,
@@ -88,10 +89,8 @@ def serve(
     _refuse_reserved(words)
     plan, peaks, machines = None, None, ONE_MACHINE
     if not no_plan:
-        request = plan_request(
-            words, gpu=gpu, nodes=nodes, cpu=cpu, concurrency=concurrency, objective=objective.value,
-            prompt_tokens=prompt_tokens, output_tokens=output_tokens, slo_ttft=slo_ttft, slo_tpot=slo_tpot, price=price,
-        )  # fmt: skip
+        goal = GoalOptions(concurrency, objective.value, prompt_tokens, output_tokens, slo_ttft, slo_tpot, price)
+        request = plan_request(words, DeviceOptions(gpu, nodes, cpu), goal)
         plan = make_plan(request)
         peaks, machines = peaks_of(request, plan), machines_of(request, plan)
     launch = build_launch(words, plan.serve_args() if plan else [], plan.env if plan else None)

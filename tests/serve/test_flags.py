@@ -9,6 +9,7 @@ import pytest
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import LOOPBACK, build_launch, drop_user_set, endpoint_of, take_api_keys
+from vllm_quant_serve.plan.options import DeviceOptions, GoalOptions
 from vllm_quant_serve.planning import plan_request
 
 
@@ -86,7 +87,7 @@ def test_the_command_line_wins_over_the_config_file(tmp_path: Path) -> None:
 def test_bad_words_are_usage_errors(words: list[str], message: str) -> None:
     def read() -> None:
         found = parse_args(words)
-        plan_request(found, cpu=True)
+        plan_request(found, DeviceOptions(cpu=True), GoalOptions())
         endpoint_of(found)
 
     with pytest.raises(UsageError, match=message):

@@ -10,6 +10,7 @@ import torch
 from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.in_tree import Host, has_experts, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.online import online_scheme
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
@@ -35,19 +36,7 @@ class VqpConfig(compat.QuantizationConfig):
 
     def __init__(self, model: ModelScheme | None = None) -> None:
         super().__init__()
-        self.model = model if model is not None else self.online_scheme({})
-
-    @classmethod
-    def online_scheme(cls, options: dict[str, Any]) -> ModelScheme:
-        """Scheme for quantizing a 16-bit checkpoint while it loads.
-
-        Raises:
-            CheckpointError: this method only reads quantized checkpoints.
-        """
-        raise CheckpointError(
-            f"--quantization {cls.name} needs a checkpoint that is quantized already",
-            "quantize it with `vllm-quant quantize`, or use vqp_int8 or vqp_fp8, which quantize while loading",
-        )
+        self.model = model if model is not None else online_scheme(self.name, {})
 
     def get_name(self) -> str:
         return self.name
@@ -66,7 +55,7 @@ class VqpConfig(compat.QuantizationConfig):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> VqpConfig:
         if str(config.get("quant_method", "")).lower() in cls.names:
-            return cls(cls.online_scheme(config))
+            return cls(online_scheme(cls.name, config))
         return cls(parse_quantization_config(config))
 
     @classmethod

@@ -1,9 +1,11 @@
-"""The planner's Python face: ``make_plan(PlanRequest(...)) -> Plan``. No torch."""
+"""The planner's Python API: ``make_plan(PlanRequest(...)) -> Plan``. No torch."""
 
 from __future__ import annotations
 
 from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_serve.plan.types import Candidate, Interval, Objective, Plan, PlanRequest
+from vllm_quant_serve.plan.options import Objective
+from vllm_quant_serve.plan.request import PlanRequest
+from vllm_quant_serve.plan.types import Candidate, Interval, Plan
 
 __all__ = ["Candidate", "Interval", "Objective", "Plan", "PlanRequest", "make_plan"]
 
@@ -19,13 +21,9 @@ def make_plan(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Pla
     Raises:
         CheckpointError: the model cannot be read.
         UsageError: a flag is out of range or unknown.
-        NoFeasiblePlanError: nothing fits; the message says what is missing and how to mend it.
+        NoFeasiblePlanError: nothing fits; the message says what is missing and how to fix it.
+        BackendError: with ``exact``, vLLM is missing here or refuses the model.
     """
-    from vllm_quant_serve.plan.search.choose import choose_plan
+    from vllm_quant_serve.plan.steps import plan_in_context
 
-    plan = choose_plan(request, checkpoint)
-    if not request.exact:
-        return plan
-    from vllm_quant_serve.plan.exact.verify import verified
-
-    return verified(request, plan)
+    return plan_in_context(request, checkpoint)[1]

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import NoFeasiblePlanError, VqpError
 from vllm_quant_serve.plan.api import make_plan
-from vllm_quant_serve.plan.types import PlanRequest
+from vllm_quant_serve.plan.request import PlanRequest
 
 # ``exact`` starts a process for half a minute: not something to do on request.
 _REFUSED = ("exact",)
@@ -28,7 +28,9 @@ def _body_model() -> Any:
     for field in dataclasses.fields(PlanRequest):
         if field.name in _REFUSED:
             continue
-        default = ... if field.default is dataclasses.MISSING else field.default
+        default: Any = ... if field.default is dataclasses.MISSING else field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         fields[field.name] = (hints[field.name], default)
     fields["config"] = (dict[str, Any] | None, None)
     return create_model("PlanBody", __config__=ConfigDict(extra="forbid"), **fields)

@@ -1,4 +1,4 @@
-"""What a plan is asked and what it answers. Plain dataclasses: no torch, no pydantic, quick to import.
+"""The answer to a planning question. Plain dataclasses: no torch, no pydantic, quick to import.
 
 All memory figures are bytes; all token figures are tokens of one data-parallel replica
 unless a name says otherwise.
@@ -8,72 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
-
-Objective = Literal["fewest-gpus", "throughput", "latency", "cost"]
-
-
-@dataclass(frozen=True)
-class PlanRequest:
-    """A planning question. ``None`` means: not set by the user, the planner chooses.
-
-    Attributes:
-        model: a model folder or a hub id.
-        gpu: device specifications such as ``h100:4`` (name and count), one per kind of device; ``h100:4,a100:2``
-            names two kinds at once.
-        nodes: hosts that each have the GPUs given (of one kind).
-        gpu_memory: bytes of one GPU that the table does not know (or to overrule the table).
-        gpu_count: number of GPUs that ``gpu_memory`` speaks of.
-        cpu: plan for the CPU backend.
-        cpu_memory: bytes of host memory to plan with; None reads this host's.
-        kv_cache_memory: pinned KV bytes per rank (``--kv-cache-memory-bytes``).
-        quantization: the ``--quantization`` value; ``vqp_int8`` and ``vqp_fp8`` on a 16-bit
-            checkpoint quantize online.
-        concurrency: requests of ``max_model_len`` tokens that must fit at once.
-        objective: what to optimize among the placements that fit.
-        prompt_tokens: of a typical request, for the estimates of speed.
-        output_tokens: likewise.
-        slo_ttft: seconds to the first token that must not be exceeded.
-        slo_tpot: seconds per output token that must not be exceeded at ``concurrency``.
-        price: currency per device-hour, for the cost of a million tokens.
-        exact: also ask vLLM itself, in a subprocess, about the placement that was chosen.
-    """
-
-    model: str
-    revision: str | None = None
-    gpu: tuple[str, ...] = ()
-    gpu_memory: int | None = None
-    gpu_count: int = 1
-    nodes: int | None = None
-    cpu: bool = False
-    cpu_memory: int | None = None
-    quantization: str | None = None
-    dtype: str = "auto"
-    max_model_len: int | None = None
-    concurrency: int = 1
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    kv_cache_dtype: str | None = None
-    kv_cache_memory: int | None = None
-    block_size: int | None = None
-    gpu_memory_utilization: float | None = None
-    tensor_parallel_size: int | None = None
-    pipeline_parallel_size: int | None = None
-    data_parallel_size: int | None = None
-    enable_expert_parallel: bool | None = None
-    enforce_eager: bool = False
-    objective: Objective = "fewest-gpus"
-    prompt_tokens: int | None = None
-    output_tokens: int | None = None
-    slo_ttft: float | None = None
-    slo_tpot: float | None = None
-    price: float | None = None
-    exact: bool = False
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with what it may be at least and at most."""
+    """An estimate with its lower and upper bound."""
 
     low: int
     value: int
@@ -82,15 +22,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One placement that was looked at.
+    """One placement that was evaluated.
 
     Attributes:
         feasible: whether it meets the request.
-        reason: why not, in words; for a feasible one what speaks for it.
+        reason: why it does not meet the request; for a feasible one its KV tokens.
         kv_tokens: tokens the KV cache holds; None where the placement is illegal.
-        ttft, tpot, tokens_per_second: roofline estimates, of those that fit.
+        ttft, tpot, tokens_per_second: roofline estimates, for placements that fit.
         device: the kind of device, where there are several.
-        change: flags that make it fit, beyond the sizes.
+        change: flags besides the sizes that make it fit.
     """
 
     tensor_parallel_size: int
@@ -144,17 +84,18 @@ class Plan:
             (the amount by which one more token grows the longest sequence).
         kv_tokens: tokens of KV cache, with its interval.
         kv_cache_memory: bytes to pin by ``--kv-cache-memory-bytes``; None leaves it to vLLM.
-        expert_parallel: experts are spread whole over the ranks.
-        prediction: how fast it may be.
-        overhead_parts: the overhead by what it is for.
+        expert_parallel: whole experts are distributed over the ranks.
+        prediction: estimated speed.
+        overhead_parts: the overhead by component.
         flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
-        env: environment variables that the launch needs beside the flags.
+        env: environment variables that the launch needs besides the flags.
         nnodes: hosts that the placement spans; the ranks fill one after another.
-        devices_per_node: devices that the launch takes of a host, of the fullest where there are several.
-        stage_layers: layers of each pipeline stage where they are not spread evenly.
+        devices_per_node: devices that the launch uses on a host, on the fullest where there are several.
+        stage_layers: layers of each pipeline stage, where the stages differ from vLLM's even split.
+        compute_dtype: operands of the GEMMs (``bf16``, ``fp8``, ``int8``): 8 bits only where activations are quantized.
         exact: vLLM's own figures, when asked for: ``weight_bytes`` (parameters of the largest rank),
             ``kv_blocks``, ``kv_tokens`` and whether they agree.
-        notes: remarks for people, e.g. how a figure came about.
+        notes: human-readable remarks, e.g. how a figure was computed.
     """
 
     model: str
@@ -189,6 +130,7 @@ class Plan:
     devices_per_node: int = 1
     stage_layers: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
+    compute_dtype: str = "bf16"
     exact: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
+from vllm_quant_serve.plan.devices.resolve import resolve_devices
 from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.model.load import load_model
 from vllm_quant_serve.plan.search.context import load_context
 
 HERE = Path(__file__).parent
@@ -86,7 +88,8 @@ def test_planned_weights_are_what_the_plugin_holds():
     from vllm.distributed import cleanup_dist_env_and_memory
 
     request = PlanRequest(str(BUNDLED), cpu=True, quantization="vqp_int8", kv_cache_memory=PINNED, max_model_len=512)
-    planned = load_context(request).weights.weights(Placement()).parameters[0]
+    context = load_context(request, load_model(request), resolve_devices(request))
+    planned = context.weights.weights(Placement()).parameters[0]
     llm = LLM(
         str(BUNDLED), quantization="vqp_int8", enforce_eager=True, kv_cache_memory_bytes=PINNED, max_model_len=512
     )

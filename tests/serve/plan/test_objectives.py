@@ -4,13 +4,16 @@ import pytest
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
+from vllm_quant_serve.plan.devices.resolve import resolve_devices
 from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.model.load import load_model
 from vllm_quant_serve.plan.search.context import load_context
 from vllm_quant_serve.plan.search.roofline import BANDWIDTH_SHARE, STEP_SECONDS, Roofline, Workload
 
 
 def roofline(model: str, place: Placement | None = None, **fields) -> Roofline:
-    return Roofline(load_context(PlanRequest(model, gpu=("h100:8",), **fields)), place or Placement())
+    request = PlanRequest(model, gpu=("h100:8",), **fields)
+    return Roofline(load_context(request, load_model(request), resolve_devices(request)), place or Placement())
 
 
 def test_one_request_decodes_at_the_speed_of_the_weights(model_folder):

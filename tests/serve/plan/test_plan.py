@@ -8,7 +8,7 @@ import pytest
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB, find_gpu
-from vllm_quant_serve.plan.devices.hardware import Devices
+from vllm_quant_serve.plan.devices.pool import Devices
 
 from .conftest import load_config
 
@@ -227,14 +227,14 @@ def test_multimodal_configs_plan_their_text_model(model_folder):
     folder = model_folder("gemma-3-27b-text", architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3",
                           text_config=text, vision_config={"hidden_size": 1152})  # fmt: skip
     plan = make_plan(PlanRequest(folder, gpu=("h100",), max_model_len=8192))
-    assert any("vision tower is not weighed" in note for note in plan.notes)
+    assert any("vision tower is not counted" in note for note in plan.notes)
     plain = make_plan(PlanRequest(model_folder("gemma-3-27b-text"), gpu=("h100",), max_model_len=8192))
     assert plan.kv_tokens == plain.kv_tokens
 
 
 def test_partly_used_gpus_lower_the_utilization(model_folder, monkeypatch):
     busy = Devices(find_gpu("l40s"), 2, free=16 * GIB, note="this host, by NVML")
-    monkeypatch.setattr("vllm_quant_serve.plan.search.choose.resolve_pools", lambda _: (busy,))
+    monkeypatch.setattr("vllm_quant_serve.plan.steps.resolve_pools", lambda _: (busy,))
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=4096))
     assert plan.tensor_parallel_size == 2  # one GPU has 16 GiB left of 44
     # 16 GiB are free, of which vLLM's own CUDA context takes 0.39 before vLLM looks: 15.61 / 44.3.

@@ -16,7 +16,7 @@ from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
 from vllm_quant_serve.plan.memory.storage import Placement, stage_layers
 from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.model.families import describe
-from vllm_quant_serve.plan.model.families.support import GONE
+from vllm_quant_serve.plan.model.families.support import REMOVED
 
 CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
 SMALL = ("llama-3.2-1b", "gemma-3-1b", "falcon-h1-0.5b", "deepseek-v2-lite", "granite-4.0-h-tiny", "qwen3-0.6b")
@@ -119,7 +119,7 @@ def test_stages_hold_every_layer_once(layers, pp):
     assert max(stages) - min(stages) <= 1
 
 
-@pytest.mark.parametrize("name", sorted(name for name in CONFIGS if CONFIGS[name]["architectures"][0] not in GONE))
+@pytest.mark.parametrize("name", sorted(name for name in CONFIGS if CONFIGS[name]["architectures"][0] not in REMOVED))
 def test_ranks_together_hold_at_least_the_model(name):
     config = {k: v for k, v in CONFIGS[name].items() if k != "quantization_config"}
     arch = describe(config)

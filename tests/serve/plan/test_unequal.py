@@ -1,13 +1,17 @@
 """Odd numbers of GPUs, GPUs of several kinds, several hosts, and GPUs that others use, too."""
 
+import dataclasses
+
 import pytest
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB, find_gpu
-from vllm_quant_serve.plan.devices.hardware import Devices, resolve_pools
 from vllm_quant_serve.plan.devices.nvml import LocalGpu, identify, pools_of, visible
+from vllm_quant_serve.plan.devices.pool import Devices
+from vllm_quant_serve.plan.devices.resolve import resolve_pools
 from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_serve.plan.model.load import load_model
 from vllm_quant_serve.plan.output.render import command_line, refused_lines
 from vllm_quant_serve.plan.search.compare import compare
 from vllm_quant_serve.plan.search.context import load_context
@@ -54,10 +58,8 @@ def test_a_pipeline_through_two_kinds_gives_layers_by_memory(model_folder):
     place = Placement(1, 5, layers=plan.stage_layers)
     blocks = []
     for pool, stages in zip(resolve_pools(request), ((0,), (1, 2, 3, 4)), strict=True):
-        context = load_context(request, None, pool)
-        context = load_context(
-            PlanRequest(**{**request.__dict__, "max_num_seqs": 256, "max_num_batched_tokens": 2048}), None, pool
-        )
+        settled = dataclasses.replace(request, max_num_seqs=256, max_num_batched_tokens=2048)
+        context = load_context(settled, load_model(settled), pool)
         for stage in stages:
             fit = fit_stage(context, place, stage)
             assert fit.feasible
@@ -108,7 +110,7 @@ def test_gpus_that_others_use_are_left_out(model_folder, monkeypatch):
     gpus = [local(0, H100, 79.1, 20), *(local(i, H100, 79.1, 78.6) for i in (1, 2, 3))]
     idle, used = pools_of(gpus)
     assert (idle.count, idle.indices, used.indices) == (3, (1, 2, 3), (0,))
-    monkeypatch.setattr("vllm_quant_serve.plan.search.choose.resolve_pools", lambda _: (idle, used))
+    monkeypatch.setattr("vllm_quant_serve.plan.steps.resolve_pools", lambda _: (idle, used))
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=8192))
     assert plan.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,2,3"}
     assert plan.gpu_memory_utilization == 0.92

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from vllm_quant_serve.plan.devices.gpus import Gpu, find_gpu, unknown_gpu
-from vllm_quant_serve.plan.devices.hardware import DEFAULT_UTILIZATION, Devices
+from vllm_quant_serve.plan.devices.pool import DEFAULT_UTILIZATION, Devices
 
 
 @dataclass(frozen=True)

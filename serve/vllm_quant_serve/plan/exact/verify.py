@@ -6,17 +6,17 @@ from dataclasses import replace
 
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_serve.plan.devices.hardware import cpu_flags
+from vllm_quant_serve.plan.devices.cpu import cpu_flags
 from vllm_quant_serve.plan.exact.ask import ExactJob, ask_vllm
 from vllm_quant_serve.plan.memory.kv import kv_layouts
 from vllm_quant_serve.plan.memory.storage import Placement
-from vllm_quant_serve.plan.search.context import load_context
-from vllm_quant_serve.plan.types import Interval, Plan, PlanRequest
+from vllm_quant_serve.plan.search.context import Context
+from vllm_quant_serve.plan.types import Interval, Plan
 
 WEIGHT_TOLERANCE = 0.005
 
 
-def verified(request: PlanRequest, plan: Plan) -> Plan:
+def verified(context: Context, plan: Plan) -> Plan:
     """``plan`` with vLLM's figures in ``exact``; where they differ, they replace the planner's.
 
     vLLM answers for the platform that is installed here: its block size may differ from the planned
@@ -26,11 +26,11 @@ def verified(request: PlanRequest, plan: Plan) -> Plan:
         BackendError: vLLM is missing here, or refuses the model on this platform.
     """
     if plan.expert_parallel:
-        raise BackendError("vLLM cannot be asked about spread experts without devices", "plan without --exact")
+        raise BackendError("vLLM cannot be asked about expert parallelism without devices", "plan without --exact")
     # One replica: vLLM is asked without data parallelism, over which it would cut the experts further.
     place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, 1,
                       layers=plan.stage_layers)  # fmt: skip
-    context = load_context(request)
+    request = context.request
     job = ExactJob(
         str(resolve_model(request.model, revision=request.revision, weights=False)), plan.kv_bytes.value, place.tp,
         place.pp, max_model_len=plan.max_model_len, block_size=plan.block_size,

@@ -117,7 +117,7 @@ def packed_bytes(
     """
     rows = 16 * math.ceil(out_features / 16)
     act = scheme.activation
-    wide = scheme.storage in ("fp8", "float-quantized", "int-quantized")  # scales in float32 on disk
+    wide = scheme.storage in ("dense", "fp8", "float-quantized", "int-quantized")  # scales in float32
     if device == "cpu" and act is not None and act.kind == "int" and scheme.kind == "int" and scheme.group_size == -1:
         return rows * 64 * math.ceil(in_features / 64) + 8 * rows + (0 if act.dynamic else 4)
     groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(in_features)

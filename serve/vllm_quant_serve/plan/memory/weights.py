@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
+from vllm_quant_plugin.scheme import ModelScheme, Scheme
 from vllm_quant_serve.plan.memory.storage import Placement, Server, padded_vocab, parameter_bytes
 from vllm_quant_serve.plan.model.arch import ModelArch, Parameter
 
@@ -119,7 +118,7 @@ class WeightModel:
             yield from self._scheme_refusals(place)
 
     def _stage_refusals(self, place: Placement) -> Iterator[str]:
-        """A layer that reads another's cache on a stage without that layer; the first such layer tells."""
+        """A layer that reads another's cache on a stage without that layer; only the first is reported."""
         start = 0
         for count in place.stages(len(self.arch.layers)) if place.pp <= len(self.arch.layers) else ():
             for i in range(start, start + count):
@@ -130,22 +129,30 @@ class WeightModel:
             start += count
 
     def _scheme_refusals(self, place: Placement) -> Iterator[str]:
-        """Shards that are no whole number of groups, blocks or packed words; each kind of module once."""
-        seen: set[tuple[str, tuple[int, ...]]] = set()
+        """Shards that are no whole number of groups, blocks or packed words; each kind of module and scheme once."""
+        seen: set[tuple[str, tuple[int, ...], Scheme]] = set()
         for parameter in self.arch.parameters():
-            leaf = parameter.module.rpartition(".")[2]
-            if not parameter.linear or len(parameter.shape) != 2 or (leaf, parameter.shape) in seen:
+            if not parameter.linear or len(parameter.shape) != 2:
                 continue
-            seen.add((leaf, parameter.shape))
             if parameter.role.startswith("expert") and place.expert_parallel:
                 continue
+            leaf = parameter.module.rpartition(".")[2]
             scheme = self.scheme_of(parameter.module)
-            if scheme is not None:
-                tp = place.tp * place.dp if parameter.role.startswith("expert") else place.tp
-                yield from _shard_refusal(parameter, scheme, leaf, tp)
+            # Layers differ in their schemes: the first in 16 bits must not hide a quantized one of the same shape.
+            if scheme is None or (leaf, parameter.shape, scheme) in seen:
+                continue
+            seen.add((leaf, parameter.shape, scheme))
+            tp = place.tp * place.dp if parameter.role.startswith("expert") else place.tp
+            yield from _shard_refusal(parameter, scheme, leaf, tp, packed_words=not self.plugin)
 
 
-def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int) -> Iterator[str]:
+def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int, *, packed_words: bool) -> Iterator[str]:
+    """Why a matrix cannot be cut for ``tp`` ranks.
+
+    Args:
+        packed_words: vLLM's own methods load it: they slice the stored tensors, so that a shard must be whole 32-bit
+            words and blocks. This plugin unpacks the matrix first and slices its rows anywhere, columns between groups.
+    """
     out_features, in_features = parameter.shape
     if parameter.role in ("row", "expert_row") and in_features % tp == 0:
         if tp not in scheme.legal_tp(in_features, (tp,)):
@@ -153,34 +160,11 @@ def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int) -> 
             legal = [t for t in scheme.legal_tp(in_features, range(2, 65)) if t & (t - 1) == 0]
             works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"
             yield f"{leaf} {in_features}/{tp} = {in_features // tp} is not a multiple of {kind} {step}{works}"
-        elif scheme.storage == "gptq" and in_features // tp * scheme.bits % 32:
+        elif packed_words and scheme.storage == "gptq" and in_features // tp * scheme.bits % 32:
             yield f"{leaf} {in_features}/{tp} = {in_features // tp} does not fill 32-bit words at {scheme.bits} bits"
-    elif parameter.role in ("column", "kv", "expert_column"):
+    elif packed_words and parameter.role in ("column", "kv", "expert_column"):
         shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
         if scheme.block is not None and shard % scheme.block[0]:
             yield f"{leaf} {out_features}/{tp} = {shard} is not a multiple of block {scheme.block[0]}"
         elif scheme.storage == "awq" and shard * scheme.bits % 32:
             yield f"{leaf} {out_features}/{tp} = {shard} does not fill 32-bit words at {scheme.bits} bits"
-
-
-def online_scheme(quantization: str, arch: ModelArch) -> ModelScheme:
-    """The scheme that ``vqp_int8``, ``int8`` or ``vqp_fp8`` gives a 16-bit checkpoint: one scale per output channel.
-
-    Raises:
-        CheckpointError: the name quantizes nothing online.
-    """
-    int8 = Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int"))
-    schemes = {
-        "vqp_int8": int8,
-        "int8": int8,
-        "vqp_fp8": Scheme("float-quantized", "fp8_e4m3", 8, -1),
-        "fp8": Scheme("float-quantized", "fp8_e4m3", 8, 0),
-        "fp8_per_channel": Scheme("float-quantized", "fp8_e4m3", 8, -1),
-    }
-    found = schemes.get(quantization)
-    if found is None:
-        raise CheckpointError(
-            f"--quantization {quantization} needs a quantized checkpoint and this one is in 16 bits",
-            f"quantize it first, or take one that works online: {', '.join(schemes)}",
-        )
-    return ModelScheme(quantization, found)

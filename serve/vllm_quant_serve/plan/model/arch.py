@@ -142,7 +142,7 @@ class ModelArch:
             ``embedding_everywhere`` only the embeddings on all of them.
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
-        unweighed: parts (vision, audio) that only the checkpoint's tensors tell the size of.
+        unsized: parts (vision, audio) that only the checkpoint's tensors tell the size of.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
         guessed: what of an unknown family's config no Llama-like decoder has, e.g. experts.
     """
@@ -170,7 +170,7 @@ class ModelArch:
     expert_limit: bool = False
     exact: bool = True
     guessed: str = ""
-    unweighed: tuple[str, ...] = ()
+    unsized: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def parameters(self) -> Iterator[Parameter]:

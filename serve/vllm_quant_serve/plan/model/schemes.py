@@ -18,8 +18,8 @@ from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme, Rule, Scheme
 
 # Methods that vLLM dropped; bitsandbytes checkpoints are still weighed, so that the refusal can say how large they are.
-GONE = ("squeezellm", "aqlm", "gguf", "marlin")
-WEIGHED_ONLY = ("bitsandbytes",)
+REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
+SIZE_ONLY = ("bitsandbytes",)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def read_scheme(config: Any) -> ModelScheme | None:
     if not isinstance(config, Mapping):
         raise CheckpointError("config.json: quantization_config must be an object", "fix config.json")
     method = str(config.get("quant_method") or "").lower()
-    if method in GONE:
+    if method in REMOVED:
         raise CheckpointError(
             f"vLLM has no {method} method any more", "quantize the 16-bit model with vllm-quant quantize"
         )

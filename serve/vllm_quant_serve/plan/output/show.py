@@ -1,4 +1,4 @@
-"""What ``vllm-quant plan`` prints: tables for people, JSON for programs. rich is imported for tables only."""
+"""What ``vllm-quant plan`` prints: tables or JSON. rich is imported for tables only."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from vllm_quant_serve.plan.search.choose import explained_plan
-from vllm_quant_serve.plan.types import PlanRequest
+from vllm_quant_serve.plan.request import PlanRequest
+from vllm_quant_serve.plan.steps import plan_in_context
 
 
 def show_plan(request: PlanRequest, *, as_json: bool, explained: bool, html: str | None) -> None:
     """Plan and print; with ``html`` also write a report there."""
-    context, plan = explained_plan(request)
-    if request.exact:
-        from vllm_quant_serve.plan.exact.verify import verified
-
-        plan = verified(request, plan)
+    context, plan = plan_in_context(request)
     lines: list[str] = []
     if explained or html is not None:
         from vllm_quant_serve.plan.output.explain import explain

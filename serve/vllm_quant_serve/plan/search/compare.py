@@ -7,41 +7,12 @@ from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
-from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
-from vllm_quant_serve.plan.devices.hardware import resolve_pools
-from vllm_quant_serve.plan.search.choose import check_request, plan_context
+from vllm_quant_serve.plan.devices.resolve import resolve_pools
+from vllm_quant_serve.plan.model.load import load_model
+from vllm_quant_serve.plan.request import PlanRequest
+from vllm_quant_serve.plan.search.choose import plan_context
 from vllm_quant_serve.plan.search.context import load_context, with_scheme
-from vllm_quant_serve.plan.types import PlanRequest
-
-_KURTIC = "Kurtic et al. 2024, arXiv:2411.02355"
-_AWQ = "Lin et al. 2023, arXiv:2306.00978, Llama-2 7B, WikiText-2"
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to store the weights; ``loss`` is what others measured, ``source`` where."""
-
-    name: str
-    scheme: ModelScheme | None
-    loss: str
-    source: str
-
-
-METHODS = (
-    Method("BF16", None, "none", ""),
-    Method(
-        "FP8",
-        ModelScheme("vqp_fp8", Scheme("float-quantized", "fp8_e4m3", 8, -1, activation=ActivationScheme("fp8_e4m3"))),
-        "below 1% of task accuracy", _KURTIC,
-    ),
-    Method(
-        "INT8", ModelScheme("vqp_int8", Scheme("int-quantized", "int", 8, -1, activation=ActivationScheme("int"))),
-        "1 to 3% of task accuracy", _KURTIC,
-    ),
-    Method("AWQ-4", ModelScheme("awq", Scheme("awq", bits=4, group_size=128, symmetric=False)),
-           "perplexity +2.4%", _AWQ),
-    Method("GPTQ-3", ModelScheme("gptq", Scheme("gptq", bits=3, group_size=128)), "perplexity +18%", _AWQ),
-)  # fmt: skip
+from vllm_quant_serve.plan.search.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -69,10 +40,12 @@ def compare(request: PlanRequest, checkpoint: Checkpoint | None = None) -> list[
     Raises:
         UsageError: the checkpoint is quantized already, or there are several kinds of device.
     """
-    check_request(request)
-    if len(resolve_pools(request)) > 1:
+    request.check()
+    pools = resolve_pools(request)
+    if len(pools) > 1:
         raise UsageError("--compare is for devices of one kind", "compare on each kind on its own: one --gpu")
-    context = load_context(replace(request, quantization=None), checkpoint)
+    request = replace(request, quantization=None)
+    context = load_context(request, load_model(request, checkpoint), pools[0])
     if context.scheme is not None:
         raise UsageError(
             f"{request.model} is quantized already ({context.quantization})", "compare its 16-bit original"
@@ -81,7 +54,7 @@ def compare(request: PlanRequest, checkpoint: Checkpoint | None = None) -> list[
     for method in METHODS:
         loss = {"loss": method.loss, "source": method.source}
         try:
-            plan = plan_context(with_scheme(context, method.scheme))
+            _, plan = plan_context(with_scheme(context, method.scheme))
         except NoFeasiblePlanError as error:
             rows.append(Row(method.name, False, error.message, None, None, None, None, None, **loss))
             continue

@@ -16,7 +16,7 @@ UTILIZATION = 0.95
 
 
 @dataclass(frozen=True)
-class Easing:
+class MemoryFallback:
     """Flags, and the context that they make."""
 
     flags: dict[str, str]
@@ -32,7 +32,7 @@ class Easing:
         return note, "an fp8 cache costs a little quality: measure it (vllm-quant eval), or take more memory"
 
 
-def easings(context: Context) -> Iterator[Easing]:
+def memory_fallbacks(context: Context) -> Iterator[MemoryFallback]:
     """Each step keeps those before it."""
     request, devices = context.request, context.devices
     flags: dict[str, str] = {}
@@ -40,17 +40,17 @@ def easings(context: Context) -> Iterator[Easing]:
     if request.max_num_seqs is None and context.default_max_num_seqs > fewer:
         flags["--max-num-seqs"] = str(fewer)
         context = replace(context, default_max_num_seqs=fewer)
-        yield Easing(dict(flags), context)
+        yield MemoryFallback(dict(flags), context)
     if devices.is_cpu:
         return
     if request.gpu_memory_utilization is None and devices.free is None:
         flags["--gpu-memory-utilization"] = f"{UTILIZATION:g}"
         context = replace(context, default_utilization=UTILIZATION)
-        yield Easing(dict(flags), context)
+        yield MemoryFallback(dict(flags), context)
     if request.kv_cache_dtype is None and context.kv.dtype == "auto" and _has_fp8_cache(context):
         flags["--kv-cache-dtype"] = "fp8"
         context = replace(context, kv=replace(context.kv, dtype="fp8"))
-        yield Easing(dict(flags), context)
+        yield MemoryFallback(dict(flags), context)
 
 
 def _has_fp8_cache(context: Context) -> bool:

@@ -10,63 +10,63 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_serve.plan.devices.gpus import Gpu
-from vllm_quant_serve.plan.devices.hardware import Devices
+from vllm_quant_serve.plan.devices.pool import Devices
 from vllm_quant_serve.plan.memory.storage import Placement
-from vllm_quant_serve.plan.model.source import read_model
-from vllm_quant_serve.plan.search.choose import best_of, search, to_plan, visible_devices
-from vllm_quant_serve.plan.search.context import Context, load_context
+from vllm_quant_serve.plan.search.context import Context
+from vllm_quant_serve.plan.search.find import best_of, find_best
 from vllm_quant_serve.plan.search.fit import fit_stage, worst_of
-from vllm_quant_serve.plan.search.placements import Looked, judged, label, look_around, sizes
+from vllm_quant_serve.plan.search.placements import Evaluated, evaluate_all, label, sizes, with_speed
 from vllm_quant_serve.plan.search.refuse import refuse
-from vllm_quant_serve.plan.types import Plan, PlanRequest
+from vllm_quant_serve.plan.search.result import to_plan, visible_devices
+from vllm_quant_serve.plan.types import Plan
 
 MOST_PIPELINES = 64
 
 
-def plan_pools(
-    request: PlanRequest, pools: Sequence[Devices], checkpoint: Checkpoint | None = None
-) -> tuple[Context, Plan]:
-    """The best plan over devices of several kinds, and under what it was made.
+def plan_pools(contexts: Sequence[Context]) -> tuple[Context, Plan]:
+    """The best plan over devices of several kinds, and the context under which it was made.
 
     Raises:
         NoFeasiblePlanError: nothing fits.
     """
-    note = ""
-    if checkpoint is None:
-        checkpoint, note = read_model(request.model, request.revision)
-    contexts = [load_context(request, checkpoint, pool, note) for pool in pools]
-    looked = [_named(one, context) for context in contexts for one in look_around(context)]
-    looked.sort(key=lambda one: (one.place.pp > 1, one.place.devices, -one.speed.tokens_per_second if one.speed else 0))
-    if not any(one.sure for one in looked):
-        looked += pipelines(contexts)
-    best = best_of(contexts[0], looked)
+    evaluated = [_named(one, context) for context in contexts for one in evaluate_all(context)]
+    evaluated.sort(
+        key=lambda one: (one.place.pp > 1, one.place.devices, -one.speed.tokens_per_second if one.speed else 0)
+    )
+    if not any(one.sure for one in evaluated):
+        evaluated += pipelines(contexts)
+    best = best_of(contexts[0], evaluated)
     if best is None:
         for context in contexts:
-            found, _ = search(context)
+            found, _ = find_best(context)
             if found is not None:
                 best = _named(found, found.context or context)
-                looked.append(best)
+                evaluated.append(best)
                 break
     if best is None:
-        refuse(max(contexts, key=lambda c: c.devices.gpu.memory * c.devices.count), looked)
+        refuse(max(contexts, key=lambda c: c.devices.gpu.memory * c.devices.count), evaluated)
     context = best.context or contexts[0]
-    plan = to_plan(context, best, looked)
-    return context, replace(plan, notes=(*plan.notes, *_rest(contexts, best)))
+    plan = to_plan(context, best, evaluated)
+    return context, replace(plan, notes=(*plan.notes, *_unused(contexts, best)))
 
 
-def _named(one: Looked, context: Context) -> Looked:
+def _preference(one: Evaluated) -> tuple[bool, int, float]:
+    """No pipeline before any, then fewer devices, then the faster."""
+    return one.place.pp > 1, one.place.devices, -one.speed.tokens_per_second if one.speed else 0
+
+
+def _named(one: Evaluated, context: Context) -> Evaluated:
     return replace(one, context=one.context or context, device=context.devices.gpu.name)
 
 
-def _rest(contexts: Sequence[Context], best: Looked) -> list[str]:
-    """Kinds that the plan leaves idle."""
+def _unused(contexts: Sequence[Context], best: Evaluated) -> list[str]:
+    """A remark on the kinds that the plan leaves idle."""
     names = [f"{c.devices.count} x {c.devices.gpu.name}" for c in contexts if c.devices.gpu.name not in best.device]
     return [f"not used: {', '.join(names)}; another server may run there"] if names else []
 
 
-def pipelines(contexts: Sequence[Context]) -> Iterator[Looked]:
+def pipelines(contexts: Sequence[Context]) -> Iterator[Evaluated]:
     """Pipelines through at least two kinds, fewest devices first."""
     request = contexts[0].request
     tp_sizes = [request.tensor_parallel_size] if request.tensor_parallel_size else sizes(8)
@@ -78,15 +78,15 @@ def pipelines(contexts: Sequence[Context]) -> Iterator[Looked]:
             if sum(n > 0 for n in counts) > 1 and stages <= len(contexts[0].arch.layers) and asked in (None, stages):
                 found.append((tp * stages, stages, tp, counts))
     for _, _, tp, counts in sorted(found)[:MOST_PIPELINES]:
-        one = look_across(contexts, tp, counts)
+        one = evaluate_across(contexts, tp, counts)
         yield one
         if one.sure:
             return
 
 
-def look_across(contexts: Sequence[Context], tp: int, counts: Sequence[int]) -> Looked:
+def evaluate_across(contexts: Sequence[Context], tp: int, counts: Sequence[int]) -> Evaluated:
     """A pipeline of ``counts`` stages of each kind, ``tp`` ranks each."""
-    contexts = _alike(contexts)
+    contexts = _aligned(contexts)
     owners = [kind for kind, count in enumerate(counts) for _ in range(count)]
     place = Placement(tp, len(owners))
     name = " + ".join(f"{n * tp} x {c.devices.gpu.name}" for n, c in zip(counts, contexts, strict=True) if n)
@@ -95,7 +95,7 @@ def look_across(contexts: Sequence[Context], tp: int, counts: Sequence[int]) -> 
         place = replace(place, layers=tuple(spread(contexts, place, owners)))
         reasons = list(contexts[0].weights.refusals(place))
     if reasons:
-        return Looked(place, None, f"{label(place)}: {reasons[0]}", device=name)
+        return Evaluated(place, None, f"{label(place)}: {reasons[0]}", device=name)
     fits = [fit_stage(contexts[kind], place, stage) for stage, kind in enumerate(owners)]
     fit = worst_of(fits)
     tightest = contexts[owners[fits.index(fit)]]
@@ -103,15 +103,15 @@ def look_across(contexts: Sequence[Context], tp: int, counts: Sequence[int]) -> 
         blended([contexts[k].devices.gpu for k in owners], place.layers), sum(c.devices.count for c in contexts),
         note="; ".join(dict.fromkeys(c.devices.note for c in contexts)),
     )  # fmt: skip
-    one = judged(replace(tightest, devices=everything), place, fit)
+    one = with_speed(replace(tightest, devices=everything), place, fit)
     # Figures of memory are those of the rank that limits the cache.
     shown = replace(everything, gpu=replace(everything.gpu, memory=tightest.devices.gpu.memory))
-    env = {"VLLM_PP_LAYER_PARTITION": ",".join(map(str, place.layers)), **_order(contexts, counts, tp)}
-    flags = _settled(contexts[0])
+    env = {"VLLM_PP_LAYER_PARTITION": ",".join(map(str, place.layers)), **_device_order(contexts, counts, tp)}
+    flags = _default_flags(contexts[0])
     return replace(one, context=replace(tightest, devices=shown), device=name, flags=flags, env=env)
 
 
-def _alike(contexts: Sequence[Context]) -> list[Context]:
+def _aligned(contexts: Sequence[Context]) -> list[Context]:
     """One launch has one setting: the least of the defaults, and the first kind's block size."""
     first = min(contexts, key=lambda c: c.max_num_batched_tokens)
     sequences = min(c.default_max_num_seqs for c in contexts)
@@ -122,7 +122,7 @@ def _alike(contexts: Sequence[Context]) -> list[Context]:
     ]
 
 
-def _settled(context: Context) -> dict[str, str]:
+def _default_flags(context: Context) -> dict[str, str]:
     """The defaults differ by GPU, so they are fixed by flags where the user left them open."""
     request, flags = context.request, {}
     if request.max_num_seqs is None:
@@ -132,7 +132,7 @@ def _settled(context: Context) -> dict[str, str]:
     return flags
 
 
-def _order(contexts: Sequence[Context], counts: Sequence[int], tp: int) -> dict[str, str]:
+def _device_order(contexts: Sequence[Context], counts: Sequence[int], tp: int) -> dict[str, str]:
     """The GPUs of this host in the order of the stages."""
     indices = [c.devices.indices[: n * tp] for c, n in zip(contexts, counts, strict=True)]
     chosen = tuple(itertools.chain.from_iterable(indices))

@@ -1,4 +1,4 @@
-"""Every placement of a model on the devices, looked at one by one, with the reason in words. No torch."""
+"""Every placement of a model on the devices, evaluated one by one, with the reason in words. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MIN_USEFUL_LENGTH = 2048
 
 
 @dataclass(frozen=True)
-class Looked:
+class Evaluated:
     """One placement with what came of it.
 
     Attributes:
         meets: whether it meets the service levels.
-        context: under which it was looked at, where that is not the one of the request.
+        context: under which it was evaluated, where that is not the one of the request.
         device: the kind of device, where there are several.
         flags: of ``vllm serve``, that make it fit beyond the sizes.
         env: environment variables that it needs.
@@ -90,26 +90,26 @@ def label(place: Placement) -> str:
     return text + (", experts spread" if place.expert_parallel else "")
 
 
-def look(context: Context, place: Placement) -> Looked:
+def evaluate(context: Context, place: Placement) -> Evaluated:
     """Whether a placement is legal, fits and meets the service levels, with the reason in words."""
     devices = context.devices
     if place.devices > devices.count:
-        return Looked(place, None, f"{label(place)} needs {place.devices} devices, there are {devices.count}")
+        return Evaluated(place, None, f"{label(place)} needs {place.devices} devices, there are {devices.count}")
     per_host = devices.gpu.per_host
     if place.tp > per_host and not devices.is_cpu and not context.request.tensor_parallel_size:
         text = (
             f"would cross hosts of {per_host} GPUs, whose link is too slow for tensor parallelism; pipeline across them"
         )
-        return Looked(place, None, f"{label(place)}: {text}")
+        return Evaluated(place, None, f"{label(place)}: {text}")
     thin = _thin(context, place)
     if thin:
-        return Looked(place, None, f"{label(place)}: {thin}")
+        return Evaluated(place, None, f"{label(place)}: {thin}")
     reasons = list(context.weights.refusals(place))
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
-        return Looked(place, None, f"{label(place)}: {reasons[0]}{more}")
+        return Evaluated(place, None, f"{label(place)}: {reasons[0]}{more}")
     context = context.for_ranks(place.tp * place.pp)
-    return judged(context, place, fit_placement(context, place))
+    return with_speed(context, place, fit_placement(context, place))
 
 
 def _thin(context: Context, place: Placement) -> str:
@@ -122,13 +122,13 @@ def _thin(context: Context, place: Placement) -> str:
     return f"over several hosts wider tensor parallelism answers sooner: TP {wider[-1]}" if wider else ""
 
 
-def judged(context: Context, place: Placement, fit: Fit) -> Looked:
+def with_speed(context: Context, place: Placement, fit: Fit) -> Evaluated:
     """What a fit is worth: its speed, and whether that meets the service levels.
 
     With a limit on the time per output token, as many sequences run at once as keep it.
     """
     if not fit.feasible:
-        return Looked(place, fit, fit.reason)
+        return Evaluated(place, fit, fit.reason)
     request, load = context.request, workload(context)
     per_request = fit.layout.blocks_per_request(min(load.prompt + load.output, fit.length))
     held = min(max(fit.blocks - 1, 1) // per_request if per_request else fit.max_num_seqs, fit.max_num_seqs)
@@ -146,8 +146,8 @@ def judged(context: Context, place: Placement, fit: Fit) -> Looked:
     ):
         if limit is not None and value > limit:
             text = f"{label(place)}: about {value * 1e3:.0f} ms per {name}, more than {limit * 1e3:.0f} ms"
-            return Looked(place, fit, text, speed, meets=False)
-    return Looked(place, fit, fit.reason, speed)
+            return Evaluated(place, fit, text, speed, meets=False)
+    return Evaluated(place, fit, fit.reason, speed)
 
 
 def workload(context: Context) -> Workload:
@@ -158,21 +158,21 @@ def workload(context: Context) -> Workload:
     return Workload(prompt, output, request.concurrency)
 
 
-def look_around(context: Context) -> list[Looked]:
-    """Every placement worth looking at; spread experts where cutting them is illegal."""
-    looked: list[Looked] = []
+def evaluate_all(context: Context) -> list[Evaluated]:
+    """Every placement worth evaluating; spread experts where cutting them is illegal."""
+    evaluated: list[Evaluated] = []
     enough = False
     for place in placements(context):
         if enough and place.pp > 1:
             continue  # pipelines only where tensor parallelism alone does not do
-        one = look(context, place)
-        looked.append(one)
+        one = evaluate(context, place)
+        evaluated.append(one)
         spread = replace(place, expert_parallel=True)
         if one.fit is None and place.devices <= context.devices.count and _may_spread(context, place, spread):
-            one = look(context, spread)
-            looked.append(one)
+            one = evaluate(context, spread)
+            evaluated.append(one)
         enough = enough or one.sure
-    return looked
+    return evaluated
 
 
 def _may_spread(context: Context, place: Placement, spread: Placement) -> bool:

@@ -1,4 +1,4 @@
-"""Nothing fits: what is missing, and what would mend it. No torch."""
+"""Nothing fits: what is missing, and what would fix it. No torch."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ from typing import NoReturn
 from vllm_quant_plugin.errors import NoFeasiblePlanError
 from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.search.context import Context, with_scheme
-from vllm_quant_serve.plan.search.placements import MIN_USEFUL_LENGTH, Looked, look, look_around, round_length, sizes
+from vllm_quant_serve.plan.search.methods import METHODS
+from vllm_quant_serve.plan.search.placements import (
+    MIN_USEFUL_LENGTH,
+    Evaluated,
+    evaluate,
+    evaluate_all,
+    round_length,
+    sizes,
+)
 
 
-def refuse(context: Context, looked: list[Looked]) -> NoReturn:
-    """NoFeasiblePlanError: what is missing on the best placement, and what would mend it."""
-    legal = [one for one in looked if one.fit is not None]
+def refuse(context: Context, evaluated: list[Evaluated]) -> NoReturn:
+    """NoFeasiblePlanError: it names what is missing on the best placement, and what would fix it."""
+    legal = [one for one in evaluated if one.fit is not None]
     count, name = context.devices.count, context.devices.gpu.name
     on = f"{count} x {name}" if count > 1 else name
     if not legal:
-        first = looked[0].reason if looked else f"{context.request.data_parallel_size} replicas need more devices"
-        raise NoFeasiblePlanError(f"{context.request.model} cannot be placed on {on}: {first}", _mend_illegal(context))
+        first = evaluated[0].reason if evaluated else f"{context.request.data_parallel_size} replicas need more devices"
+        hint = _suggest_legal_sizes(context)
+        raise NoFeasiblePlanError(f"{context.request.model} cannot be placed on {on}: {first}", hint)
     slow = [one for one in legal if one.speed is not None and not one.meets]
     if slow:
         fastest = min(slow, key=lambda one: (one.speed.tpot, one.speed.ttft) if one.speed else (math.inf, math.inf))
@@ -28,11 +37,11 @@ def refuse(context: Context, looked: list[Looked]) -> NoReturn:
             f"no placement of {context.request.model} on {on} is fast enough: {fastest.reason}", hint
         )
     best = min(legal, key=lambda one: one.fit.missing if one.fit else math.inf)
-    raise NoFeasiblePlanError(f"{context.request.model} does not fit {on}: {best.reason}", _mend(context, best))
+    raise NoFeasiblePlanError(f"{context.request.model} does not fit {on}: {best.reason}", _suggest_fix(context, best))
 
 
-def _mend_illegal(context: Context) -> str:
-    """What to do where every placement that was asked for is illegal."""
+def _suggest_legal_sizes(context: Context) -> str:
+    """What to do where every requested placement is illegal."""
     request = context.request
     pp, dp = request.pipeline_parallel_size or 1, request.data_parallel_size or 1
     expert = bool(request.enable_expert_parallel)
@@ -44,7 +53,7 @@ def _mend_illegal(context: Context) -> str:
     return "give more devices, or leave the sizes to the planner"
 
 
-def _mend(context: Context, best: Looked) -> str:
+def _suggest_fix(context: Context, best: Evaluated) -> str:
     advice: list[str] = []
     if best.fit is not None and best.fit.longest >= MIN_USEFUL_LENGTH:
         advice.append(f"--max-model-len {round_length(best.fit.longest)}")
@@ -64,24 +73,22 @@ def _mend(context: Context, best: Looked) -> str:
 
 def _fewer_bits(context: Context) -> str:
     """The first way of quantizing a 16-bit model, the least lossy first, under which it fits."""
-    from vllm_quant_serve.plan.search.compare import METHODS
-
     if context.scheme is not None:
         return ""
     for method in METHODS[1:]:
-        if any(one.feasible for one in look_around(with_scheme(context, method.scheme))):
+        if any(one.feasible for one in evaluate_all(with_scheme(context, method.scheme))):
             return f"{method.name} (vllm-quant quantize -m {method.name.partition('-')[0].lower()})"
     return ""
 
 
 def _more_devices(context: Context) -> str:
-    """The smallest larger number of the same devices that would do."""
+    """The smallest larger number of the same devices on which it fits."""
     for count in (2, 4, 8, 16, 32, 64):
         if count <= context.devices.count:
             continue
         wider = replace(context, devices=replace(context.devices, count=count))
         for tp in (t for t in (1, 2, 4, 8) if t <= count):
-            one = look(wider, Placement(tp, count // tp))
+            one = evaluate(wider, Placement(tp, count // tp))
             if one.feasible:
                 return f"{count} x {context.devices.gpu.name}"
     return ""

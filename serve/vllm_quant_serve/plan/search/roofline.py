@@ -61,13 +61,13 @@ class Speed:
         return price / 3600 / rate * 1e6 if rate else math.inf
 
 
-def compute_rate(gpu: Gpu, scheme: ModelScheme | None) -> float:
-    """FLOP/s of the GEMMs: 8-bit rates only where activations are quantized, too."""
+def compute_dtype(gpu: Gpu, scheme: ModelScheme | None) -> str:
+    """The key of ``Gpu.flops`` at which the GEMMs run: 8 bits only where activations are quantized and the GPU can."""
     default = scheme.default if scheme is not None else None
     if default is not None and default.activation is not None and default.activation.bits == 8:
         kind = "int8" if default.activation.kind == "int" else "fp8"
-        return gpu.flops.get(kind, gpu.flops["bf16"])
-    return gpu.flops["bf16"]
+        return kind if kind in gpu.flops else "bf16"
+    return "bf16"
 
 
 class Roofline:
@@ -96,7 +96,7 @@ class Roofline:
                 self.dense_elements += elements
         gpu = context.devices.gpu
         self.bandwidth = gpu.bandwidth * BANDWIDTH_SHARE
-        self.flops = compute_rate(gpu, context.scheme) * FLOPS_SHARE
+        self.flops = gpu.flops[compute_dtype(gpu, context.scheme)] * FLOPS_SHARE
         self.layers = len(arch.layers)
 
     def experts_touched(self, tokens: int) -> float:

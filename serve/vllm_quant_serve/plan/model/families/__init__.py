@@ -10,7 +10,7 @@ from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
 from vllm_quant_serve.plan.model.arch import ModelArch
 from vllm_quant_serve.plan.model.families import decoder, encdec, gemma_edge, hybrid, mla
 from vllm_quant_serve.plan.model.families.style import STYLES
-from vllm_quant_serve.plan.model.families.support import ALIASES, GONE
+from vllm_quant_serve.plan.model.families.support import ALIASES, REMOVED
 from vllm_quant_serve.plan.model.reader import Reader, text_reader
 
 # Keys of an unknown family that a Llama-like decoder does not account for.
@@ -40,7 +40,7 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
     reader = text_reader(config)
     model_type = reader.text("model_type") or str(config.get("model_type") or "")
     model_type = ALIASES.get(model_type, model_type)
-    gone = GONE.get(decoder.architecture(config))
+    gone = REMOVED.get(decoder.architecture(config))
     if gone is not None:
         raise NoFeasiblePlanError(
             f"vLLM serves {decoder.architecture(config)} no more since {gone}", "take another model, or that older vLLM"
@@ -51,7 +51,7 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
 def _with_towers(arch: ModelArch, config: Mapping[str, Any]) -> ModelArch:
     """Say what the config alone does not weigh."""
     towers = [key.removesuffix("_config") for key in ("vision_config", "audio_config") if config.get(key)]
-    return replace(arch, unweighed=tuple(towers)) if towers else arch
+    return replace(arch, unsized=tuple(towers)) if towers else arch
 
 
 def _describe(reader: Reader, config: Mapping[str, Any], model_type: str) -> ModelArch:

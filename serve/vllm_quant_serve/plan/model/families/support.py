@@ -6,7 +6,7 @@ Source: ``_PREVIOUSLY_SUPPORTED_MODELS`` in vllm/model_executor/models/registry.
 from __future__ import annotations
 
 # architecture -> the last version that served it
-GONE = {
+REMOVED = {
     "AquilaForCausalLM": "0.24.0", "AquilaModel": "0.24.0", "ArcticForCausalLM": "0.28.0",
     "BaiChuanForCausalLM": "0.23.0", "BaichuanForCausalLM": "0.23.0", "BambaForCausalLM": "0.23.0",
     "ChameleonForConditionalGeneration": "0.28.0", "Dots1ForCausalLM": "0.23.0",

@@ -1,0 +1,84 @@
+"""A model as the planner needs it: read once, for any devices. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.in_tree import has_experts
+from vllm_quant_plugin.online import quantizes_online
+from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_serve.plan.model.arch import ModelArch
+from vllm_quant_serve.plan.model.families import describe
+from vllm_quant_serve.plan.model.headers import with_headers
+from vllm_quant_serve.plan.model.online import scheme_while_loading
+from vllm_quant_serve.plan.model.schemes import read_scheme
+from vllm_quant_serve.plan.model.source import read_model
+from vllm_quant_serve.plan.request import PlanRequest
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served.
+
+    Attributes:
+        scheme: how the weights are stored or, with ``online``, quantized while they load; None for 16 bits.
+        experts: whether it is a mixture of experts.
+        notes: human-readable remarks on how it was read.
+    """
+
+    arch: ModelArch
+    scheme: ModelScheme | None
+    online: bool
+    experts: bool
+    notes: tuple[str, ...]
+
+    @property
+    def architecture(self) -> str:
+        return self.arch.architecture or self.arch.model_type
+
+
+def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Model:
+    """The model of a request.
+
+    Args:
+        checkpoint: where it was read already, or a config without a folder; by default ``request.model`` is read.
+
+    Raises:
+        CheckpointError: it cannot be read, or ``--quantization`` does not apply to it.
+        NoFeasiblePlanError: vLLM does not serve the architecture any more.
+    """
+    notes = []
+    if checkpoint is None:
+        checkpoint, note = read_model(request.model, request.revision)
+        notes = [note] if note else []
+    if not isinstance(checkpoint.config, dict):
+        raise CheckpointError("config.json: expected a JSON object", "copy the file again")
+    arch = describe(checkpoint.config)
+    scheme = read_scheme(checkpoint.quantization_config)
+    if checkpoint.tensors:
+        arch = with_headers(arch, checkpoint, scheme)
+        if arch.guessed:
+            notes.append(f"it has {arch.guessed}: the cache may be smaller than the plain attention that is assumed")
+    elif arch.guessed:
+        raise CheckpointError(
+            f"model_type {arch.model_type!r} is unknown and has {arch.guessed}: config.json does not give its size",
+            "give a folder with its safetensors, or the Hub id: their headers do",
+        )
+    elif arch.unsized:
+        towers = " and ".join(arch.unsized)
+        notes.append(f"the {towers} tower is not counted: config.json does not give its tensors")
+    online = None if scheme is not None else _online_method(request)
+    if online is not None:
+        scheme = scheme_while_loading(online, request.quantization_config or {})
+    experts = bool(arch.experts) or has_experts(checkpoint.config)
+    return Model(arch, scheme, online is not None, experts, (*notes, *arch.notes))
+
+
+def _online_method(request: PlanRequest) -> str | None:
+    """The method that quantizes while loading: by ``--quantization`` or by the overridden ``quant_method``."""
+    if request.quantization is not None:
+        return request.quantization
+    named = str((request.quantization_config or {}).get("quant_method") or "").lower()
+    return named if quantizes_online(named) else None

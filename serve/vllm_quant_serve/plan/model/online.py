@@ -1,0 +1,36 @@
+"""The scheme of a 16-bit checkpoint that is quantized while it loads. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.online import online_scheme, quantizes_online
+from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ModelScheme, Scheme
+
+# vLLM's own methods; the scale of the activations is not stored, so that only the weights count here.
+_IN_TREE = {
+    "fp8": Scheme("float-quantized", "fp8_e4m3", 8, PER_TENSOR),
+    "fp8_per_channel": Scheme("float-quantized", "fp8_e4m3", 8, PER_CHANNEL),
+}
+
+
+def scheme_while_loading(quantization: str, options: Mapping[str, Any]) -> ModelScheme:
+    """The scheme that ``--quantization`` gives a 16-bit checkpoint.
+
+    Args:
+        options: its ``quantization_config``, from ``--hf-overrides``; may be empty.
+
+    Raises:
+        CheckpointError: the name quantizes nothing while loading, or an option is unknown or impossible.
+    """
+    if quantizes_online(quantization):
+        return online_scheme(quantization, options)
+    scheme = _IN_TREE.get(quantization)
+    if scheme is None:
+        raise CheckpointError(
+            f"--quantization {quantization} needs a quantized checkpoint and this one is in 16 bits",
+            f"quantize it first, or use one that quantizes while loading: vqp_int8, vqp_fp8, {', '.join(_IN_TREE)}",
+        )
+    return ModelScheme(quantization, scheme)
