@@ -1,4 +1,4 @@
-"""A few requests at once through the OpenAI client, measured."""
+"""Concurrent requests through the OpenAI client, measured: what the demo and the examples send."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Burst:
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(one.tokens for one in self.completions) / self.seconds
+        return sum(completion.tokens for completion in self.completions) / self.seconds
 
 
 async def _complete(client: object, model: str, prompt: str, max_tokens: int) -> Completion:

@@ -1,4 +1,4 @@
-"""``vllm-quant demo``: quantize, measure, plan, serve and use a real model, in minutes and on any machine."""
+"""``vllm-quant demo``: quantize, measure, plan, serve and query a real model, in minutes and on any machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPTS = (
     "try:\n    import",
 )
 MAX_TOKENS = 64
-# Less text than the default: the search of a small model needs little, and the demo is to take minutes.
+# Less text than the default: a small model needs little for its search, and the demo should take minutes.
 CALIBRATION: dict[str, Any] = {"samples": 32, "seq_len": 256}
 WINDOWS = 12
 WINDOW_LEN = 256
@@ -54,12 +54,11 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized models.")] = Path("out/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as one JSON document.")] = False,
 ) -> None:
-    """The whole path on the bundled model: quantize, measure, plan, serve, ask, stop."""
+    """The whole path on the bundled model: quantize, measure, plan, serve, query, stop."""
     from rich.console import Console
 
     begin = time.monotonic()
     console = Console(quiet=as_json, highlight=False, soft_wrap=True)
-    # Engines of this process and of the server speak up only when something is wrong.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     original = sum(file.stat().st_size for file in BUNDLED.glob("*.safetensors"))
     console.print(f"[bold]1. quantize[/] the bundled model: {BUNDLED.name}, BF16, {human_bytes(original)}")
@@ -74,7 +73,7 @@ def demo(
     seconds = time.monotonic() - begin
     document = {
         "original": {"path": str(BUNDLED), "nbytes": original, "perplexity": base},
-        "quantized": [asdict(one) for one in made],
+        "quantized": [asdict(artefact) for artefact in made],
         "served": served,
         "seconds": round(seconds, 1),
     }
@@ -92,7 +91,7 @@ def _quantize(name: str, method: str, output: Path, options: dict[str, Any], con
     from vllm_quant_plugin.quantize.quiet import quiet_output
 
     threads = torch.get_num_threads()
-    # Matrices this small gain nothing from a second thread, and on a busy machine threads spin while they wait.
+    # Matrices this small gain nothing from a second thread, and on a busy machine waiting threads spin.
     torch.set_num_threads(1)
     try:
         with progress_bar(f"  {name}", enabled=not console.quiet) as progress, quiet_output():
@@ -115,26 +114,27 @@ def _measure(made: list[Artefact], console: Console) -> dict[str, float]:
     from vllm_quant_plugin.quantize.quiet import quiet_output
 
     base: dict[str, float] = {}
-    for one in made:
-        with progress_bar(f"  {one.name} against BF16", enabled=not console.quiet) as progress, quiet_output():
+    for artefact in made:
+        with progress_bar(f"  {artefact.name} against BF16", enabled=not console.quiet) as progress, quiet_output():
             report = evaluate_model(
-                one.path, reference=BUNDLED, windows=WINDOWS, window_len=WINDOW_LEN, progress=progress
+                artefact.path, reference=BUNDLED, windows=WINDOWS, window_len=WINDOW_LEN, progress=progress
             )
         for found in report.texts:
-            one.perplexity[found.text] = found.perplexity
+            artefact.perplexity[found.text] = found.perplexity
             if found.reference_perplexity is not None:
                 base[found.text] = found.reference_perplexity
             if found.kl is not None:
-                one.kl[found.text] = found.kl.mean
+                artefact.kl[found.text] = found.kl.mean
     table = Table(box=None, padding=(0, 2), title=None)
     table.add_column("")
     for text in base:
         table.add_column(f"perplexity, {text}", justify="right")
         table.add_column("KL, nats", justify="right")
     table.add_row("BF16", *[cell for text in base for cell in (f"{base[text]:.2f}", "")])
-    for one in made:
-        row = [cell for text in base for cell in (f"{one.perplexity[text]:.2f}", f"{one.kl.get(text, 0):.4f}")]
-        table.add_row(one.name, *row)
+    for artefact in made:
+        perplexity, kl = artefact.perplexity, artefact.kl
+        row = [cell for text in base for cell in (f"{perplexity[text]:.2f}", f"{kl.get(text, 0):.4f}")]
+        table.add_row(artefact.name, *row)
     console.print(table)
     return base
 
@@ -145,14 +145,14 @@ def _serve(model: str, console: Console) -> dict[str, Any]:
     from vllm_quant_serve.client import send_burst
     from vllm_quant_serve.local_server import LocalServer
 
-    # By flag: this checkpoint is one that vLLM serves itself, and the plugin leaves it alone unless asked.
+    # By flag: in-tree vLLM serves this checkpoint, so the plugin does not claim it.
     flags = ["--quantization", "vqp_awq", "--max-model-len", "512", "--max-num-seqs", str(len(PROMPTS))]
     flags += ["--enforce-eager", "--no-admin"]
     with LocalServer(model, flags) as server:
         console.print(f"   {server.event('plan')['message']}", markup=False)
         console.print(f"   {server.event('command')['message']}", markup=False)
         console.print(f"   {server.event('ready')['message']}", markup=False)
-        console.print(f"[bold]4. ask[/]: {len(PROMPTS)} requests at once through the OpenAI client")
+        console.print(f"[bold]4. query[/]: {len(PROMPTS)} requests at once through the OpenAI client")
         name = server.event("ready")["model"]
         send_burst(f"{server.url}/v1", name, PROMPTS[:1], max_tokens=8)
         burst = send_burst(f"{server.url}/v1", name, PROMPTS, max_tokens=MAX_TOKENS)
@@ -168,18 +168,18 @@ def _serve(model: str, console: Console) -> dict[str, Any]:
         "command": server.event("command")["message"],
         "load_seconds": server.event("ready")["load_seconds"],
         "tokens_per_second": burst.tokens_per_second,
-        "completions": [asdict(one) for one in burst.completions],
+        "completions": [asdict(completion) for completion in burst.completions],
         "metrics": metrics,
         "exit_code": server.exit_code,
     }
 
 
 def _show_burst(burst: Burst, console: Console) -> None:
-    tokens = sum(one.tokens for one in burst.completions)
-    slowest = max(one.first_token for one in burst.completions)
+    tokens = sum(completion.tokens for completion in burst.completions)
+    slowest = max(completion.first_token for completion in burst.completions)
     example = burst.completions[0]
     console.print(
         f"   {tokens} tokens in {burst.seconds:.1f} s: [bold]{burst.tokens_per_second:.0f} tokens/s[/], "
-        f"first token after {slowest * 1000:.0f} ms at the latest"
+        f"slowest first token after {slowest * 1000:.0f} ms"
     )
     console.print(f"   e.g. {example.prompt.strip()!r} -> {example.text[:90]!r}", markup=False)

@@ -1,10 +1,9 @@
-"""Reading the ``vllm serve`` words a user typed, without importing vLLM.
+"""Reads the ``vllm serve`` arguments that a user typed, without importing vLLM.
 
-Only what the launcher must know is read (where the server listens, what the planner must
-respect); nothing is rewritten. The rules are those of vLLM's own parser
-(vllm/utils/argparse_utils.py): ``_`` and ``-`` are alike in names, ``--name=value`` and
-``--name value`` are alike, argparse's unambiguous prefixes are accepted, the command line
-wins over ``--config FILE``, and the last of several wins.
+Only what the launcher needs is read (where the server listens, what constrains the plan); nothing is rewritten. The
+rules are those of vLLM's own parser (vllm/utils/argparse_utils.py): in names ``_`` and ``-`` are alike, so are
+``--name=value`` and ``--name value``, argparse's unambiguous prefixes are accepted, the command line wins over
+``--config FILE``, and the last of several values wins.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _NUMBER = re.compile(r"^(\d+(?:\.\d+)?)([kmgtKMGT]?)$")
 
 @dataclass(frozen=True)
 class ServeArgs:
-    """The words after ``serve``: the model and the flags, exactly as typed.
+    """The arguments after ``serve``: the model and the flags, exactly as typed.
 
     Attributes:
         model: the positional model, or that of ``--model``.
-        words: every other word in its order.
-        config: keys and values of the ``--config`` file, flattened to flag names.
+        words: every other argument, in order.
+        config: keys and values of the ``--config`` file, as flag names.
     """
 
     model: str
@@ -44,7 +43,7 @@ class ServeArgs:
     config: tuple[tuple[str, str], ...] = ()
 
     def values(self, option: str) -> list[str]:
-        """Values given for ``option`` (``--max-model-len``), last one wins; a switch gives ``""``."""
+        """The values of ``option`` (e.g. ``--max-model-len``), of which the last wins; a switch has ``""``."""
         found = [value for name, value in self.config if name == option]
         for index, word in enumerate(self.words):
             name, separator, value = word.partition("=")
@@ -63,12 +62,12 @@ class ServeArgs:
         return bool(self.values(option) or self.values(option.replace("--", "--no-", 1)))
 
     def text(self, option: str) -> str | None:
-        """Last value of ``option``, None when it was not given."""
+        """The last value of ``option``, None when absent."""
         found = self.values(option)
         return found[-1] if found else None
 
     def integer(self, option: str) -> int | None:
-        """Last value of ``option`` as an integer; ``1k`` is 1,000 and ``1K`` is 1,024, as in vLLM.
+        """The last value of ``option`` as an integer; ``1k`` is 1,000 and ``1K`` is 1,024, as in vLLM.
 
         Returns None when absent, and for ``auto`` or ``-1``, which leave the choice to vLLM.
 
@@ -80,11 +79,11 @@ class ServeArgs:
             return None
         match = _NUMBER.match(value)
         if match is None:
-            raise UsageError(f"{option} {value!r}: not a number", "give digits, e.g. 4096 or 4K")
+            raise UsageError(f"{option} {value!r} is not a number", "give digits, e.g. 4096 or 4K")
         return int(float(match[1]) * _SUFFIX.get(match[2], 1))
 
     def number(self, option: str) -> float | None:
-        """Last value of ``option`` as a float, None when absent.
+        """The last value of ``option`` as a float, None when absent.
 
         Raises:
             UsageError: not a number.
@@ -93,7 +92,7 @@ class ServeArgs:
         try:
             return None if value is None else float(value)
         except ValueError:
-            raise UsageError(f"{option} {value!r}: not a number", "give a decimal number") from None
+            raise UsageError(f"{option} {value!r} is not a number", "give a decimal number") from None
 
     def switch(self, option: str) -> bool:
         """Whether the switch is on (``--flag`` without a later ``--no-flag``)."""
@@ -113,7 +112,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _spells(name: str, option: str) -> bool:
-    """Whether ``name`` is ``option``, its short form, or a prefix argparse would accept for it."""
+    """Whether ``name`` is ``option``, its short form, or a prefix that argparse would accept for it."""
     if not name.startswith("--"):
         return SHORT.get(name) == option
     head, dot, tail = name.partition(".")
@@ -121,7 +120,7 @@ def _spells(name: str, option: str) -> bool:
     return name == option or (len(name) >= 6 and option.startswith(name) and name not in _WHOLE)
 
 
-# Options whose whole name is the beginning of another's: exact, never a prefix.
+# Options whose whole name begins another option's name: they are never prefixes.
 _WHOLE = frozenset({"--host", "--port", "--model", "--dtype", "--config", "--quantization", "--device", "--seed"})
 
 
@@ -139,7 +138,7 @@ def parse_args(words: Sequence[str]) -> ServeArgs:
         model = probe.text("--model") or dict(config).get("--model")
         rest = _without(rest, "--model")
     if not model:
-        raise UsageError("no model given", "name it first: vllm-quant serve MODEL [flags]")
+        raise UsageError("no model given", "give it first: vllm-quant serve MODEL [flags]")
     return ServeArgs(model, tuple(rest), config)
 
 
@@ -165,7 +164,7 @@ def _read_config(path: str | None) -> tuple[tuple[str, str], ...]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
         raise UsageError(f"--config {path}: {str(err).splitlines()[0]}", "give a readable YAML file") from None
     if not isinstance(loaded, dict):
-        raise UsageError(f"--config {path}: no mapping of flags to values", "write one `flag: value` per line")
+        raise UsageError(f"--config {path} does not map flags to values", "write one `flag: value` per line")
     flags = []
     for key, value in loaded.items():
         name = "--" + str(key).replace("_", "-")

@@ -1,8 +1,8 @@
 """The drain gate: ASGI middleware inside vLLM's API server that counts requests and, while draining, refuses new ones.
 
-It is added by ``--middleware vllm_quant_serve.gate.DrainGate``. vLLM's own shutdown stops the
-engine while its HTTP server still accepts; here a request in flight always finishes, and a new
-one gets a 503 that says so. Without a supervisor the gate is transparent.
+``--middleware vllm_quant_serve.gate.DrainGate`` adds it. vLLM's own shutdown stops the engine while its HTTP server
+still accepts requests. Behind the gate a request in flight always finishes, and a new one is answered with 503.
+Without a supervisor the gate is transparent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# Answered at all times and not counted: probes and scrapes are no work to wait for.
+# Always answered and never counted: a drain need not wait for probes and scrapes.
 OPEN_PATHS = frozenset({"/health", "/ping", "/metrics", "/metrics/", "/version", "/load", "/v1/models"})
 _REFUSAL = json.dumps(
     {"error": {"message": "the server is shutting down", "type": "server_draining", "param": None, "code": 503}}
@@ -40,8 +40,8 @@ class DrainGate:
         if side.draining:
             await _refuse(scope, send)
             return
-        # No await between the test and the count: the supervisor, which sets the flag first and
-        # then waits for zero, cannot miss a request that passed.
+        # No await between the test and the count: the supervisor sets the flag first and then waits for
+        # zero, so it cannot miss a request that passed.
         side.begin()
         try:
             await self.app(scope, receive, send)

@@ -1,4 +1,4 @@
-"""What exactly is launched: the argument list, the environment, and where the server will answer."""
+"""What is launched: the argument list, the environment, and the address of the server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Endpoint:
         return f"http{'s' if self.tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def check_free(self) -> None:
-        """Bind where the server will, so that a taken port costs no model load.
+        """Bind the server's address, so that a taken port is found before the model loads.
 
         Raises:
             StartupError: the port is in use or may not be bound, or the host is no address of this machine.
@@ -55,7 +55,7 @@ class Endpoint:
         except (OSError, OverflowError) as err:
             raise StartupError(f"--host {self.host}: {err}", "give an address of this machine") from None
         with socket.socket(family, kind) as probe:
-            # As vLLM binds: a connection in TIME_WAIT does not count, a listener does.
+            # As vLLM does: a connection in TIME_WAIT is no obstacle, a listener is.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(address)
@@ -85,14 +85,14 @@ class Launch:
 
     Attributes:
         model: what to serve.
-        planned: flags the launcher adds; the user set none of them.
+        planned: flags that the launcher adds; the user set none of them.
         words: the user's own flags, untouched.
         endpoint: where it will listen.
         api_keys: keys that leave the command line for the environment.
         probe_key: the key the launcher's own requests carry.
         variables: environment variables that the plan needs and the user did not set.
         headless: no HTTP server to probe (``--headless``, ``--grpc``): a living process counts as ready.
-        program: what is executed with ``serve_args``.
+        program: the command that runs with ``serve_args``.
     """
 
     model: str
@@ -107,12 +107,12 @@ class Launch:
 
     @property
     def serve_args(self) -> list[str]:
-        """The words after ``vllm``. The user's come last: of two equal flags argparse keeps the last."""
+        """The arguments of ``vllm``. The user's come last: of two equal flags argparse keeps the last."""
         return ["serve", self.model, *self.planned, *self.words]
 
     @property
     def argv(self) -> list[str]:
-        """What is executed: the words of ``line`` behind this package's entry to vLLM's command line."""
+        """The command that runs: the arguments of ``line`` after this package's entry point to vLLM's command line."""
         return [*self.program, *self.serve_args]
 
     @property
@@ -123,7 +123,7 @@ class Launch:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables added to the server's environment; keys travel here, never on a command line."""
+        """Variables added to the server's environment; API keys are here, never on a command line."""
         keys = {API_KEYS: json.dumps(self.api_keys)} if self.api_keys else {}
         return {**dict(self.variables), **keys}
 
@@ -132,7 +132,7 @@ class Launch:
 
 
 def endpoint_of(words: ServeArgs) -> Endpoint:
-    """Where the user's flags, or else the defaults, make the server listen: loopback unless ``--host`` says more.
+    """Where the server listens by the user's flags: on loopback unless ``--host`` names another address.
 
     Raises:
         UsageError: ``--port`` is no port.
@@ -140,14 +140,14 @@ def endpoint_of(words: ServeArgs) -> Endpoint:
     given = words.integer("--port")
     port = DEFAULT_PORT if given is None else given
     if not 0 < port < 65536:
-        raise UsageError(f"--port {port}: not a port", "give a number from 1 to 65535")
+        raise UsageError(f"--port {port} is not a port", "give a number from 1 to 65535")
     host = words.text("--host")
     tls = words.has("--ssl-keyfile") and words.has("--ssl-certfile")
     return Endpoint(LOOPBACK if host is None else host, port, tls, words.text("--uds"))
 
 
 def build_launch(words: ServeArgs, planned: Sequence[str], variables: Mapping[str, str] | None = None) -> Launch:
-    """The launch for the user's words, the planner's flags and its environment variables.
+    """The launch for the user's arguments, the planner's flags and its environment variables.
 
     Flags of the planner that the user set, in any spelling or in the ``--config`` file, are dropped, and so are
     variables that are set already.
@@ -184,10 +184,10 @@ def drop_user_set(planned: Sequence[str], words: ServeArgs) -> list[str]:
 
 
 def take_api_keys(words: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Split ``--api-key K [K ...]`` from the words.
+    """Split ``--api-key K [K ...]`` from the arguments.
 
     Returns:
-        (keys, the other words).
+        The keys, and the other arguments.
     """
     keys: list[str] = []
     rest: list[str] = []

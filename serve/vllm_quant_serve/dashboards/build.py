@@ -16,8 +16,7 @@ RULES = FOLDER / "alerts.yml"
 class Panel:
     """One panel: queries with their legends, and the unit as Grafana spells it.
 
-    ``gpu`` marks figures that exist on GPUs of known rates only, ``optional`` those that exist once a
-    flag asks for them.
+    ``gpu`` marks figures that exist only on GPUs of known rates, ``optional`` the flag that a figure needs.
     """
 
     title: str

@@ -34,14 +34,15 @@ _EMITTERS = {
 _ONE_MACHINE = (Target.SYSTEMD, Target.COMPOSE)
 
 
-def emit(target: Target, one: Deployment) -> str:
+def emit(target: Target, deployment: Deployment) -> str:
     """The text of the files.
 
     Raises:
         UsageError: a target for one machine, and a plan that needs several.
     """
-    if target in _ONE_MACHINE and one.machines.count > 1:
+    if target in _ONE_MACHINE and deployment.machines.count > 1:
         raise UsageError(
-            f"--emit {target.value}: the plan spans {one.machines.count} machines", "take --emit k8s or --emit ray"
+            f"--emit {target.value}: the plan spans {deployment.machines.count} machines",
+            "use --emit k8s or --emit ray",
         )
-    return _EMITTERS[target](one)
+    return _EMITTERS[target](deployment)

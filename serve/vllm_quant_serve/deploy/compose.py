@@ -14,17 +14,17 @@ GRAFANA = "grafana/grafana:12.1.0"
 TOKEN = "admin-token"
 
 
-def compose(one: Deployment) -> str:
-    """A compose file that needs no other: the configurations are in it, the secrets come from the environment."""
-    return dump([_escape(_document(one))])
+def compose(deployment: Deployment) -> str:
+    """A self-contained compose file: it includes the configurations, and the secrets come from the environment."""
+    return dump([_escape(_document(deployment))])
 
 
-def _document(one: Deployment) -> dict[str, Any]:
+def _document(deployment: Deployment) -> dict[str, Any]:
     return {
         "name": NAME,
-        "services": {"server": _server(one), "prometheus": _prometheus(), "grafana": _grafana()},
+        "services": {"server": _server(deployment), "prometheus": _prometheus(), "grafana": _grafana()},
         "configs": {
-            "prometheus": {"content": json.dumps(_scraping(one), indent=1)},
+            "prometheus": {"content": json.dumps(_scraping(deployment), indent=1)},
             "alerts": {"content": RULES.read_text("utf-8")},
             "datasource": {"content": json.dumps(_DATASOURCE, indent=1)},
             "provider": {"content": json.dumps(_PROVIDER, indent=1)},
@@ -35,24 +35,24 @@ def _document(one: Deployment) -> dict[str, Any]:
     }
 
 
-def _server(one: Deployment) -> dict[str, Any]:
+def _server(deployment: Deployment) -> dict[str, Any]:
     mounts: list[dict[str, Any]] = [{"type": "volume", "source": "home", "target": HOME}]
-    if one.folder is not None:
-        folder = str(one.folder)
+    if deployment.folder is not None:
+        folder = str(deployment.folder)
         mounts.append({"type": "bind", "source": folder, "target": folder, "read_only": True})
-    ready = f"http://127.0.0.1:{one.admin_port}/readyz"
+    ready = f"http://127.0.0.1:{deployment.admin_port}/readyz"
     found: dict[str, Any] = {
-        "image": one.image,
-        "build": {"context": ".", "dockerfile": "deploy/Dockerfile", "target": "cpu" if one.on_cpu else "cuda"},
-        "command": ["serve", *one.words_for(admin_beyond_loopback=True)],
-        # Empty is none for the key; without a token the admin app would refuse to leave loopback.
+        "image": deployment.image,
+        "build": {"context": ".", "dockerfile": "deploy/Dockerfile", "target": "cpu" if deployment.on_cpu else "cuda"},
+        "command": ["serve", *deployment.words_for(admin_beyond_loopback=True)],
+        # An empty key means no key. Without a token the admin app would refuse to leave loopback.
         "environment": {"VLLM_API_KEY": _Variable("${VLLM_API_KEY:-}"), "HOME": HOME,
                         "VQP_ADMIN_TOKEN": _Variable("${VQP_ADMIN_TOKEN:?set it to a long random word}")},
-        "ports": [f"127.0.0.1:{port}:{port}" for port in (one.launch.endpoint.port, one.admin_port)],
+        "ports": [f"127.0.0.1:{port}:{port}" for port in (deployment.launch.endpoint.port, deployment.admin_port)],
         "init": True,
         "restart": "on-failure:5",
-        # SIGTERM drains; SIGKILL comes after the drain and what follows it.
-        "stop_grace_period": f"{one.stop_seconds}s",
+        # SIGTERM drains; SIGKILL comes after the drain and the shutdown.
+        "stop_grace_period": f"{deployment.stop_seconds}s",
         "shm_size": f"{SHARED_MEMORY_GIB}gb",
         "ulimits": {"nofile": 65535},
         "security_opt": ["no-new-privileges:true"],
@@ -60,11 +60,11 @@ def _server(one: Deployment) -> dict[str, Any]:
         "volumes": mounts,
         "healthcheck": {
             "test": ["CMD", "python3", "-c", f"import urllib.request as r; r.urlopen({ready!r}, timeout=2)"],
-            "interval": "10s", "timeout": "5s", "start_period": f"{int(one.options.startup_timeout)}s",
+            "interval": "10s", "timeout": "5s", "start_period": f"{int(deployment.options.startup_timeout)}s",
         },
     }  # fmt: skip
-    if not one.on_cpu:
-        devices = [{"driver": "nvidia", "count": one.devices, "capabilities": ["gpu"]}]
+    if not deployment.on_cpu:
+        devices = [{"driver": "nvidia", "count": deployment.devices, "capabilities": ["gpu"]}]
         found["deploy"] = {"resources": {"reservations": {"devices": devices}}}
     return found
 
@@ -99,13 +99,13 @@ def _grafana() -> dict[str, Any]:
     }
 
 
-def _scraping(one: Deployment) -> dict[str, Any]:
+def _scraping(deployment: Deployment) -> dict[str, Any]:
     return {
         "global": {"scrape_interval": "10s", "evaluation_interval": "10s"},
         "rule_files": ["/etc/prometheus/alerts.yml"],
         "scrape_configs": [
-            {"job_name": "vllm", "static_configs": [{"targets": [f"server:{one.launch.endpoint.port}"]}]},
-            {"job_name": "vllm-quant", "static_configs": [{"targets": [f"server:{one.admin_port}"]}],
+            {"job_name": "vllm", "static_configs": [{"targets": [f"server:{deployment.launch.endpoint.port}"]}]},
+            {"job_name": "vllm-quant", "static_configs": [{"targets": [f"server:{deployment.admin_port}"]}],
              "authorization": {"credentials_file": f"/run/secrets/{TOKEN}"}},
         ],
     }  # fmt: skip
@@ -119,11 +119,11 @@ _PROVIDER = {"apiVersion": 1, "providers": [
 
 
 class _Variable(str):
-    """A text in which compose is to replace a variable."""
+    """A string in which compose replaces a variable."""
 
 
 def _escape(value: Any) -> Any:
-    """Compose replaces $NAME in every text; $$ is a dollar."""
+    """Compose replaces $NAME in every string; $$ is a dollar sign."""
     if isinstance(value, dict):
         return {key: _escape(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What is deployed: a launch, its plan and how it is supervised; the same for every kind of file."""
+"""What is deployed, whatever the target: a launch, its plan and how it is supervised."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vllm_quant_serve.supervise.options import SuperviseOptions
 
 NAME = "vllm-quant"
 IMAGE = "vllm-quant-plugin:latest"
-# Seconds between the end of routing to a pod and SIGTERM: endpoints are withdrawn meanwhile.
+# Seconds before SIGTERM in which Kubernetes withdraws the pod's endpoints.
 PRE_STOP = 5
-# What vLLM's own shutdown and the launcher's may take after the drain.
+# Seconds that the shutdowns of vLLM and of the launcher may take after the drain.
 SLACK = 20
 SHARED_MEMORY_GIB = 8
 
@@ -28,11 +28,11 @@ class Deployment:
     """What is to be deployed.
 
     Attributes:
-        machines: how many the placement spans.
-        own: flags of ``vllm-quant serve`` itself that were set.
-        devices_words: its flags that name the devices; left out where the target's own devices are planned for.
+        machines: those that the placement spans.
+        own: flags of ``vllm-quant serve`` itself that the user set.
+        devices_words: its flags that name devices; left out where the plan is made for the target's own devices.
         image: container image.
-        admin_port: of the probes.
+        admin_port: port of the admin app, which answers the probes.
     """
 
     launch: Launch
@@ -47,13 +47,13 @@ class Deployment:
 
     @property
     def folder(self) -> Path | None:
-        """The model where it is a folder of this machine: containers mount it."""
+        """The model's folder, which containers mount; None for a Hub model."""
         path = Path(self.launch.model)
         return path.resolve() if path.exists() else None
 
     @property
     def devices(self) -> int:
-        """Devices that the placement takes, on all machines."""
+        """Devices of the placement on all machines."""
         if self.plan is None:
             return 1
         return self.plan.tensor_parallel_size * self.plan.pipeline_parallel_size * self.plan.data_parallel_size
@@ -66,30 +66,30 @@ class Deployment:
     def words(self) -> list[str]:
         """The words of ``vllm-quant serve``: vLLM's flags as typed, without API keys, then our own.
 
-        On one machine the plan is made again on the target, for the devices found there. Several machines are not
-        seen from the first, so there the devices are those of this plan.
+        On one machine the plan is made again on the target, for the devices found there. The first of several machines
+        does not see the devices of the others, so there the devices are those of this plan.
         """
         model = str(self.folder) if self.folder else self.launch.model
         return [model, *self.launch.words, *self.own, *(self.devices_words if self.machines.count > 1 else ())]
 
     def words_for(self, *, admin_beyond_loopback: bool) -> list[str]:
-        """``words`` with the port of the admin app; in a container both apps listen on its own address."""
+        """``words`` with the admin app's port; in a container both apps listen on the container's address."""
         words = [*self.words, "--admin-port", str(self.admin_port)]
         if admin_beyond_loopback:
             words += ["--admin-host", "0.0.0.0"]
             if "--host" in self.launch.planned:
-                # The launcher's own choice is loopback, which nothing outside the container reaches.
+                # The launcher's default is loopback, which nothing outside the container reaches.
                 words += ["--host", "0.0.0.0"]
         return words
 
     @property
     def stop_seconds(self) -> int:
-        """From SIGTERM until SIGKILL: longer than the drain and what follows it."""
+        """Seconds from SIGTERM until SIGKILL: more than the drain and the shutdown take."""
         return int(self.options.drain_timeout + self.options.stop_timeout) + SLACK
 
 
 def set_words(context: typer.Context, wanted: Callable[[str], bool]) -> list[str]:
-    """Our own flags with a ``wanted`` parameter name that were set on the command line, spelled out again."""
+    """The flags of this command that the user set and whose parameter name is ``wanted``, spelled out again."""
     words: list[str] = []
     for parameter in context.command.params:
         name = parameter.name or ""

@@ -61,12 +61,12 @@ def _words(request: PlanRequest, flags: dict[str, str]) -> list[str]:
 
 
 def deployment_of(request: PlanRequest, plan: Plan, image: str) -> Deployment:
-    """The launch that answers the question, with the launcher's defaults."""
+    """The launch behind a plan, with the launcher's defaults."""
     words = parse_args([request.model, *_words(request, _VLLM)])
     launch = build_launch(words, plan.serve_args(), plan.env)
     devices = _words(request, _DEVICES)
     if request.gpu_memory is not None:
-        # The launcher has no flag for such devices: it takes the placement as it is.
+        # The launcher has no flag for such devices: it uses the placement as it is.
         devices = [*plan.serve_args(), "--no-plan"]
     machines, own = machines_of(request, plan), _words(request, _OWN)
     return Deployment(launch, plan, SuperviseOptions(), machines, own, devices, image, launch.endpoint.port + 1)
@@ -79,7 +79,7 @@ def show_files(request: PlanRequest, target: str, image: str | None) -> None:
         UsageError: no such target.
         NoFeasiblePlanError: nothing fits.
     """
-    names = [one.value for one in Target]
+    names = [known.value for known in Target]
     if target not in names:
         raise UsageError(f"--emit {target} is unknown", f"it is one of {', '.join(names)}")
     plan = make_plan(request)

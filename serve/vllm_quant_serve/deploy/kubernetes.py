@@ -10,59 +10,65 @@ from vllm_quant_serve.deploy.pods import dump, grace_seconds, pod_spec, service,
 from vllm_quant_serve.deploy.ray import PORT, head_line, until_head_is_gone, worker_line
 
 
-def kubernetes(one: Deployment) -> str:
+def kubernetes(deployment: Deployment) -> str:
     """The manifests, as a YAML stream."""
-    if one.machines.count == 1:
-        return dump([_deployment(one), service(one, dict(one.labels))])
+    if deployment.machines.count == 1:
+        return dump([_deployment(deployment), service(deployment, dict(deployment.labels))])
     # Only the leader of a group serves.
-    return dump([_leader_worker_set(one), service(one, {**one.labels, "role": "leader"})])
+    return dump([_leader_worker_set(deployment), service(deployment, {**deployment.labels, "role": "leader"})])
 
 
-def _deployment(one: Deployment) -> dict[str, Any]:
-    container = serving_container(one, ["vllm-quant", "serve"], one.words_for(admin_beyond_loopback=True))
+def _deployment(deployment: Deployment) -> dict[str, Any]:
+    container = serving_container(deployment, ["vllm-quant", "serve"], deployment.words_for(admin_beyond_loopback=True))
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {"name": NAME, "labels": dict(one.labels)},
+        "metadata": {"name": NAME, "labels": dict(deployment.labels)},
         "spec": {
             "replicas": 1,
-            # A device holds one server: the old one goes before the new one comes.
+            # A device holds one server: the old one ends before the new one starts.
             "strategy": {"type": "Recreate"},
-            "selector": {"matchLabels": dict(one.labels)},
-            "template": {"metadata": {"labels": dict(one.labels)}, "spec": pod_spec(one, container)},
+            "selector": {"matchLabels": dict(deployment.labels)},
+            "template": {"metadata": {"labels": dict(deployment.labels)}, "spec": pod_spec(deployment, container)},
         },
     }
 
 
-def _leader_worker_set(one: Deployment) -> dict[str, Any]:
-    """https://lws.sigs.k8s.io: a leader and its workers come and go as one. The leader's address is in each pod."""
-    serve = shlex.join(["vllm-quant", "serve", *one.words_for(admin_beyond_loopback=True)])
-    leader = serving_container(one, ["sh", "-c", f"{head_line(one)} && exec {serve}"], ())
+def _leader_worker_set(deployment: Deployment) -> dict[str, Any]:
+    """A leader and its workers, started and stopped together; each pod has the leader's address.
+
+    See https://lws.sigs.k8s.io.
+    """
+    serve = shlex.join(["vllm-quant", "serve", *deployment.words_for(admin_beyond_loopback=True)])
+    leader = serving_container(deployment, ["sh", "-c", f"{head_line(deployment)} && exec {serve}"], ())
     address = f"$LWS_LEADER_ADDRESS:{PORT}"
-    # The leader may be there later than its workers.
+    # The leader may start later than its workers.
     join = f'until ray health-check --address "{address}" >/dev/null 2>&1; do sleep 2; done; '
-    start = ["sh", "-c", f"{join}exec {worker_line(one, address)}"]
-    worker = worker_container(one, start, until_head_is_gone(one, address))
+    start = ["sh", "-c", f"{join}exec {worker_line(deployment, address)}"]
+    worker = worker_container(deployment, start, until_head_is_gone(deployment, address))
     return {
         "apiVersion": "leaderworkerset.x-k8s.io/v1",
         "kind": "LeaderWorkerSet",
-        "metadata": {"name": NAME, "labels": dict(one.labels)},
+        "metadata": {"name": NAME, "labels": dict(deployment.labels)},
         "spec": {
             "replicas": 1,
             "startupPolicy": "LeaderCreated",
             "leaderWorkerTemplate": {
-                "size": one.machines.count,
+                "size": deployment.machines.count,
                 "restartPolicy": "RecreateGroupOnPodRestart",
                 "leaderTemplate": {
-                    "metadata": {"labels": {**one.labels, "role": "leader"}},
-                    "spec": pod_spec(one, leader),
+                    "metadata": {"labels": {**deployment.labels, "role": "leader"}},
+                    "spec": pod_spec(deployment, leader),
                 },
-                "workerTemplate": {"metadata": {"labels": dict(one.labels)}, "spec": _worker_pod(one, worker)},
+                "workerTemplate": {
+                    "metadata": {"labels": dict(deployment.labels)},
+                    "spec": _worker_pod(deployment, worker),
+                },
             },
         },
     }
 
 
-def _worker_pod(one: Deployment, worker: dict[str, Any]) -> dict[str, Any]:
-    # A little longer than the leader's, which it waits for.
-    return {**pod_spec(one, worker), "terminationGracePeriodSeconds": grace_seconds(one) + 10}
+def _worker_pod(deployment: Deployment, worker: dict[str, Any]) -> dict[str, Any]:
+    # Slightly longer than the leader's, for whose end it waits.
+    return {**pod_spec(deployment, worker), "terminationGracePeriodSeconds": grace_seconds(deployment) + 10}

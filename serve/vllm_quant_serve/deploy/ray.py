@@ -12,42 +12,42 @@ from vllm_quant_serve.deploy.pods import dump, grace_seconds, pod_spec, service,
 PORT = 6379
 
 
-def _resources(one: Deployment) -> str:
-    return "" if one.on_cpu else f" --num-gpus={one.machines.devices}"
+def _resources(deployment: Deployment) -> str:
+    return "" if deployment.on_cpu else f" --num-gpus={deployment.machines.devices}"
 
 
-def head_line(one: Deployment) -> str:
+def head_line(deployment: Deployment) -> str:
     """Starts Ray on the first machine, in the background."""
-    return f"ray start --head --port={PORT}{_resources(one)} --disable-usage-stats"
+    return f"ray start --head --port={PORT}{_resources(deployment)} --disable-usage-stats"
 
 
-def worker_line(one: Deployment, address: str) -> str:
+def worker_line(deployment: Deployment, address: str) -> str:
     """Starts Ray on a further machine, in the foreground."""
-    return f'ray start --address="{address}"{_resources(one)} --disable-usage-stats --block'
+    return f'ray start --address="{address}"{_resources(deployment)} --disable-usage-stats --block'
 
 
-def until_head_is_gone(one: Deployment, address: str) -> str:
-    """A command that ends once the first machine's Ray does, after its drain, or its grace is over."""
+def until_head_is_gone(deployment: Deployment, address: str) -> str:
+    """A command that ends when the first machine's Ray does, after its drain, or when its grace period is over."""
     look = f'while ray health-check --address "{address}"; do sleep 1; done'
-    return f"timeout {grace_seconds(one)} sh -c {shlex.quote(look)} || true"
+    return f"timeout {grace_seconds(deployment)} sh -c {shlex.quote(look)} || true"
 
 
-def ray_script(one: Deployment) -> str:
+def ray_script(deployment: Deployment) -> str:
     """A script for every machine of the cluster: ``head`` on the first, ``worker HEAD_ADDRESS`` on the others."""
-    words = [*one.words, "--admin-port", str(one.admin_port)]
+    machines, words = deployment.machines, [*deployment.words, "--admin-port", str(deployment.admin_port)]
     return f"""#!/bin/sh
-# {one.machines.count} machines of {one.machines.devices} devices. On the first, where clients connect:  sh FILE head
+# {machines.count} machines of {machines.devices} devices. On the first, where clients connect:  sh FILE head
 # On each of the others, with the first one's address:  sh FILE worker ADDRESS
 # The launcher runs and supervises this line:
-#   {one.launch.line}
+#   {deployment.launch.line}
 set -eu
 case "${{1:-}}" in
 head)
-    {head_line(one)}
+    {head_line(deployment)}
     exec {shlex.join(["vllm-quant", "serve", *words])}
     ;;
 worker)
-    exec {worker_line(one, f"$2:{PORT}")}
+    exec {worker_line(deployment, f"$2:{PORT}")}
     ;;
 *)
     echo "usage: $0 head | worker ADDRESS" >&2
@@ -57,49 +57,52 @@ esac
 """
 
 
-def kuberay(one: Deployment) -> str:
+def kuberay(deployment: Deployment) -> str:
     """A RayCluster whose head also serves, and a Service (https://ray-project.github.io/kuberay).
 
     Raises:
         UsageError: one machine, which needs no Ray.
     """
-    if one.machines.count == 1:
-        raise UsageError("--emit kuberay: the plan fits one machine", "take --emit k8s, which needs no operator")
-    return dump([_cluster(one), service(one, {"ray.io/cluster": NAME, "ray.io/node-type": "head"})])
+    if deployment.machines.count == 1:
+        raise UsageError("--emit kuberay: the plan fits one machine", "use --emit k8s, which needs no operator")
+    return dump([_cluster(deployment), service(deployment, {"ray.io/cluster": NAME, "ray.io/node-type": "head"})])
 
 
-# The operator writes the line that starts Ray into this variable of a container whose command it leaves alone.
+# The operator puts the command that starts Ray into this variable of a container that brings its own command.
 _OWN_COMMAND = {"ray.io/overwrite-container-cmd": "true"}
 _GENERATED = "KUBERAY_GEN_RAY_START_CMD"
 
 
-def _cluster(one: Deployment) -> dict[str, Any]:
-    serve = shlex.join(["vllm-quant", "serve", *one.words_for(admin_beyond_loopback=True)])
+def _cluster(deployment: Deployment) -> dict[str, Any]:
+    serve = shlex.join(["vllm-quant", "serve", *deployment.words_for(admin_beyond_loopback=True)])
     started = f'eval "${_GENERATED}" & until ray health-check >/dev/null 2>&1; do sleep 1; done; exec {serve}'
-    head = serving_container(one, ["bash", "-c", started], ())
+    head = serving_container(deployment, ["bash", "-c", started], ())
     worker = worker_container(
-        one, ["bash", "-c", f'eval "exec ${_GENERATED}"'], until_head_is_gone(one, "$RAY_ADDRESS")
+        deployment, ["bash", "-c", f'eval "exec ${_GENERATED}"'], until_head_is_gone(deployment, "$RAY_ADDRESS")
     )
-    parameters = {} if one.on_cpu else {"num-gpus": str(one.machines.devices)}
+    parameters = {} if deployment.on_cpu else {"num-gpus": str(deployment.machines.devices)}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayCluster",
-        "metadata": {"name": NAME, "labels": dict(one.labels), "annotations": _OWN_COMMAND},
+        "metadata": {"name": NAME, "labels": dict(deployment.labels), "annotations": _OWN_COMMAND},
         "spec": {
             "headGroupSpec": {
                 "rayStartParams": {**parameters, "port": str(PORT)},
-                "template": {"metadata": {"labels": dict(one.labels)}, "spec": pod_spec(one, head)},
+                "template": {"metadata": {"labels": dict(deployment.labels)}, "spec": pod_spec(deployment, head)},
             },
             "workerGroupSpecs": [
                 {
                     "groupName": "workers",
-                    "replicas": one.machines.count - 1,
-                    "minReplicas": one.machines.count - 1,
-                    "maxReplicas": one.machines.count - 1,
+                    "replicas": deployment.machines.count - 1,
+                    "minReplicas": deployment.machines.count - 1,
+                    "maxReplicas": deployment.machines.count - 1,
                     "rayStartParams": parameters,
                     "template": {
-                        "metadata": {"labels": dict(one.labels)},
-                        "spec": {**pod_spec(one, worker), "terminationGracePeriodSeconds": grace_seconds(one) + 10},
+                        "metadata": {"labels": dict(deployment.labels)},
+                        "spec": {
+                            **pod_spec(deployment, worker),
+                            "terminationGracePeriodSeconds": grace_seconds(deployment) + 10,
+                        },
                     },
                 }
             ],

@@ -11,16 +11,16 @@ from pathlib import Path
 from vllm_quant_serve.deploy.deployment import NAME, Deployment
 
 
-def systemd_unit(one: Deployment) -> str:
-    """A unit. Keys belong into the environment file, which only root need read."""
-    # "%" and "$" have meanings of their own in ExecStart.
-    # The environment that this runs in first, whether or not it is on PATH.
+def systemd_unit(deployment: Deployment) -> str:
+    """A unit. Keys belong in the environment file, which only root needs to read."""
+    # The environment of this process comes first, whether or not it is on PATH.
     beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     program = shutil.which("vllm-quant", path=beside) or "/usr/local/bin/vllm-quant"
-    words = (program, "serve", *one.words_for(admin_beyond_loopback=False))
+    words = (program, "serve", *deployment.words_for(admin_beyond_loopback=False))
+    # "%" and "$" have meanings of their own in ExecStart.
     command = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in words)
     return f"""[Unit]
-Description=vLLM serving {one.launch.model}
+Description=vLLM serving {deployment.launch.model}
 Wants=network-online.target
 After=network-online.target
 
@@ -29,13 +29,13 @@ Type=exec
 ExecStart={command}
 # VLLM_API_KEY and VQP_ADMIN_TOKEN, readable by root only.
 EnvironmentFile=-/etc/{NAME}.env
-# Bad flags, no plan, a bad checkpoint, a missing library: trying again mends none of them.
+# Bad flags, no plan, a bad checkpoint, a missing library: a restart fixes none of them.
 Restart=on-failure
 RestartSec=5
 RestartPreventExitStatus=2 3 6 7
 # SIGTERM to the launcher alone, which drains; after the timeout SIGKILL to all.
 KillMode=mixed
-TimeoutStopSec={one.stop_seconds}
+TimeoutStopSec={deployment.stop_seconds}
 LimitNOFILE=65535
 DynamicUser=yes
 StateDirectory={NAME}

@@ -1,10 +1,9 @@
-"""Bytes moved and operations done per engine step, from this plugin's own byte counts.
+"""Bytes read and operations done per engine step, from this project's own byte counts.
 
-vLLM's own counters take every weight of an unknown method for 16 bits and every
-compressed-tensors weight for half a byte. Model-bandwidth utilization (MBU) is the bytes a step must read,
-weights and KV cache, over the device's bandwidth; model-FLOPs utilization (MFU) is two
-operations per weight and token over its peak, attention left out (Chowdhery et al. 2022,
-arXiv:2204.02311, appendix B, without its attention term). Both are of one device, hence of the fullest rank.
+vLLM's own counters assume 16 bits for every weight of an unknown method and half a byte for every compressed-tensors
+weight. Model-bandwidth utilization (MBU) is the bytes that a step must read, weights and KV cache, over the device's
+bandwidth. Model-FLOPs utilization (MFU) is two operations per weight and token over its peak (Chowdhery et al. 2022,
+arXiv:2204.02311, appendix B, without its attention term). Both describe one device, hence the fullest rank.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ _PACKED = frozenset({"qweight", "weight_packed"})
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What every token meets.
+    """What one token costs.
 
     Attributes:
-        matmul_weights: weights of linear modules and the output head; the embedding is looked up, not multiplied.
-        unread_bytes: bytes of the input embedding, of which a step reads a few rows; 0 when it is the head too.
+        matmul_weights: weights of linear layers and the output head; the embedding is looked up, not multiplied.
+        unread_bytes: bytes of the input embedding, of which a step reads a few rows; 0 when it is also the head.
     """
 
     matmul_weights: int
@@ -32,10 +31,10 @@ class ModelSize:
 
 
 def model_size(checkpoint: Checkpoint, bits: int | None) -> ModelSize | None:
-    """Sizes from the headers; None for a mixture of experts, whose tokens meet a part of the weights only.
+    """Sizes from the headers; None for a mixture of experts, where a token uses only a part of the weights.
 
     Args:
-        bits: of packed modules, None when unknown.
+        bits: bits per weight of packed layers, None when unknown.
     """
     config = checkpoint.text_config
     if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")):

@@ -1,9 +1,9 @@
 """Every metric the plugin puts into vLLM's ``/metrics``: name, help, labels, and how processes are merged.
 
 Base units, ratios from 0 to 1, no request ids. A metric with labels exists only once a value is
-set, which is how an unknown value stays absent. ``merge`` is prometheus_client's multiprocess
+set, so an unknown value is absent. ``merge`` is prometheus_client's multiprocess
 mode, for several API servers: facts are equal in all of them (``max``), shares of one stream of
-requests add up (``livesum``), and views of the one engine are as good as the latest (``mostrecent``).
+requests add up (``livesum``), and of several views of one engine the latest counts (``mostrecent``).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Metric:
 
 
 METRICS: tuple[Metric, ...] = (
-    Metric("vqp_quantization_info", "1, with the quantization in its labels.", (*BASE, "method", "scheme")),
-    Metric("vqp_weight_bits", "Nominal bits per weight of the quantized modules."),
+    Metric("vqp_quantization_info", "1; the labels name the quantization.", (*BASE, "method", "scheme")),
+    Metric("vqp_weight_bits", "Nominal bits per weight of the quantized layers."),
     Metric("vqp_checkpoint_bytes", "Bytes of all tensors of the checkpoint on disk."),
     Metric("vqp_weight_bytes", "Weight bytes on the fullest rank, by source (plan, actual).", (*BASE, "source")),
     Metric("vqp_kv_cache_tokens", "Tokens the KV cache holds, by source (plan, plan_low, plan_high, actual).",
@@ -38,12 +38,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("vqp_load_seconds", "Seconds from the launch until the engine was initialized."),
     Metric("vqp_generation_tokens_per_second", "Generated tokens per second, last 10 s.", ENGINE, "livesum"),
     Metric("vqp_prompt_tokens_per_second", "Computed prompt tokens per second, last 10 s.", ENGINE, "livesum"),
-    Metric("vqp_generation_tokens_per_second_per_device", "Generated tokens per second and device, last 10 s.",
+    Metric("vqp_generation_tokens_per_second_per_device", "Generated tokens per second per device, last 10 s.",
            ENGINE, "livesum"),
     Metric("vqp_devices", "Devices of all replicas behind this server."),
-    Metric("vqp_headroom_requests", "Requests of full length that the free KV cache holds.", ENGINE, "mostrecent"),
-    Metric("vqp_peak_memory_bandwidth_bytes_per_second", "Peak of one device that utilization is measured against."),
-    Metric("vqp_peak_flops_per_second", "Peak of one device that utilization is measured against."),
+    Metric("vqp_headroom_requests", "Full-length requests that fit in the free KV cache.", ENGINE, "mostrecent"),
+    Metric("vqp_peak_memory_bandwidth_bytes_per_second", "Peak bandwidth of one device, the base of utilization."),
+    Metric("vqp_peak_flops_per_second", "Peak FLOP/s of one device, the base of utilization."),
     Metric("vqp_model_bandwidth_utilization_ratio",
            "Bytes of weights and KV cache read by engine steps over the device's peak, last 10 s.", ENGINE, "livesum"),
     Metric("vqp_model_flops_utilization_ratio",
@@ -53,13 +53,13 @@ METRICS: tuple[Metric, ...] = (
     Metric("vqp_slo_requests", "Finished requests by result (met, missed) against the objective.",
            (*BASE, "result"), "counter"),
     Metric("vqp_goodput_tokens", "Generated tokens of requests that met the objective.", BASE, "counter"),
-    Metric("vqp_energy_joules", "Energy of the devices since the server started, by NVML.", BASE, "counter"),
-    Metric("vqp_joules_per_token", "Energy of the devices over generated tokens, last 10 s; absent while idle.", BASE,
+    Metric("vqp_energy_joules", "Energy of the devices since the server started, from NVML.", BASE, "counter"),
+    Metric("vqp_joules_per_token", "Energy per generated token, last 10 s; absent while idle.", BASE,
            "mostrecent"),
     Metric("vqp_price_per_hour", "Price of all devices per hour, from --price."),
-    Metric("vqp_cost_per_million_tokens", "Price per hour over generated tokens, last 10 s; absent while idle."),
+    Metric("vqp_cost_per_million_tokens", "Price of a million generated tokens, last 10 s; absent while idle."),
     Metric("vqp_server_restarts", "Restarts of this server by its supervisor so far."),
-    Metric("vqp_server_start_retries", "Start-ups of this server repeated with smaller demands so far."),
+    Metric("vqp_server_start_retries", "Starts of this server repeated with smaller memory demands so far."),
 )  # fmt: skip
 
 _built: dict[int, dict[str, Gauge | Counter]] = {}

@@ -1,4 +1,4 @@
-"""Energy of the devices by NVML; nothing where there is no NVML or the device does not count."""
+"""Energy of the devices by NVML, where there is NVML and the device has an energy counter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EnergyMeter:
 
 
 def visible_devices(count: int, variable: str | None) -> list[int | str]:
-    """NVML indices or UUIDs of the first ``count`` devices that CUDA shows."""
+    """NVML indices or UUIDs of the first ``count`` devices that CUDA_VISIBLE_DEVICES shows."""
     if not variable:
         return list(range(count))
     words = [word.strip() for word in variable.split(",") if word.strip()]
@@ -39,8 +39,10 @@ def open_meter(count: int) -> EnergyMeter | None:
 
         pynvml.nvmlInit()
         handles = [
-            pynvml.nvmlDeviceGetHandleByIndex(one) if isinstance(one, int) else pynvml.nvmlDeviceGetHandleByUUID(one)
-            for one in visible_devices(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
+            pynvml.nvmlDeviceGetHandleByIndex(device)
+            if isinstance(device, int)
+            else pynvml.nvmlDeviceGetHandleByUUID(device)
+            for device in visible_devices(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
         ]
         return EnergyMeter(pynvml, handles) if handles else None
     except Exception:  # no driver, no such device, not supported: NVML raises unrelated classes for each

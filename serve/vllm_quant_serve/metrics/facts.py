@@ -1,6 +1,6 @@
 """What is known of the served model before the first request: scheme, bits, bytes. No torch.
 
-Everything unknown stays ``None``, and a metric of an unknown value is absent.
+An unknown value is ``None``, and its metric is absent.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ModelFacts:
         scheme: the scheme of most modules, e.g. ``INT4 g128 asym``; ``16-bit`` when not quantized.
         weight_bits: nominal bits per weight of those modules.
         checkpoint_bytes: bytes of all tensors on disk.
-        size: weights that every token meets, for utilization.
+        size: what one token costs, for utilization.
     """
 
     method: str
@@ -39,7 +39,7 @@ class ModelFacts:
 
 
 def read_facts(vllm_config: Any) -> ModelFacts:
-    """The facts behind a ``VllmConfig``; nothing is downloaded and nothing raised for a model we cannot read."""
+    """The facts behind a ``VllmConfig``. Nothing is downloaded; a model that cannot be read raises nothing."""
     model_config = vllm_config.model_config
     method = str(getattr(model_config, "quantization", None) or "none")
     checkpoint = _checkpoint(str(model_config.model), getattr(model_config, "revision", None))
@@ -62,7 +62,7 @@ def _checkpoint(model: str, revision: str | None) -> Checkpoint | None:
 
 
 def _cached(model: str, revision: str | None) -> Path | None:
-    """The hub cache's folder of a model that vLLM has just loaded; never asks the hub."""
+    """The folder in the Hub cache of a model that vLLM has just loaded; the Hub is never asked."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -8,9 +8,9 @@ from collections import deque
 class SlidingRate:
     """Events per second over the last ``window`` seconds.
 
-    Amounts are kept in buckets of ``window / 20``, so memory and time per call are constant
-    however many events arrive. Until a whole window has passed since the first event, the time since
-    then divides, so a burst is not diluted by time before it.
+    Amounts are kept in buckets of ``window / 20``, so memory and time per call are constant however many events
+    arrive. Until a whole window has passed since the first event, the divisor is the time since that event, so a burst
+    is not diluted by the time before it.
     """
 
     def __init__(self, window: float = 10.0) -> None:

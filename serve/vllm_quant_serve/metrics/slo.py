@@ -39,5 +39,5 @@ class Objective:
 
 
 def was_aborted(finished: Any) -> bool:
-    """Whether the client went away: such a request says nothing about the server."""
+    """Whether the client disconnected: such a request says nothing about the server."""
     return str(finished.finish_reason) == "abort"
