@@ -23,8 +23,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from vllm_quant_plugin.evaluate.windows import BUNDLED
-from vllm_quant_plugin.quantize.report import hash_tensor_files
+from vllm_quant_plugin.quantize.io.report import hash_tensor_files
+from vllm_quant_plugin.text.windows import BUNDLED
 
 _PROGRAM = "import sys; from vllm_quant_plugin.cli import main; main(sys.argv[1:])"
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from vllm_quant_plugin.evaluate.windows import BUNDLED
+from vllm_quant_plugin.text.windows import BUNDLED
 
 ALLOWANCE = 2_000_000_000
 # The last file of a checkpoint that is written.

@@ -13,15 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_quant_plugin.console import Progress, no_progress, suppress_output
 from vllm_quant_plugin.convert.api import ConvertReport, convert_model
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
-from vllm_quant_plugin.quantize.output import free_disk
-from vllm_quant_plugin.quantize.preflight import Preflight
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
-from vllm_quant_plugin.quantize.quiet import quiet_output
+from vllm_quant_plugin.quantize.estimate.preflight import Preflight
+from vllm_quant_plugin.quantize.io.output import free_disk
+from vllm_quant_plugin.quantize.io.report import QuantizeReport
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.quantize.report import QuantizeReport
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -40,7 +39,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
         raise UsageError(
             f"the model in memory needs {needed / 1e9:.1f} GB of disk for a copy", "free some, or give its folder"
         )
-    with quiet_output():
+    with suppress_output():
         model.save_pretrained(folder)
         if tokenizer is None and model.name_or_path:
             from transformers import AutoTokenizer
@@ -105,17 +104,16 @@ def quantize(
     Raises:
         VqpError: as ``quantize_model``.
     """
-    from vllm_quant_plugin.quantize.mixed import command as mixed
+    from vllm_quant_plugin.quantize.mixed.api import make_target, quantize_to_target
+    from vllm_quant_plugin.quantize.mixed.recipe_file import for_model, read_lines
 
     named = method.method if isinstance(method, Recipe) else method
-    _, lines = mixed.read_lines(Path(recipe_file) if recipe_file else None, named)
-    target = mixed.make_target(target_bpw, target_size, options.get("group_size"), lines=bool(lines), bits=False)
+    _, lines = read_lines(Path(recipe_file) if recipe_file else None, named)
+    target = make_target(target_bpw, target_size, options.get("group_size"), lines=bool(lines), bits=False)
     recipe = method if isinstance(method, Recipe) else make_recipe(method, **options)
     with _on_disk(model, tokenizer, Path(output)) as folder:
-        recipe = mixed.for_model(recipe, lines, folder)
+        recipe = for_model(recipe, lines, folder)
         if target is not None:
-            from vllm_quant_plugin.quantize.mixed.api import quantize_to_target
-
             return quantize_to_target(
                 folder, output, recipe, **asdict(target), overwrite=overwrite, resume=resume, progress=progress,
                 name=_name(model),

@@ -97,6 +97,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of one safetensors file, with every offset checked against the file's size.
 

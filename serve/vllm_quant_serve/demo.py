@@ -86,15 +86,14 @@ def demo(
 def _quantize(name: str, method: str, output: Path, options: dict[str, Any], console: Console) -> Artefact:
     import torch
 
+    from vllm_quant_plugin.console import progress_bar, suppress_output
     from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
-    from vllm_quant_plugin.quantize.progress import progress_bar
-    from vllm_quant_plugin.quantize.quiet import quiet_output
 
     threads = torch.get_num_threads()
     # Matrices this small gain nothing from a second thread, and on a busy machine waiting threads spin.
     torch.set_num_threads(1)
     try:
-        with progress_bar(f"  {name}", enabled=not console.quiet) as progress, quiet_output():
+        with progress_bar(f"  {name}", enabled=not console.quiet) as progress, suppress_output():
             report = quantize_model(BUNDLED, output, make_recipe(method, **options), overwrite=True, progress=progress)
     finally:
         torch.set_num_threads(threads)
@@ -109,13 +108,12 @@ def _measure(made: list[Artefact], console: Console) -> dict[str, float]:
     """Perplexity and KL of each artefact against BF16; returns the perplexities of BF16."""
     from rich.table import Table
 
+    from vllm_quant_plugin.console import progress_bar, suppress_output
     from vllm_quant_plugin.evaluate.api import evaluate_model
-    from vllm_quant_plugin.quantize.progress import progress_bar
-    from vllm_quant_plugin.quantize.quiet import quiet_output
 
     base: dict[str, float] = {}
     for artefact in made:
-        with progress_bar(f"  {artefact.name} against BF16", enabled=not console.quiet) as progress, quiet_output():
+        with progress_bar(f"  {artefact.name} against BF16", enabled=not console.quiet) as progress, suppress_output():
             report = evaluate_model(
                 artefact.path, reference=BUNDLED, windows=WINDOWS, window_len=WINDOW_LEN, progress=progress
             )

@@ -16,10 +16,10 @@ from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import BackendError, UsageError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize import library
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
+from vllm_quant_plugin.quantize.engine import library
+from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules
-from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
 
 DATA = {"backend": "llmcompressor", "samples": 4, "seq_len": 32}
 RECIPES = [

@@ -16,7 +16,7 @@ from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.convert.api import convert_model
 from vllm_quant_plugin.errors import OutputError, UsageError
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.report import hash_tensor_files
+from vllm_quant_plugin.quantize.io.report import hash_tensor_files
 
 KEPT = [
     ("awq", "gptq", "gptq"),

@@ -14,7 +14,7 @@ from tests.quantize.conftest import small_model
 from vllm_quant_plugin.api import convert, evaluate, quantize
 from vllm_quant_plugin.errors import CheckpointError, UsageError
 from vllm_quant_plugin.quantize.api import make_recipe
-from vllm_quant_plugin.quantize.report import hash_tensor_files
+from vllm_quant_plugin.quantize.io.report import hash_tensor_files
 
 __all__ = ["small_model"]
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_quant_plugin.errors import StartupError
 from vllm_quant_plugin.evaluate.api import evaluate_model
-from vllm_quant_plugin.evaluate.windows import BUNDLED
+from vllm_quant_plugin.text.windows import BUNDLED
 
 
 @pytest.mark.engine

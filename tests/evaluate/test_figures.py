@@ -14,11 +14,10 @@ import transformers
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.evaluate.api import evaluate_model
-from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS, read_windows
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
-from vllm_quant_plugin.quantize.calibration import load_tokenizer
+from vllm_quant_plugin.text.windows import BUNDLED, HELD_OUT, load_tokenizer, read_windows
 
-CODE = DEFAULT_TEXTS[0]
+CODE = HELD_OUT[0]
 
 
 @pytest.mark.engine

@@ -15,7 +15,7 @@ import pytest
 from vllm_quant_plugin.compat import vllm_version
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_plugin.evaluate.harness import run_tasks
-from vllm_quant_plugin.evaluate.windows import BUNDLED
+from vllm_quant_plugin.text.windows import BUNDLED
 
 TASK = """
 task: completion

@@ -12,7 +12,7 @@ import torch
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import OutputError, QualityError, StartupError
 from vllm_quant_plugin.evaluate import api, quality
-from vllm_quant_plugin.evaluate.windows import BUNDLED
+from vllm_quant_plugin.text.windows import BUNDLED
 
 
 @pytest.mark.engine

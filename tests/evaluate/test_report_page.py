@@ -12,6 +12,7 @@ from vllm_quant_plugin.errors import BackendError, QualityError
 from vllm_quant_plugin.evaluate.harness import run_tasks
 from vllm_quant_plugin.evaluate.html import html_report
 from vllm_quant_plugin.evaluate.plots import bar_plot, histogram_plot
+from vllm_quant_plugin.evaluate.quality import with_quality
 from vllm_quant_plugin.evaluate.report import (
     BINS_PER_DECADE,
     HISTOGRAM_DECADES,
@@ -22,7 +23,6 @@ from vllm_quant_plugin.evaluate.report import (
     require_quality,
     summarize_kl,
 )
-from vllm_quant_plugin.quantize.card import with_quality
 
 
 def _report(mean: float = 0.01) -> EvalReport:

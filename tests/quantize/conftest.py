@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from vllm_quant_plugin.evaluate.windows import BUNDLED
-from vllm_quant_plugin.quantize.documents import SHIPPED
+from vllm_quant_plugin.quantize.calibration import SHIPPED
+from vllm_quant_plugin.text.windows import BUNDLED
 
 LAYERS = 2
 

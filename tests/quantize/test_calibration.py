@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.evaluate.windows import BUNDLED, DEFAULT_TEXTS
 from vllm_quant_plugin.quantize import calibration
-from vllm_quant_plugin.quantize.calibration import encode_document, load_tokenizer, load_windows, pack_windows
-from vllm_quant_plugin.quantize.documents import SHIPPED, length, read_documents
+from vllm_quant_plugin.quantize.calibration import SHIPPED, load_windows
 from vllm_quant_plugin.quantize.recipe import Calibration
+from vllm_quant_plugin.text.documents import length, read_documents
+from vllm_quant_plugin.text.windows import BUNDLED, HELD_OUT, encode_document, load_tokenizer, pack_windows
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_chat_without_a_template_is_refused(tokenizer, tmp_path: Path) -> None:
 
 def test_shipped_text_shares_no_passage_with_the_held_out_texts() -> None:
     """No run of 200 characters, checked at every multiple of 100, occurs in both, licence headers aside."""
-    held_out = "".join(path.read_text("utf-8") for path in DEFAULT_TEXTS)
+    held_out = "".join(path.read_text("utf-8") for path in HELD_OUT)
     text = SHIPPED.read_text("utf-8")
     shared = [text[i : i + 200] for i in range(0, len(text) - 200, 100) if text[i : i + 200] in held_out]
     assert shared == []

@@ -16,8 +16,8 @@ from vllm_quant_plugin.errors import OutputError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+from vllm_quant_plugin.quantize.io.report import hash_tensor_files
 from vllm_quant_plugin.quantize.modules import linear_modules, siblings
-from vllm_quant_plugin.quantize.report import hash_tensor_files
 
 MODULES = 2 * 7
 
@@ -131,8 +131,7 @@ def _logits(folder: Path, made: Path | None) -> torch.Tensor:
     """Logits of the transformers model in float32, with the weights of ``made`` multiplied out."""
     from transformers import AutoModelForCausalLM
 
-    from vllm_quant_plugin.evaluate.windows import DEFAULT_TEXTS, read_windows
-    from vllm_quant_plugin.quantize.calibration import load_tokenizer
+    from vllm_quant_plugin.text.windows import HELD_OUT, load_tokenizer, read_windows
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     parameters = dict(model.named_parameters())
@@ -144,7 +143,7 @@ def _logits(folder: Path, made: Path | None) -> torch.Tensor:
                     parameters[name].data.copy_(file.get_tensor(name))
         for name, _, weight in _weights(folder, made):
             parameters[f"{name}.weight"].data.copy_(weight.dequantize())
-    windows = torch.tensor(read_windows(DEFAULT_TEXTS[0], load_tokenizer(folder), 128, 16))
+    windows = torch.tensor(read_windows(HELD_OUT[0], load_tokenizer(folder), 128, 16))
     with torch.no_grad():
         return torch.log_softmax(model(windows).logits, -1)
 

@@ -6,7 +6,7 @@ import pytest
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.config_json import quantization_config
+from vllm_quant_plugin.quantize.io.config_writer import quantization_config
 from vllm_quant_plugin.quantize.options import default_method, make_recipe
 from vllm_quant_plugin.quantize.recipe import Recipe
 

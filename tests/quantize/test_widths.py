@@ -11,8 +11,8 @@ from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
+from vllm_quant_plugin.quantize.io.shards import read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules
-from vllm_quant_plugin.quantize.shards import read_tensor
 
 RUNS = [
     ("awq", {"bits": 2, "group_size": 64}, "pack-quantized"),

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.datafree import quantize_weight
+from vllm_quant_plugin.quantize.algorithms.datafree import quantize_weight
+from vllm_quant_plugin.quantize.io.shards import read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules
-from vllm_quant_plugin.quantize.shards import read_tensor
 
 
 def quantize(job: dict[str, Any], mode: str, emit: Callable[..., None]) -> None:

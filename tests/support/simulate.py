@@ -11,12 +11,11 @@ from pathlib import Path
 import torch
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.evaluate.windows import DEFAULT_TEXTS, read_windows
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.calibration import load_tokenizer
+from vllm_quant_plugin.quantize.io.shards import read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules
-from vllm_quant_plugin.quantize.shards import read_tensor
+from vllm_quant_plugin.text.windows import HELD_OUT, load_tokenizer, read_windows
 
 
 def _round_int8(x: torch.Tensor, static: torch.Tensor | None) -> torch.Tensor:
@@ -54,7 +53,7 @@ def log_probabilities(source: Path, made: Path | None = None, windows: int = 8, 
                 model.get_submodule(module.name).register_forward_pre_hook(
                     lambda _module, args, static=static: (_round_int8(args[0], static),)
                 )
-    tokens = torch.tensor(read_windows(DEFAULT_TEXTS[0], load_tokenizer(source), length, windows))
+    tokens = torch.tensor(read_windows(HELD_OUT[0], load_tokenizer(source), length, windows))
     with torch.no_grad():
         return torch.log_softmax(model(tokens).logits, -1)
 

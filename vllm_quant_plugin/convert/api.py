@@ -8,18 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint, write_json
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.convert.target import TARGETS, Target, target_scheme
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.inspect import stored_scheme
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.config_json import quantization_config
+from vllm_quant_plugin.quantize.io.config_writer import quantization_config
+from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_files, free_disk
+from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.modules import kept_modules
-from vllm_quant_plugin.quantize.output import OutputFolder, copy_companions, free_disk, write_json
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.quantize.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _config(
 def _shape(checkpoint: Checkpoint, name: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[int, int]:
     """(out_features, in_features) of a quantized module."""
     from vllm_quant_plugin.inspect import module_shape
-    from vllm_quant_plugin.quantize.shards import read_tensor
+    from vllm_quant_plugin.quantize.io.shards import read_tensor
 
     if "weight_shape" in tensors:
         n, k = read_tensor(checkpoint, f"{name}.weight_shape").tolist()
@@ -149,7 +149,7 @@ def _convert_module(
         UsageError: the new format cannot hold the weight exactly.
     """
     from vllm_quant_plugin.formats import get_format
-    from vllm_quant_plugin.quantize.shards import read_tensor
+    from vllm_quant_plugin.quantize.io.shards import read_tensor
 
     n, k = _shape(checkpoint, name, tensors, before)
     source, target = get_format(before), get_format(after)
@@ -192,7 +192,7 @@ def convert_model(
         CheckpointError: the input is missing, damaged, unquantized or of a kind that is not read.
         OutputError: the output exists or cannot be written.
     """
-    from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
+    from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor
 
     started = time.monotonic()
     if to not in TARGETS:
@@ -235,7 +235,7 @@ def convert_model(
         config = {k: v for k, v in checkpoint.config.items() if k not in ("quantization_config", "compression_config")}
         config["quantization_config"] = _config(checkpoint, scheme, plan, target)
         write_json(work / "config.json", config)
-        copy_companions(folder, work)
+        copy_auxiliary_files(folder, work)
         report.bytes_after = read_checkpoint(work).nbytes
         report.files = hash_tensor_files(work)
         report.seconds = round(time.monotonic() - started, 2)

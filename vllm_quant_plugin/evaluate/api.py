@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.evaluate.engine import scoring_engine
 from vllm_quant_plugin.evaluate.recording import (
@@ -22,7 +23,6 @@ from vllm_quant_plugin.evaluate.recording import (
 )
 from vllm_quant_plugin.evaluate.report import EvalReport, LayerError, TextResult, perplexity, summarize_kl
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
 
 __all__ = ["EvalReport", "Recording", "evaluate_model", "record_reference"]
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from vllm_quant_plugin.console import progress_bar
 from vllm_quant_plugin.errors import OutputError, UsageError
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
-from vllm_quant_plugin.quantize.progress import progress_bar
 
 
 def evaluate(

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.console import suppress_output
 from vllm_quant_plugin.errors import EngineDiedError, StartupError
-from vllm_quant_plugin.quantize.quiet import quiet_output
 
 _MIN_KV_BYTES = 64 << 20
 
@@ -117,7 +117,7 @@ def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> I
     gc.freeze()
     # This kernel says that it takes 4-bit weights and then has no float32.
     unable = "CPUWNA16LinearKernel" if arguments.get("dtype") == "float32" else ""
-    with _without_kernels(unable), quiet_output():
+    with _without_kernels(unable), suppress_output():
         from vllm import LLM, SamplingParams
         from vllm.distributed import cleanup_dist_env_and_memory
 

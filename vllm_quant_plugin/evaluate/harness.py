@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
+from vllm_quant_plugin.console import suppress_output
 from vllm_quant_plugin.errors import BackendError, StartupError, UsageError
 from vllm_quant_plugin.evaluate.engine import kv_cache_bytes
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quantize.quiet import quiet_output
 
 # Tokens of cache on a CPU, where vLLM would take most of the memory, and no fewer than the model's longest sequence.
 _CACHE_TOKENS = 4096
@@ -66,14 +66,14 @@ def run_tasks(
         StartupError: vLLM or the task's data failed.
     """
     try:
-        with quiet_output():
+        with suppress_output():
             import lm_eval  # type: ignore[import-not-found]
             from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
     except ImportError as err:
         raise BackendError(
             f"--tasks needs lm-evaluation-harness ({err.name} is missing)", "pip install lm-eval"
         ) from None
-    with quiet_output():
+    with suppress_output():
         manager = TaskManager(include_path=None if include is None else str(include))
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
@@ -83,7 +83,7 @@ def run_tasks(
         # One process starts in seconds; several ranks need their own.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     try:
-        with quiet_output(), _vllm_by_its_name():
+        with suppress_output(), _vllm_by_its_name():
             found = lm_eval.simple_evaluate(
                 model="vllm", model_args=arguments, tasks=tasks, limit=limit, task_manager=manager, verbosity="ERROR"
             )

@@ -7,18 +7,18 @@ README.md        the model card's section between the two marks
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, write_json
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import StartupError
 from vllm_quant_plugin.evaluate.html import html_report
 from vllm_quant_plugin.evaluate.report import EvalReport
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quantize.card import with_quality
-from vllm_quant_plugin.quantize.output import write_json
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
 
+_BEGIN, _END = "<!-- quality -->", "<!-- end of quality -->"
 # Of each text: an eighth of what ``eval`` takes, for an order of magnitude in seconds on a small model.
 QUICK_WINDOWS = 12
 QUICK_WINDOW_LEN = 256
@@ -100,3 +100,35 @@ def assess(
     card = folder / "README.md"
     card.write_text(with_quality(card.read_text("utf-8"), report), "utf-8")
     return report
+
+
+def unmeasured_quality(name: str) -> list[str]:
+    """Lines of a model card where ``with_quality`` later puts the figures of the model folder ``name``."""
+    command = f"vllm-quant eval {shlex.quote(name)} --reference MODEL"
+    return [_BEGIN, f"Not measured. `{command}` measures it, with the original as MODEL.", _END]
+
+
+def with_quality(card: str, report: EvalReport) -> str:
+    """The card with the measured quality between its marks; unchanged when it has none."""
+    before, begin, rest = card.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        return card
+    lines = ["| text | perplexity | original | mean KL | p99.9 KL | noise floor | same likeliest token |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for text in report.texts:
+        if text.kl is None or text.reference_perplexity is None:
+            continue
+        noise = "" if text.noise is None else f"{text.noise.mean:.5f}"
+        lines.append(
+            f"| {text.text} | {text.perplexity:.3f} | {text.reference_perplexity:.3f} | {text.kl.mean:.5f}"
+            f" | {text.kl.p999:.4f} | {noise} | {text.kl.top1_agreement:.1%} |"
+        )
+    window = report.texts[0]
+    noise = f" The noise floor is the original against itself in {report.noise}." if report.noise else ""
+    lines += [
+        "",
+        f"Through vLLM in {report.dtype}, {window.windows} windows of {window.window_len} tokens of each text; KL from"
+        f" the original in nats per token.{noise} Details: `quality.html`, `quality.json`.",
+    ]
+    return f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{after}"

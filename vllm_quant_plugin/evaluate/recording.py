@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import CheckpointError, UsageError
 from vllm_quant_plugin.evaluate.engine import Scorer, scoring_engine
 from vllm_quant_plugin.evaluate.report import Divergence, summarize_kl
-from vllm_quant_plugin.evaluate.windows import DEFAULT_TEXTS, read_windows
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quantize.calibration import load_tokenizer
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
+from vllm_quant_plugin.text.windows import HELD_OUT, load_tokenizer, read_windows
 
 # The reference's log-probabilities are kept on disk; above this only the top k of each row.
 FULL_BYTES = 4 << 30
@@ -88,7 +87,7 @@ def load_texts(
         raise UsageError(f"--window-len {window_len} does not fit the model's {limit} positions", "lower it")
     tokenizer = load_tokenizer(checkpoint.path)
     found = []
-    for item in paths or DEFAULT_TEXTS:
+    for item in paths or HELD_OUT:
         if isinstance(item, Text):
             found.append(Text(item.name, list(item.windows)))
         else:

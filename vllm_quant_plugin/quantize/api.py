@@ -7,33 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllm_quant_plugin.backends.store import require_backend
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, write_json
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.calibration import check_source
-from vllm_quant_plugin.quantize.card import model_card
-from vllm_quant_plugin.quantize.config_json import config_for
-from vllm_quant_plugin.quantize.coverage import describe_coverage
-from vllm_quant_plugin.quantize.modules import Linear, check_input, check_schemes
-from vllm_quant_plugin.quantize.options import make_recipe
-from vllm_quant_plugin.quantize.output import (
+from vllm_quant_plugin.quantize.estimate.preflight import Preflight, check_room, plan_run
+from vllm_quant_plugin.quantize.io.card import model_card
+from vllm_quant_plugin.quantize.io.config_writer import config_for
+from vllm_quant_plugin.quantize.io.output import (
     RECORD_NAME,
     OutputFolder,
-    copy_companions,
+    copy_auxiliary_files,
     free_disk,
     total_memory,
-    write_json,
 )
-from vllm_quant_plugin.quantize.preflight import Preflight, check_room, plan_run
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
-from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.quantize.report import (
+from vllm_quant_plugin.quantize.io.report import (
     QuantizeReport,
+    describe_coverage,
     describe_source,
     hash_tensor_files,
     peak_memory,
     versions,
 )
+from vllm_quant_plugin.quantize.modules import Linear, check_input, check_schemes
+from vllm_quant_plugin.quantize.options import make_recipe
+from vllm_quant_plugin.quantize.recipe import Recipe
 
 __all__ = ["Preflight", "QuantizeReport", "Recipe", "make_recipe", "preflight", "quantize_model"]
 
@@ -123,7 +122,7 @@ def quantize_model(
         config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
         config["quantization_config"] = config_for(recipe, checkpoint, modules, quantizer)
         write_json(work / "config.json", config)
-        copy_companions(folder, work)
+        copy_auxiliary_files(folder, work)
         written = read_checkpoint(work)
         report.bytes_after = written.nbytes
         report.bits_per_weight = round(stored_bits_per_weight(checkpoint, written, modules), 4)
@@ -148,18 +147,19 @@ def _run(
     """Write the tensors; returns ``name:version`` of what made the codes."""
     import torch
 
-    from vllm_quant_plugin.quantize.shards import ModelWriter
+    from vllm_quant_plugin.quantize.io.shards import ModelWriter
 
     report.environment = {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
     ours = f"vllm-quant-plugin:{report.versions['vllm-quant-plugin']}"
     if recipe.calibration is None:
-        from vllm_quant_plugin.quantize.datafree import quantize_data_free
+        from vllm_quant_plugin.quantize.algorithms.datafree import quantize_data_free
 
         writer = ModelWriter(work, checkpoint)
         quantize_data_free(checkpoint, modules, recipe, writer, progress)
         writer.close()
         return ours
-    from vllm_quant_plugin.quantize.calibration import load_tokenizer, load_windows
+    from vllm_quant_plugin.quantize.calibration import load_windows
+    from vllm_quant_plugin.text.windows import load_tokenizer
 
     limit = checkpoint.text_config.get("max_position_embeddings")
     wanted = recipe.calibration
@@ -174,8 +174,8 @@ def _run(
     }  # fmt: skip
     writer = ModelWriter(work, checkpoint)
     if recipe.backend == "builtin":
-        from vllm_quant_plugin.quantize.journal import Journal
-        from vllm_quant_plugin.quantize.layerwise import quantize_layerwise
+        from vllm_quant_plugin.quantize.engine.journal import Journal
+        from vllm_quant_plugin.quantize.engine.run import quantize_layerwise
 
         fingerprint = {
             "recipe": recipe.to_json(), "input": report.source, "calibration": windows.sha256,
@@ -192,7 +192,7 @@ def _run(
             journal.close()
         writer.close()
         return ours
-    from vllm_quant_plugin.quantize.library import quantize_with_library
+    from vllm_quant_plugin.quantize.engine.library import quantize_with_library
 
     report.peak_memory_bytes = quantize_with_library(
         checkpoint, modules, recipe, windows.tokens, work, writer, progress

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from vllm_quant_plugin.backends.command import offer_backend
+from vllm_quant_plugin.console import progress_bar
 from vllm_quant_plugin.errors import QualityError, UsageError, VqpError
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
+from vllm_quant_plugin.quantize.estimate.preflight import summary as plan_summary
+from vllm_quant_plugin.quantize.io.report import QuantizeReport
 from vllm_quant_plugin.quantize.options import LEVEL_EXAMPLES, default_method, make_recipe
-from vllm_quant_plugin.quantize.preflight import summary as plan_summary
-from vllm_quant_plugin.quantize.progress import progress_bar
-from vllm_quant_plugin.quantize.report import QuantizeReport
 
 
 def quantize(
@@ -78,13 +78,8 @@ def quantize(
     activations, SmoothQuant and KV-cache scales.
     """
     from vllm_quant_plugin.quantize.api import preflight, quantize_model
-    from vllm_quant_plugin.quantize.mixed.command import (
-        describe_target,
-        for_model,
-        make_target,
-        read_lines,
-        target_summary,
-    )
+    from vllm_quant_plugin.quantize.mixed.api import describe_target, make_target, target_summary
+    from vllm_quant_plugin.quantize.mixed.recipe_file import for_model, read_lines
 
     if max_kl is not None and not evaluate:
         raise UsageError("--max-kl needs the evaluation", "leave --no-eval out")

@@ -18,7 +18,7 @@ _KEPT = re.compile(
 # Second moments of experts' inputs that are held at a time; one is held whatever its size.
 MOMENT_BYTES = 1 << 30
 # From this size on the matrix that GPTQ works on is saved in a file, not copied.
-PARKED_BYTES = 1 << 29
+SPILL_BYTES = 1 << 29
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Modules that vLLM loads as one matrix.
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))

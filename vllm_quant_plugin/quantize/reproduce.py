@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import read_checkpoint, read_json
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import CheckpointError, VqpError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.api import quantize_model
-from vllm_quant_plugin.quantize.output import RECORD_NAME
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
+from vllm_quant_plugin.quantize.io.output import RECORD_NAME
+from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.quantize.report import describe_source, hash_tensor_files, versions
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from vllm_quant_plugin.in_tree import Host
 from vllm_quant_plugin.inspect import inspect_checkpoint
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.mixed import api
+from vllm_quant_plugin.quantize.mixed.allocation import find_units
 from vllm_quant_plugin.quantize.mixed.recipe_file import apply_lines
 from vllm_quant_plugin.quantize.mixed.sensitivity import measure_units, measured_candidates
-from vllm_quant_plugin.quantize.mixed.units import find_units
 from vllm_quant_plugin.quantize.modules import check_input, siblings
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
 from vllm_quant_plugin.scheme import Scheme

@@ -8,12 +8,12 @@ import pytest
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.evaluate.windows import BUNDLED
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.api import Recipe, make_recipe
-from vllm_quant_plugin.quantize.config_json import config_for
+from vllm_quant_plugin.quantize.io.config_writer import config_for
 from vllm_quant_plugin.quantize.mixed.recipe_file import apply_lines, pattern_regex, read_recipe_file
 from vllm_quant_plugin.quantize.modules import check_input, check_schemes
+from vllm_quant_plugin.text.windows import BUNDLED
 
 ISSUE = """
 method: gptq

@@ -11,24 +11,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, read_json
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, read_json, write_json
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import OutputError, StartupError, UsageError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.api import quantize_model
-from vllm_quant_plugin.quantize.mixed.plan import (
+from vllm_quant_plugin.quantize.io.output import RECORD_NAME, OutputFolder
+from vllm_quant_plugin.quantize.io.report import QuantizeReport, describe_source, versions
+from vllm_quant_plugin.quantize.mixed.allocation import (
     Allocation,
+    Unit,
     allocate,
     budget_bytes,
     candidate_schemes,
+    find_units,
+    parse_size,
     require_feasible,
 )
 from vllm_quant_plugin.quantize.mixed.recipe_file import with_schemes
-from vllm_quant_plugin.quantize.mixed.units import Unit, find_units
 from vllm_quant_plugin.quantize.modules import check_input
-from vllm_quant_plugin.quantize.output import RECORD_NAME, OutputFolder, write_json
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
 from vllm_quant_plugin.quantize.recipe import Calibration, Recipe
-from vllm_quant_plugin.quantize.report import QuantizeReport, describe_source, versions
 
 # Calibration windows that the sensitivities are measured on, and other ones for the check at the end.
 SENSITIVITY_WINDOWS = 6
@@ -54,7 +56,8 @@ class Target:
 
 def _windows(checkpoint: Checkpoint, recipe: Recipe) -> tuple[list[list[int]], list[list[int]]]:
     """Windows to measure on, and others to check on, from the calibration text."""
-    from vllm_quant_plugin.quantize.calibration import load_tokenizer, load_windows
+    from vllm_quant_plugin.quantize.calibration import load_windows
+    from vllm_quant_plugin.text.windows import load_tokenizer
 
     limit = checkpoint.text_config.get("max_position_embeddings")
     length = min(WINDOW_LEN, limit - 1) if isinstance(limit, int) else WINDOW_LEN
@@ -214,3 +217,63 @@ def _check(
         except StartupError:
             return {}
     return {kind: found.worst_kl for kind, found in reports.items() if found.worst_kl is not None}
+
+
+def make_target(
+    bits_per_weight: float | None, size: str | None, group_size: int | None, *, lines: bool, bits: bool
+) -> Target | None:
+    """The target that the flags ask for, None for none.
+
+    Args:
+        lines: there is a recipe file as well.
+        bits: there is a ``--bits`` or ``--level`` as well.
+
+    Raises:
+        UsageError: flags that exclude each other.
+    """
+    if bits_per_weight is None and size is None:
+        return None
+    if bits_per_weight is not None and size is not None:
+        raise UsageError("--target-bpw and --target-size exclude each other", "give one of the two")
+    if lines:
+        raise UsageError("--recipe and a target exclude each other", "the target's search chooses the bits")
+    if bits:
+        raise UsageError("--bits or --level and a target exclude each other", "the target's search chooses the bits")
+    groups = None if group_size is None else (group_size,)
+    return Target(bits_per_weight, None if size is None else parse_size(size), groups)
+
+
+def describe_target(model: str | Path, recipe: Recipe, target: Target) -> dict[str, Any]:
+    """What ``--dry-run`` can say of a target without measuring.
+
+    Raises:
+        UsageError: the target cannot be met.
+    """
+    checkpoint = read_checkpoint(resolve_model(model))
+    units = find_units(check_input(checkpoint))
+    candidates = candidate_schemes(recipe, units, target.group_sizes)
+    budget = budget_bytes(units, checkpoint.nbytes, target.bits_per_weight, target.size)
+    require_feasible(units, candidates, budget)
+    weights = sum(u.weights for u in units)
+    dense = sum(u.stored_bytes(None) for u in units)
+    sizes = [sum(u.stored_bytes(c) for u in units) for c in candidates]
+    return {
+        "recipe": f"{recipe.method.upper()}, bits chosen for a size",
+        "units": len(units),
+        "candidates": [c.describe() for c in candidates],
+        "bytes_before": checkpoint.nbytes,
+        "bytes_after_at_most": checkpoint.nbytes - dense + min(budget, dense),
+        "bits_per_weight_at_most": round(8 * min(budget, dense) / weights, 4),
+        "bits_per_weight_least": round(8 * min(sizes) / weights, 4),
+    }
+
+
+def target_summary(found: dict[str, Any]) -> str:
+    """For people."""
+    return "\n".join([
+        found["recipe"],
+        f"  {found['units']} units, each one of {', '.join(found['candidates'])}, or 16 bits",
+        f"  {found['bytes_before'] / 1e6:.1f} MB -> at most {found['bytes_after_at_most'] / 1e6:.1f} MB"
+        f" ({found['bits_per_weight_at_most']:.2f} bits per quantized weight; {found['bits_per_weight_least']:.2f} is"
+        " the least possible)",
+    ])  # fmt: skip

@@ -21,9 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quantize.modules import Linear, siblings
+from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.modules import Linear, check_input, siblings
 from vllm_quant_plugin.quantize.recipe import BITS, Recipe
 from vllm_quant_plugin.scheme import Rule, Scheme
 
@@ -148,3 +149,25 @@ def with_schemes(recipe: Recipe, chosen: Mapping[str, Scheme | None]) -> Recipe:
     common = max(dict.fromkeys(kept), key=kept.count)
     rules = tuple(Rule(name, scheme, "path") for name, scheme in chosen.items())
     return replace(recipe, scheme=common, rules=rules)
+
+
+def read_lines(recipe_file: Path | None, method: str | None, default: str = "awq") -> tuple[str, dict[str, Any]]:
+    """The method (``-m``, else the file's, else ``default``) and the file's lines.
+
+    Raises:
+        UsageError: the file is malformed, or names another method than ``-m``.
+    """
+    if recipe_file is None:
+        return method or default, {}
+    named, lines = read_recipe_file(recipe_file)
+    if method is not None and named is not None and named != method:
+        raise UsageError(f"recipe {recipe_file} says method {named}, -m says {method}", "leave one of them out")
+    return method or str(named or default), lines
+
+
+def for_model(recipe: Recipe, lines: dict[str, Any], model: str | Path) -> Recipe:
+    """The recipe with the file's lines applied to the modules of ``model``; as it is without lines."""
+    if not lines:
+        return recipe
+    checkpoint = read_checkpoint(resolve_model(model))
+    return apply_lines(recipe, lines, checkpoint, check_input(checkpoint))

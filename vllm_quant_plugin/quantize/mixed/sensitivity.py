@@ -18,14 +18,20 @@ import torch
 from torch import nn
 
 from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.console import Progress
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.quantize import awq, gptq
-from vllm_quant_plugin.quantize.datafree import quantize_weight, stored_scale_dtype
-from vllm_quant_plugin.quantize.layered_model import LayeredModel, run_layer
-from vllm_quant_plugin.quantize.mixed.units import Unit
-from vllm_quant_plugin.quantize.progress import Progress
+from vllm_quant_plugin.quantize.algorithms import awq, gptq
+from vllm_quant_plugin.quantize.algorithms.datafree import quantize_weight, stored_scale_dtype
+from vllm_quant_plugin.quantize.engine.layered_model import LayeredModel, run_layer
+from vllm_quant_plugin.quantize.engine.statistics import (
+    Moments,
+    collect_moments,
+    find_groups,
+    relative_error,
+    weight_of,
+)
+from vllm_quant_plugin.quantize.mixed.allocation import Unit
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.quantize.statistics import Moments, collect_moments, find_groups, relative_error, weight_of
 from vllm_quant_plugin.scheme import Scheme
 
 # Memory for the branches' hidden states.

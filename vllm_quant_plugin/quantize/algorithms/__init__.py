@@ -1,0 +1,1 @@
+"""One module for each quantization algorithm, and the registry."""

@@ -1,0 +1,1 @@
+"""Runs an algorithm over a model: layer by layer, tensor by tensor, or in a library's process."""

@@ -1,0 +1,186 @@
+"""What a run will need and give, from configuration and headers alone: sizes, memory, disk, will it load. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vllm_quant_plugin.checkpoint import DTYPE_BYTES, Checkpoint
+from vllm_quant_plugin.errors import OutputError, UsageError
+from vllm_quant_plugin.in_tree import Device, Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.inspect import kernel_name
+from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.quantize.estimate.duration import estimate_seconds, measured_flops
+from vllm_quant_plugin.quantize.estimate.memory import memory_needed, spilled_bytes
+from vllm_quant_plugin.quantize.estimate.sizes import KV_SCALE_BYTES, packed_bytes
+from vllm_quant_plugin.quantize.io.config_writer import config_for
+from vllm_quant_plugin.quantize.modules import Linear, layer_of
+from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.scheme import ModelScheme
+
+TP_SIZES = (1, 2, 4, 8)
+# Modules that vLLM splits along their input; the others are split along their output.
+ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "w2", "dense", "dense_4h_to_h", "c_proj", "fc2")
+_SLACK_FILES = 32 << 20
+
+
+@dataclass(frozen=True)
+class ModuleSize:
+    """One module: (out_features, in_features) and its bytes now and after."""
+
+    name: str
+    out_features: int
+    in_features: int
+    bytes_before: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The answer of ``--dry-run``.
+
+    Attributes:
+        bytes_after: of all tensors; exact.
+        peak_memory_bytes: an upper estimate for the process.
+        disk_bytes: needed while running, temporary files included; an upper estimate.
+        tp_problems: tensor-parallel size -> modules whose shards would cut a group.
+        stock_vllm: device -> why vLLM without this plugin does not serve it, None when it does.
+        served_by: device -> who serves it with this plugin installed, and with which kernels.
+        seconds: wall time on this machine's CPU, an estimate.
+    """
+
+    recipe: str
+    modules: tuple[ModuleSize, ...]
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float
+    peak_memory_bytes: int
+    disk_bytes: int
+    tp_problems: dict[int, tuple[str, ...]]
+    stock_vllm: dict[str, str | None]
+    served_by: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _module_sizes(modules: Sequence[Linear], recipe: Recipe) -> tuple[ModuleSize, ...]:
+    return tuple(
+        ModuleSize(
+            m.name, m.out_features, m.in_features, m.weight.nbytes,
+            packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype]))
+            + (4 if scheme.activation and not scheme.activation.dynamic else 0),
+        )
+        for m in modules if (scheme := recipe.scheme_for(m.name)) is not None
+    )  # fmt: skip
+
+
+def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> Preflight:
+    """Work out what a run needs and gives.
+
+    The modules are those that ``check_schemes`` gave.
+    """
+    sizes = _module_sizes(modules, recipe)
+    saved = sum(s.bytes_before - s.bytes_after for s in sizes)
+    after = checkpoint.nbytes - saved
+    if recipe.kv_cache:
+        after += KV_SCALE_BYTES * len({layer_of(m.name) for m in modules})
+    weights = sum(s.out_features * s.in_features for s in sizes)
+    problems: dict[int, tuple[str, ...]] = {}
+    for tp in TP_SIZES:
+        rows = [s for s in sizes if s.name.rpartition(".")[2] in ROW_PARALLEL]
+        bad = tuple(
+            s.name
+            for s in rows
+            if tp not in (recipe.scheme_for(s.name) or recipe.scheme).legal_tp(s.in_features, (tp,))
+        )
+        if bad:
+            problems[tp] = bad
+    model = parse_quantization_config(config_for(recipe, checkpoint, modules, "none:0"))
+    hidden = int(checkpoint.text_config.get("hidden_size") or 0)
+    state = 0
+    if recipe.calibration is not None:
+        # Finished layers and two generations of what enters the next one.
+        state = after + 2 * 4 * recipe.calibration.samples * recipe.calibration.seq_len * hidden
+        state += spilled_bytes(modules, recipe.method)
+    rejects = {
+        "cpu": why_in_tree_rejects(model, Host.local("cpu")),
+        "cuda": why_in_tree_rejects(model, Host("cuda")),
+    }
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    return Preflight(
+        recipe=recipe.describe(),
+        modules=sizes,
+        bytes_before=checkpoint.nbytes,
+        bytes_after=after,
+        bits_per_weight=round(8 * sum(s.bytes_after for s in sizes) / weights, 4),
+        peak_memory_bytes=memory_needed(checkpoint, modules, recipe),
+        # A shard's spool lives beside the shard while that is written.
+        disk_bytes=2 * after + state + _SLACK_FILES,
+        tp_problems=problems,
+        stock_vllm=rejects,
+        served_by={device: _who_serves(model, recipe, device, rejects[device]) for device in devices},
+        seconds=round(estimate_seconds(checkpoint, modules, recipe, after, measured_flops()), 1),
+    )
+
+
+def _who_serves(model: ModelScheme, recipe: Recipe, device: Device, in_tree_rejects: str | None) -> str:
+    """Who serves the output and with which kernels, as ``inspect`` will say of it."""
+    schemes = dict.fromkeys(s for s in (recipe.scheme, *(rule.scheme for rule in recipe.rules)) if s is not None)
+    kernels = ", ".join(dict.fromkeys(kernel_name(scheme, device) for scheme in schemes))
+    method = plugin_method(model)
+    if in_tree_rejects is None:
+        return "vLLM's own kernels" + (f"; with --quantization {method}: {kernels}" if method else "")
+    return f"{method}: {kernels}" if method else f"compressed-tensors with this plugin's kernels: {kernels}"
+
+
+def _wall_time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def check_room(plan: Preflight, disk_free: int, memory: int) -> None:
+    """Refuse a run that cannot end well.
+
+    Raises:
+        OutputError: not enough disk.
+        UsageError: not enough memory in the whole machine.
+    """
+    gb = 1e9
+    if disk_free < plan.disk_bytes:
+        raise OutputError(
+            f"the run needs {plan.disk_bytes / gb:.1f} GB of disk and {disk_free / gb:.1f} GB are free",
+            "free some space or give another -o",
+        )
+    if memory < plan.peak_memory_bytes:
+        raise UsageError(
+            f"the run needs up to {plan.peak_memory_bytes / gb:.1f} GB of memory, the machine has {memory / gb:.1f} GB",
+            "lower --calibration-samples or --seq-len, or use int8, fp8 or rtn",
+        )
+
+
+def summary(plan: Preflight) -> str:
+    """For people."""
+    mb = 1e6
+    lines = [
+        plan.recipe,
+        f"  {len(plan.modules)} modules, {plan.bytes_before / mb:.1f} MB -> {plan.bytes_after / mb:.1f} MB"
+        f" ({plan.bits_per_weight:.2f} bits per quantized weight)",
+        f"  up to {plan.peak_memory_bytes / 1e9:.1f} GB of memory, {plan.disk_bytes / 1e9:.1f} GB of disk,"
+        f" about {_wall_time(plan.seconds)} on this CPU",
+    ]
+    lines += [
+        f"  vLLM without this plugin on {device}: " + ("serves it" if reason is None else f"does not serve {reason}")
+        for device, reason in plan.stock_vllm.items()
+    ]
+    lines += [f"  served on {device} by {who}" for device, who in plan.served_by.items()]
+    legal = [str(tp) for tp in TP_SIZES if tp not in plan.tp_problems]
+    lines.append(f"  tensor-parallel sizes: {', '.join(legal)}")
+    for tp, names in plan.tp_problems.items():
+        lines.append(
+            f"  note: TP {tp} would cut groups of {names[0]}" + (f" and {len(names) - 1} more" * (len(names) > 1))
+        )
+    return "\n".join(lines)

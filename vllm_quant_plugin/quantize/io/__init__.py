@@ -1,0 +1,1 @@
+"""The output folder: tensors, configuration, model card, record."""

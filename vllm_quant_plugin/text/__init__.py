@@ -1,0 +1,1 @@
+"""Texts as documents and as token windows, for calibration and evaluation."""
