@@ -4,10 +4,9 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from tests.serve.plan.conftest import load_config
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.http import plan_router
-
-from .conftest import load_config
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ import json
 
 import pytest
 
+from tests.serve.plan.conftest import load_config
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB, find_gpu
 from vllm_quant_serve.plan.devices.pool import Devices
-
-from .conftest import load_config
 
 LLAMA_8B_PARAMETERS = 8_030_261_248  # model card of Llama 3.1 8B
 LLAMA_70B_PARAMETERS = 70_553_706_496
@@ -234,7 +233,7 @@ def test_multimodal_configs_plan_their_text_model(model_folder):
 
 def test_partly_used_gpus_lower_the_utilization(model_folder, monkeypatch):
     busy = Devices(find_gpu("l40s"), 2, free=16 * GIB, note="this host, by NVML")
-    monkeypatch.setattr("vllm_quant_serve.plan.steps.resolve_pools", lambda _: (busy,))
+    monkeypatch.setattr("vllm_quant_serve.plan.api.resolve_pools", lambda _: (busy,))
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=4096))
     assert plan.tensor_parallel_size == 2  # one GPU has 16 GiB left of 44
     # 16 GiB are free, of which vLLM's own CUDA context takes 0.39 before vLLM looks: 15.61 / 44.3.

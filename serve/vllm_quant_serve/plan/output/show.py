@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from vllm_quant_serve.plan.api import plan_in_context
 from vllm_quant_serve.plan.request import PlanRequest
-from vllm_quant_serve.plan.steps import plan_in_context
 
 
 def show_plan(request: PlanRequest, *, as_json: bool, explained: bool, html: str | None) -> None:

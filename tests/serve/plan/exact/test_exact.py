@@ -16,8 +16,8 @@ from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.exact.ask import ExactAnswer, ExactJob, ask_vllm
 
-HERE = Path(__file__).parent
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "planner_accuracy.py"
+HERE = Path(__file__).parents[1]
+SCRIPT = Path(__file__).parents[4] / "benchmarks" / "planner_accuracy.py"
 RECORD = json.loads((HERE / "vllm-0.32.0.json").read_text())
 NAMES = sorted({row["name"] for row in RECORD["answers"]})
 FIELDS = ("error", "weights", "blocks", "tokens", "block_size", "in_flight", "architecture")

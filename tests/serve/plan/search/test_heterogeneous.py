@@ -110,7 +110,7 @@ def test_gpus_that_others_use_are_left_out(model_folder, monkeypatch):
     gpus = [local(0, H100, 79.1, 20), *(local(i, H100, 79.1, 78.6) for i in (1, 2, 3))]
     idle, used = pools_of(gpus)
     assert (idle.count, idle.indices, used.indices) == (3, (1, 2, 3), (0,))
-    monkeypatch.setattr("vllm_quant_serve.plan.steps.resolve_pools", lambda _: (idle, used))
+    monkeypatch.setattr("vllm_quant_serve.plan.api.resolve_pools", lambda _: (idle, used))
     plan = make_plan(PlanRequest(model_folder("llama-3.1-8b"), max_model_len=8192))
     assert plan.env == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1,2,3"}
     assert plan.gpu_memory_utilization == 0.92

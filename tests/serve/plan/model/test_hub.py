@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.serve.plan.conftest import load_config, write_sparse_safetensors
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.model.families import describe
 
-from .conftest import load_config, write_sparse_safetensors
-
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "org/small"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
