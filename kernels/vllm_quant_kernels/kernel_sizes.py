@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from vllm_quant_kernels.scheme import Int, WeightScheme
+from vllm_quant_kernels.scheme import Codebook, Int, VectorCodebook, WeightScheme
 from vllm_quant_kernels.sizes import round_up
 
 _ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4}
+_NARROW = 1  # E8M0, E4M3 and small integers
 # Of a scale in bytes, of a zero point, of an index.
 ZERO_BYTES, INDEX_BYTES = 1, 4
 RUN = 16
@@ -13,7 +14,7 @@ RUN = 16
 
 def scale_bytes(scheme: WeightScheme, itemsize: int) -> int:
     """Bytes of one scale; ``itemsize`` where the scheme leaves its dtype open."""
-    return _ITEMSIZE.get(scheme.scale.dtype, itemsize)
+    return itemsize if scheme.scale.dtype == "float" else _ITEMSIZE.get(scheme.scale.dtype, _NARROW)
 
 
 def zero_bytes(scheme: WeightScheme) -> int:
@@ -49,3 +50,21 @@ def static_bytes(scheme: WeightScheme) -> int:
     if act is None or act.dynamic:
         return 0
     return 4 if act.symmetric else 8
+
+
+def table_bytes(scheme: WeightScheme, n: int) -> int:
+    """Bytes of a codebook in float32."""
+    value = scheme.value
+    if isinstance(value, VectorCodebook):
+        return 4 * value.dim << value.code_bits
+    if isinstance(value, Codebook):
+        return (4 << value.bits) * (n if value.scope == "channel" else 1)
+    return 0
+
+
+def super_scale_bytes(scheme: WeightScheme, n: int, groups: int) -> int:
+    """Bytes of the second level of scales."""
+    scale = scheme.scale
+    if scale.per_super is None:
+        return 0
+    return _ITEMSIZE[scale.super_dtype] * (n * -(-groups // scale.per_super) if scale.per_super else 1)

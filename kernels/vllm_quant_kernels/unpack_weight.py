@@ -7,6 +7,7 @@ without the byte per weight in between.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -85,13 +86,14 @@ class StoredWeight(CanonicalWeight):
             if begin < end:
                 found.append(part.rows(begin, end))
             first += part.n
-        zeros = None if self.zeros is None else self.zeros[start:stop]
-        parts = tuple(found) or (self.parts[0].rows(0, 0),)
-        return StoredWeight(parts, self.scales[start:stop], self.group_size, zeros, self.g_idx)
+        return self._with(tuple(found) or (self.parts[0].rows(0, 0),), self._rows(start, stop))
 
     def columns(self, start: int, stop: int) -> StoredWeight:
-        scales, zeros, group, g_idx = self._tables_of_columns(start, stop)
-        return StoredWeight(tuple(p.columns(start, stop) for p in self.parts), scales, group, zeros, g_idx)
+        return self._with(tuple(p.columns(start, stop) for p in self.parts), self._columns(start, stop))
+
+    def _with(self, parts: tuple[WordCodes, ...], changed: dict[str, Any]) -> StoredWeight:
+        kept = {name: changed.get(name, getattr(self, name)) for name in ("scales", "group_size", "zeros", "g_idx")}
+        return StoredWeight(parts, **kept)
 
 
 def stack_rows(weights: list[CanonicalWeight]) -> CanonicalWeight:

@@ -40,29 +40,13 @@ def check_columns(name: str, scheme: Scheme, in_features: int, tp_size: int) -> 
         )
 
 
-def pad_rows(weight: CanonicalWeight, rows: int) -> CanonicalWeight:
-    """Append output features whose weight is exactly zero, up to ``rows``."""
-    short = rows - weight.out_features
-    if short <= 0:
-        return weight
-    fill = torch.nn.functional.pad
-    zeros = None if weight.zeros is None else fill(weight.zeros, (0, 0, 0, short))
-    return CanonicalWeight(
-        fill(weight.codes, (0, 0, 0, short)),
-        fill(weight.scales, (0, 0, 0, short)),
-        weight.bits,
-        weight.group_size,
-        zeros,
-        weight.kind,
-        weight.g_idx,
-    )
-
-
 def stack_parts(parts: list[CanonicalWeight]) -> list[CanonicalWeight]:
     """Stack along the output, as few pieces as possible: neighbours that share bits, group and g_idx."""
 
     def alike(a: CanonicalWeight, b: CanonicalWeight) -> bool:
         if (a.bits, a.group_size, a.kind) != (b.bits, b.group_size, b.kind):
+            return False
+        if a.dim > 1 and not torch.equal(a.table, b.table):  # type: ignore[arg-type]
             return False
         if a.g_idx is None or b.g_idx is None:
             return a.g_idx is b.g_idx
@@ -134,7 +118,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
             for part in parts:
                 piece = matrix.rows(offset + part.start, offset + part.stop)
                 piece = piece.columns(plan.column_start, plan.column_stop)
-                pieces.append(pad_rows(piece, part.pad_to))
+                pieces.append(piece.pad_rows(part.pad_to))
                 offset += part.rows
             merge_static_activation(activation, tensors)
         layer.vqp_kernel = PackedLinear.build(stack_parts(pieces), self.scheme, activation, device, dtype)

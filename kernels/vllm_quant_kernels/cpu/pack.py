@@ -63,6 +63,8 @@ def pack(w: CanonicalWeight, device: torch.device | str = "cpu") -> PackedWeight
         ValueError: the weight is malformed, or FP8 codes or scales hold NaN or infinity.
     """
     w.validate()
+    if not w.is_plain:
+        raise ValueError(f"the CPU kernels read integers and FP8 with one level of scales, not {w.kind}")
     if torch.device(device).type != "cpu":
         raise ValueError(f"no kernels for device {device}: pack for cpu")
     n, k = w.out_features, w.in_features

@@ -104,8 +104,8 @@ def pack_cuda(w: CanonicalWeight) -> PackedCuda:
         ValueError: the weight is malformed, is FP8 E5M2, or its FP8 codes or scales hold NaN or infinity.
     """
     w.validate()
-    if w.kind == "fp8_e5m2":
-        raise ValueError("the CUDA kernels read FP8 E4M3, not E5M2")
+    if w.kind == "fp8_e5m2" or not w.is_plain:
+        raise ValueError(f"the CUDA kernels read integers and FP8 E4M3 with one level of scales, not {w.kind}")
     if not torch.isfinite(w.scales).all():
         raise ValueError("scales hold NaN or infinity")
     if w.kind != "int" and not torch.isfinite(w.codes.view(FP8_DTYPES[w.kind]).float()).all():

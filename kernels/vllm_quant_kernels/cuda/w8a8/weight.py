@@ -54,7 +54,7 @@ def block_scales(w: CanonicalWeight) -> torch.Tensor | None:
 def serves(w: CanonicalWeight) -> bool:
     """Whether an 8-bit product can use this weight: INT8 or FP8 E4M3 without zero points or act-order, one scale a
     channel (or, FP8, 128 x 128 blocks)."""
-    if w.bits != 8 or w.kind == "fp8_e5m2" or w.zeros is not None or w.g_idx is not None:
+    if w.bits != 8 or w.kind not in ("int", "fp8_e4m3") or not w.is_plain or w.zeros is not None or w.g_idx is not None:
         return False
     limit = (1 << 17) - 16
     if w.scales.shape[1] == 1:
