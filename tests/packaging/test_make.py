@@ -97,6 +97,21 @@ def test_every_target_works_on_a_fresh_clone(tree: Path, target: str) -> None:
     assert [command for command in STEPS.values() if command not in planned.stdout] == []
 
 
+def test_the_wheel_needs_the_environment_only_and_can_leave_cuda_out(tree: Path) -> None:
+    shutil.rmtree(tree / ".venv")
+    planned = make(tree, "--dry-run", "wheel", "CUDA=OFF").stdout
+    assert [step for step, command in STEPS.items() if command in planned] == ["environment"]
+    assert "scripts/build_wheel.sh OFF" in planned
+    assert "scripts/build_wheel.sh AUTO" in make(tree, "--dry-run", "wheel").stdout
+
+
+def test_an_unknown_choice_of_cuda_is_refused() -> None:
+    command = ["bash", str(ROOT / "scripts/build_wheel.sh"), "maybe"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "CUDA=maybe: use AUTO, ON or OFF" in result.stderr
+
+
 @pytest.fixture
 def bin_folder(tmp_path: Path) -> Path:
     """A PATH of its own with the few tools the scripts call."""
