@@ -14,8 +14,9 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from vllm_quant_kernels.env import SettingError
 from vllm_quant_plugin import __version__
-from vllm_quant_plugin.errors import VqpError
+from vllm_quant_plugin.errors import UsageError, VqpError
 
 # name -> (module, function, one line of help). The function carries typer annotations.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "backends": ("vllm_quant_plugin.backends.command", "backends", "Libraries that need an environment of their own."),
     "convert": ("vllm_quant_plugin.convert.command", "convert", "From one format to another, without loss."),
     "bench": ("vllm_quant_plugin.bench.command", "bench", "Kernels side by side with in-tree ones."),
+    "env": ("vllm_quant_plugin.env_command", "env", "Every environment variable, its value now and what it does."),
     "demo": ("vllm_quant_serve.demo", "demo", "The whole path on the bundled model, CPU only."),
 }
 
@@ -77,6 +79,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     except VqpError as error:
         report(error, as_json="--json" in words)
         sys.exit(error.exit_code)
+    except SettingError as error:
+        report(UsageError(str(error), f"unset {error.name}"), as_json="--json" in words)
+        sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from vllm_quant_kernels import env
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -60,6 +62,6 @@ def suppress_output() -> Iterator[None]:
             for fd, copy in zip((1, 2), saved, strict=True):
                 os.dup2(copy, fd)
                 os.close(copy)
-            if failed and os.environ.get("VQP_VERBOSE"):
+            if failed and env.switch("VQP_VERBOSE"):
                 log.seek(0)
                 sys.stderr.write(log.read().decode(errors="replace"))

@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import sys
 import threading
 import time
 from typing import Any
 
+from vllm_quant_kernels import env
 from vllm_quant_plugin.import_hook import after_import
 
 RING = "vllm.distributed.device_communicators.shm_broadcast"
-VARIABLE = "VQP_ENGINE_WAIT"
 
 # Seconds; the kernel adds about 15 us. A step of milliseconds contains two such waits. With 15 us the wake-ups alone
 # keep the launcher and the API server waiting three times as long.
@@ -44,7 +43,7 @@ def pause() -> None:
 
 def sleep_while_idle() -> None:
     """Let the ring buffer's readers and writers in this process sleep where they would yield."""
-    if sys.platform == "linux" and os.environ.get(VARIABLE) != "spin":
+    if sys.platform == "linux" and env.choice("VQP_ENGINE_WAIT") != "spin":
         after_import(RING, _replace_yield)
 
 

@@ -18,6 +18,8 @@ import os
 import signal
 import sys
 
+from vllm_quant_kernels import env
+
 SUPERVISOR_PID = "VQP_SUPERVISOR_PID"
 API_KEYS = "VQP_API_KEYS"
 _PR_SET_PDEATHSIG = 1
@@ -46,10 +48,10 @@ def answer_for_cpu_wheel() -> None:
 
 
 def main() -> None:
-    supervisor = os.environ.pop(SUPERVISOR_PID, None)
+    supervisor = env.pop(SUPERVISOR_PID)
     if supervisor:
         die_with_parent(int(supervisor))
-    keys = json.loads(os.environ.pop(API_KEYS, "[]"))
+    keys = json.loads(env.pop(API_KEYS) or "[]")
     if keys:
         sys.argv += ["--api-key", *keys]
     answer_for_cpu_wheel()

@@ -24,9 +24,9 @@ print(ring.sched_yield.__module__)
     ("setting", "module"), [(None, "vllm_quant_plugin.engine_wait"), ("spin", "vllm.distributed.utils")]
 )
 def test_register_replaces_the_yield(setting: str | None, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(engine_wait.VARIABLE, raising=False)
+    monkeypatch.delenv("VQP_ENGINE_WAIT", raising=False)
     if setting:
-        monkeypatch.setenv(engine_wait.VARIABLE, setting)
+        monkeypatch.setenv("VQP_ENGINE_WAIT", setting)
     program = PROGRAM.format(ring=engine_wait.RING)
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

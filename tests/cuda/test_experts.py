@@ -196,7 +196,7 @@ def test_the_emulated_kernel_in_the_method(device: str, parallel: bool, monkeypa
 
 def test_large_tiles_of_warpgroups(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prefill kernel in the grouped form: tiles of 128 pairs, one of an absent expert, router weights."""
-    monkeypatch.setattr(cuda_ops.cuda_native, "has_warpgroups", lambda device: True)
+    monkeypatch.setattr(cuda_ops.native, "has_warpgroups", lambda device: True)
     weights = weights_of("int4", 40, HIDDEN)[:2]
     packed, pairs = stack_cuda([pack_cuda(w) for w in weights]), 240
     assert cuda_ops.tile_tokens(packed, pairs, 2, torch.device("cuda")) == 128

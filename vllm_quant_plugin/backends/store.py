@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_quant_kernels import env
 from vllm_quant_plugin.errors import BackendError, UsageError
 
 MARK = "backend.json"
 # The "+cpu" builds of torch live on PyTorch's own index; only torch's page of it is looked at.
-TORCH_CPU_LINKS = "https://download.pytorch.org/whl/cpu/torch/"
+TORCH_CPU_LINKS = env.BY_NAME["VQP_TORCH_CPU_LINKS"].default
 _LOG_TAIL = 300
 
 
@@ -76,7 +77,7 @@ BACKENDS = {
 
 def home() -> Path:
     """The folder that holds the environments."""
-    chosen = os.environ.get("VQP_BACKENDS_HOME")
+    chosen = env.text("VQP_BACKENDS_HOME")
     if chosen:
         return Path(chosen).expanduser().absolute()
     cache = os.environ.get("XDG_CACHE_HOME")
@@ -179,7 +180,7 @@ def _make(backend: Backend, path: Path, lock: Path) -> None:
     if reason is None:
         reason = _run(install, _environment())
         if reason is not None and "+cpu" in lock.read_text("utf-8"):
-            links = os.environ.get("VQP_TORCH_CPU_LINKS", TORCH_CPU_LINKS)
+            links = env.text("VQP_TORCH_CPU_LINKS") or TORCH_CPU_LINKS
             if _run(install, _environment(links)) is None:
                 reason = None
     if reason is not None:

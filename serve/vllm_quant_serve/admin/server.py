@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
+from vllm_quant_kernels import env
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.admin.app import build_app
 from vllm_quant_serve.launch import LOOPBACK
@@ -21,7 +21,7 @@ TOKEN_VARIABLE = "VQP_ADMIN_TOKEN"
 
 def admin_token() -> str | None:
     """The token in the environment, None without one."""
-    return os.environ.get(TOKEN_VARIABLE) or None
+    return env.text(TOKEN_VARIABLE)
 
 
 def bind(host: str, port: int | None, server_port: int, token: str | None) -> socket.socket:

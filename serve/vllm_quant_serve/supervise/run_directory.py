@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_quant_kernels import env
+
 VARIABLE = "VQP_RUN_DIR"
 METADATA_FILE = "launch.json"
 ACTUAL_FILE = "actual.json"
@@ -135,7 +137,7 @@ _attached: tuple[int, str, ServerSide] | None = None
 def attach() -> ServerSide | None:
     """This process's side of the run directory; None without a supervisor (bare ``vllm serve``)."""
     global _attached
-    folder = os.environ.get(VARIABLE)
+    folder = env.text(VARIABLE)
     if not folder or not Path(folder, DRAIN_FILE).exists():
         return None
     if _attached is None or _attached[:2] != (os.getpid(), folder):
@@ -154,7 +156,7 @@ def read_actuals() -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any] | None:
-    folder = os.environ.get(VARIABLE)
+    folder = env.text(VARIABLE)
     if not folder:
         return None
     try:

@@ -16,6 +16,8 @@ import tempfile
 import traceback
 from typing import Any, TextIO
 
+from vllm_quant_kernels import env
+
 
 def _groups(tp: int, pp: int, stage: int) -> None:
     """Make the one-process groups look like rank 0 of ``tp`` ranks in stage ``stage`` of ``pp``."""
@@ -190,7 +192,7 @@ def serve(out: TextIO) -> None:
             except Exception as err:  # a refusal by vLLM is an answer, whatever its class
                 text = reason(err)
                 answer = {"error": text[:2000], "kind": type(err).__name__}
-                if os.environ.get("VQP_EXACT_TRACE"):
+                if env.switch("VQP_EXACT_TRACE"):
                     traceback.print_exc()
             print(json.dumps(answer), file=out, flush=True)
 

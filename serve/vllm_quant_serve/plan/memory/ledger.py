@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm_quant_kernels import env
 from vllm_quant_plugin.errors import OutputError
 from vllm_quant_serve.plan.memory.overhead import version_key
 from vllm_quant_serve.plan.types import Interval, Plan
@@ -36,7 +37,7 @@ _COLUMNS = {
 
 def ledger_path() -> Path:
     """``$VQP_LEDGER``, else ``vllm-quant/launches.sqlite`` in the user's state folder."""
-    chosen = os.environ.get("VQP_LEDGER")
+    chosen = env.text("VQP_LEDGER")
     if chosen:
         return Path(chosen)
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
