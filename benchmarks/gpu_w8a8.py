@@ -38,8 +38,7 @@ from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8, product  # noqa: E40
 
 BEGIN, END = "<!-- gpu w8a8: begin -->", "<!-- gpu w8a8: end -->"
 TOLERANCE = 1e-2
-# DeepGEMM is timed as a peer, and may be chosen too.
-NAMES = {"deepgemm" if backend == "deepgemm" else f"vqp-{backend}": backend for backend in BACKENDS}
+NAMES = {f"vqp-{backend}": backend for backend in BACKENDS}
 
 
 @dataclass(frozen=True)

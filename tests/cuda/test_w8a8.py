@@ -265,23 +265,19 @@ def test_the_choice_is_the_table_where_shapes_allow() -> None:
 def test_the_first_that_is_available_and_fits_is_taken() -> None:
     table: Table = {
         "fp8": ((None, ("rowwise", "wgmma", "cublaslt")),),
-        "fp8-blocks": ((None, ("deepgemm", "blockwise", "wgmma")),),
+        "fp8-blocks": ((None, ("rowwise", "cublaslt", "wgmma")),),
     }
 
     def taken(kind: str, available: set[str], n: int = 256, k: int = 512, **options: bool) -> str:
         return choose(kind, 100, n, k, available=available | {"own"}, table=table, **options)
 
-    everything = {"rowwise", "wgmma", "cublaslt", "deepgemm", "blockwise"}
+    everything = {"rowwise", "wgmma", "cublaslt"}
     assert taken("fp8", everything) == "rowwise"
     assert taken("fp8", everything, bf16=False) == "wgmma", "torch's row scales give BF16 only"
     assert taken("fp8", everything, n=250) == "wgmma", "torch wants multiples of 16"
     assert taken("fp8", {"cublaslt"}) == "cublaslt"
     assert taken("fp8", everything, batch_invariant=True) == "own"
-    assert taken("fp8-blocks", everything) == "deepgemm"
-    assert taken("fp8-blocks", everything - {"deepgemm"}) == "blockwise"
-    assert taken("fp8-blocks", everything, k=640) == "deepgemm"
-    assert taken("fp8-blocks", everything - {"deepgemm"}, k=640) == "wgmma", "torch's releases pad 5 scales differently"
-    assert taken("fp8-blocks", everything, bf16=False) == "blockwise"
+    assert taken("fp8-blocks", everything) == "wgmma", "torch's GEMMs take no block scales"
     assert taken("fp8-blocks", set()) == "own"
     assert choose("int8", 300, 64, 64, batch_invariant=True) == "wgmma", "INT8 sums are exact"
 

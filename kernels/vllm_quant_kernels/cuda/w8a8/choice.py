@@ -5,8 +5,6 @@
     wgmma      Hopper: the same with our kernel for large M
     cublaslt   a launch that quantizes, cuBLASLt through torch._int_mm or torch._scaled_mm, a pass for scales and bias
     rowwise    FP8: a launch that quantizes, torch._scaled_mm with scales and bias in its epilogue
-    blockwise  FP8 with 128 x 128 blocks: the same with block scales, where this torch has them
-    deepgemm   the same by DeepGEMM, where it imports; it compiles kernels when a shape is first seen
 
 No row of this table has been measured by this project: it says what published figures and the instructions
 suggest (docs/internals/cuda-w8a8.md), until benchmarks/gpu_w8a8.py has run and printed a measured one to put here.
@@ -17,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Literal, get_args
 
-Backend = Literal["fused", "own", "wgmma", "cublaslt", "rowwise", "blockwise", "deepgemm"]
+Backend = Literal["fused", "own", "wgmma", "cublaslt", "rowwise"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 Table = dict[str, tuple[tuple[int | None, tuple[Backend, ...]], ...]]
 
@@ -34,7 +32,7 @@ TABLE: Table = {
 FUSED_ROWS = 16
 # torch._int_mm refuses 16 rows and fewer.
 CUBLASLT_ROWS = 17
-TORCH: tuple[Backend, ...] = ("cublaslt", "rowwise", "blockwise")
+TORCH: tuple[Backend, ...] = ("cublaslt", "rowwise")
 
 
 def fits(backend: Backend, kind: str, m: int, n: int, k: int, batch_invariant: bool, bf16: bool) -> bool:
@@ -49,13 +47,8 @@ def fits(backend: Backend, kind: str, m: int, n: int, k: int, batch_invariant: b
     if backend == "fused":
         return m <= FUSED_ROWS and not blocks
     if backend in TORCH:
-        shaped = m >= CUBLASLT_ROWS and n % 16 == 0 and k % 16 == 0 and not batch_invariant
-        # torch's releases pad rows of block scales to a multiple of 4 or not: only such rows are the same in all.
-        if backend == "rowwise":
-            return shaped and kind == "fp8" and bf16
-        return shaped and blocks == (backend == "blockwise") and (not blocks or -(-k // 128) % 4 == 0)
-    if backend == "deepgemm":
-        return blocks and bf16 and n % 64 == 0 and k % 128 == 0
+        shaped = m >= CUBLASLT_ROWS and n % 16 == 0 and k % 16 == 0 and not batch_invariant and not blocks
+        return shaped and (backend == "cublaslt" or (kind == "fp8" and bf16))
     return True
 
 

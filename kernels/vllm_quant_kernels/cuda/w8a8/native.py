@@ -194,10 +194,6 @@ def multiply(
     """
     if backend == "rowwise":
         return w8a8_torch.rowwise(a, w, bias, out, promote)
-    if backend == "blockwise":
-        return w8a8_torch.blockwise(a, w, bias, out)
-    if backend == "deepgemm":
-        return w8a8_torch.deepgemm(a, w, bias, out)
     call = describe(a, out, w, bias, promote, batch_invariant, backend == "wgmma")
     if backend == "cublaslt":
         finish(call, w8a8_torch.cublaslt_sums(a.q, w.codes, promote), out.device)
