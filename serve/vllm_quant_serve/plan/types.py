@@ -1,4 +1,4 @@
-"""The answer to a planning question. Plain dataclasses: no torch, no pydantic, quick to import.
+"""The answer to a planning question. Plain dataclasses: no torch, no pydantic, fast to import.
 
 All memory figures are bytes; all token figures are tokens of one data-parallel replica
 unless a name says otherwise.

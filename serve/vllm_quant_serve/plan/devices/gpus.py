@@ -1,7 +1,7 @@
 """The GPUs the planner knows by name, and how ``--gpu h100:4`` is read. No torch.
 
 ``memory`` is what CUDA hands out (``cudaMemGetInfo``, the total that vLLM multiplies by
-``--gpu-memory-utilization``), not the brochure's figure: an "80 GB" H100 has 79.1 GiB.
+``--gpu-memory-utilization``), not the data sheet's figure: an "80 GB" H100 has 79.1 GiB.
 The values are the "total capacity" of PyTorch's out-of-memory messages and the totals of
 PyTorch's device query in public issue threads of vLLM, SGLang and PyTorch; where several
 were seen (driver, ECC) the smallest. Bandwidth and dense tensor-core rates (without
@@ -25,14 +25,14 @@ class Gpu:
     """One kind of GPU.
 
     Attributes:
-        name: for people.
+        name: human-readable.
         memory: bytes that CUDA or HIP reports as the total.
         bandwidth: bytes per second of device memory.
         flops: dense operations per second by dtype: ``bf16`` (or fp16 before Ampere), ``fp8``, ``int8``.
         link: bytes per second and direction to the other GPUs of the same host.
         link_name: ``NVLink 4``, ``PCIe 4``, ...
         capability: CUDA compute capability, (0, 0) for others.
-        per_host: GPUs that share ``link`` in the usual host.
+        per_host: GPUs that share ``link`` in a typical host.
     """
 
     name: str
@@ -155,7 +155,9 @@ def parse_gpu(spec: str) -> tuple[Gpu, int]:
     name, _, count = spec.partition(":")
     number = int(count) if count.isascii() and count.isdigit() else 0
     if count and not 1 <= number <= MAX_DEVICES:
-        raise UsageError(f"--gpu {spec!r}: {count!r} is no number of GPUs", f"write e.g. h100:4 (1 to {MAX_DEVICES})")
+        raise UsageError(
+            f"--gpu {spec!r}: {count!r} is not a number of GPUs", f"write e.g. h100:4 (1 to {MAX_DEVICES})"
+        )
     return find_gpu(name), number or 1
 
 

@@ -26,7 +26,7 @@ class LocalGpu:
 
 
 def read_gpus() -> list[LocalGpu]:
-    """Every GPU that CUDA_VISIBLE_DEVICES shows; none where there is no driver."""
+    """Every GPU that CUDA_VISIBLE_DEVICES lists; none where there is no driver."""
     try:
         import pynvml
 
@@ -63,7 +63,7 @@ def visible(gpus: list[LocalGpu], variable: str | None) -> list[LocalGpu]:
 
 
 def local_pools() -> tuple[Devices, ...]:
-    """The GPUs of this host by kind; idle ones apart from those that other processes use, most memory first."""
+    """The GPUs of this host by kind; idle ones separate from those that other processes use, most memory first."""
     return pools_of(read_gpus())
 
 

@@ -1,4 +1,4 @@
-"""``--exact``: vLLM's own answer for a placement, from the meta device in a subprocess. No torch here.
+"""``--exact``: asks vLLM itself about a placement, on the meta device in a subprocess. No torch here.
 
 One subprocess answers many questions: importing vLLM takes ten seconds, a model then takes less than one.
 """
@@ -26,8 +26,8 @@ class ExactJob:
     Attributes:
         model: a folder with config.json.
         kv_bytes: KV-cache bytes per rank.
-        names: also tell the bytes of each parameter.
-        partition: layers of each pipeline stage, where they are not spread evenly.
+        names: also report the bytes of each parameter.
+        partition: layers of each pipeline stage, where the stages differ from vLLM's even split.
     """
 
     model: str

@@ -32,8 +32,8 @@ def _groups(tp: int, pp: int, stage: int) -> None:
     pipeline.rank = stage
 
 
-def _keep_scalars_real() -> None:
-    """Gemma 3n computes a threshold while it is built, which a meta tensor cannot tell."""
+def _build_scalars_on_cpu() -> None:
+    """Gemma 3n computes a threshold while it is built, whose value a meta tensor does not have."""
     import torch
     from vllm.model_executor.layers.activation import GeluAndMulSparse
 
@@ -52,7 +52,7 @@ def _start(folder: str) -> None:
     from vllm.model_executor.models import registry
 
     # vLLM inspects each model class in a process of its own, to keep CUDA out of this one; this one is that process.
-    _keep_scalars_real()
+    _build_scalars_on_cpu()
     registry._run_in_subprocess = lambda function: function()
     with set_current_vllm_config(VllmConfig()):
         init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
@@ -171,7 +171,7 @@ def ask(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def reason(err: Exception) -> str:
-    """What an exception says; of pydantic's several lines the one with the reason."""
+    """The message of an exception; of pydantic's several lines, the one with the reason."""
     text = str(err).strip() or type(err).__name__
     for line in text.splitlines():
         found = line.strip().removeprefix("Value error, ").removeprefix("Assertion failed, ")

@@ -107,12 +107,8 @@ class KvLayout:
     def blocks_per_request(self, length: int) -> int:
         return sum(group.spec.pages(length, self.settings) for group in self.groups)
 
-    def request_bytes(self, length: int) -> int:
-        """Bytes that one request of ``length`` tokens takes."""
-        return self.block_bytes * self.blocks_per_request(length)
-
     def needed_bytes(self, length: int, requests: int) -> int:
-        """Bytes for ``requests`` requests of ``length`` tokens, with the null block that vLLM keeps back."""
+        """Bytes for ``requests`` requests of ``length`` tokens, with the null block that vLLM reserves."""
         return self.block_bytes * (self.blocks_per_request(length) * requests + 1)
 
     def concurrency(self, blocks: int, length: int) -> float:

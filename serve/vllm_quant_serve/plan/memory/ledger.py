@@ -1,4 +1,4 @@
-"""Plans against what the launches showed: a small SQLite file, and what follows from it. No torch.
+"""Planned against actual figures of launches: a small SQLite file, and the corrections that it gives. No torch.
 
 After a launch ``record_launch`` keeps the plan and the engine's figures. ``plan --accuracy`` reports
 the absolute errors of all launches; ``residuals`` of launches like the planned one (vLLM version,
@@ -67,7 +67,7 @@ def record_launch(
     """Keep one launch.
 
     Args:
-        actuals: of ``weight_bytes``, ``kv_bytes``, ``kv_tokens``, ``kv_blocks`` per rank, those that the engine told.
+        actuals: ``weight_bytes``, ``kv_bytes``, ``kv_tokens``, ``kv_blocks`` per rank, those that were reported.
         vllm: version that served.
 
     Raises:
@@ -91,7 +91,7 @@ def record_launch(
 
 
 def _rows(query: str, values: Sequence[object], path: Path | None) -> list[tuple[Any, ...]]:
-    """Rows of a query; none where nothing was recorded or the file is no ledger."""
+    """Rows of a query; none where nothing was recorded or the file is not a ledger."""
     import sqlite3
 
     path = path or ledger_path()
@@ -105,7 +105,7 @@ def _rows(query: str, values: Sequence[object], path: Path | None) -> list[tuple
 
 
 def residuals(vllm: str, device: str, architecture: str, path: Path | None = None) -> tuple[int, ...]:
-    """Actual minus planned overhead of launches like this one, bytes per rank; pinned caches tell nothing."""
+    """Actual minus planned overhead of launches like this one, bytes per rank; without those of a pinned cache."""
     if not (path or ledger_path()).exists():
         return ()
     query = (
@@ -126,7 +126,7 @@ def narrowed(overhead: Interval, found: Sequence[int]) -> Interval:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Absolute relative errors of one figure over all launches that told it."""
+    """Absolute relative errors of one figure over all launches that reported it."""
 
     figure: str
     launches: int
@@ -136,7 +136,7 @@ class Accuracy:
 
 
 def accuracy(path: Path | None = None) -> list[Accuracy]:
-    """Mean absolute error, 95th percentile and worst case of weights and KV tokens; pinned caches apart."""
+    """Mean absolute error, 95th percentile and worst case of weights and KV tokens; pinned caches separately."""
     found = []
     for figure, planned, actual, where in (
         ("weights per rank", "planned_weight", "weight", "1"),

@@ -3,7 +3,7 @@
 vLLM (v1/worker/gpu_worker.py) gives the KV cache: total x utilization - (what was consumed
 since start-up: weights, libraries' buffers, fragmentation) - transient activation peak - an
 estimate of the CUDA graphs. The last three are estimated here; each constant names its
-source and how far it was seen to stray. Actuals recorded after launches narrow them.
+source and its observed deviation. Actuals recorded after launches narrow them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class CpuOverheads:
     """Resident memory on a CPU host: of one worker with torch and vLLM imported, and of server and engine core."""
 
     process: Interval
-    front: Interval
+    server: Interval
 
 
 def _mib(low: int, value: int, high: int) -> Interval:
@@ -52,12 +52,12 @@ def _mib(low: int, value: int, high: int) -> Interval:
 
 
 # Keys: vLLM version, then the major CUDA compute capability (0: AMD). Sources, by column:
-# libraries: vLLM's own profile told 0.20 GiB of non-torch memory on RTX 3090 (vllm#14447), 0.33 GiB on RTX 5090
+# libraries: vLLM's own profile reported 0.20 GiB of non-torch memory on RTX 3090 (vllm#14447), 0.33 GiB on RTX 5090
 #   (vllm#14452), 0.39 GiB on V100 (vllm#11251); FlashInfer, the default on Blackwell, takes a workspace of 394 MiB
 #   (vllm/envs.py).
-# fragmentation: out-of-memory messages tell about 0.1 GiB reserved and unallocated (vllm#10637).
+# fragmentation: out-of-memory messages report about 0.1 GiB reserved and unallocated (vllm#10637).
 # nccl: llm-d-planner's study measured 2.1 GiB with everything on H100 (vLLM 0.19) where 0.6 GiB were assumed; a log of
-#   H200s tells 1.38 GiB of non-torch memory in a group. PCIe groups use fewer channels.
+#   H200s reports 1.38 GiB of non-torch memory in a group. PCIe groups use fewer channels.
 # graphs: "Estimated CUDA graph memory" of 0.17 GiB (RTX 3090, TP 4, vLLM 0.21), 0.36 GiB (vLLM 0.27), 0.58 GiB
 #   (RTX 3090, TP 4 x PP 2); graph capture took 2.37 GiB on H200s with a large model.
 # context: start-up logs "Free memory on device (free/total)": 78.68/79.15 GiB (A100), 139.21/139.81 GiB (H200),
@@ -178,10 +178,10 @@ def gpu_overhead(
 def cpu_overhead(
     arch: ModelArch, place: Placement, *, tokens: int, sequences: int, itemsize: int, version: str
 ) -> dict[str, Interval]:
-    """Overheads of one CPU rank: its process, its share of the front, activations."""
+    """Overheads of one CPU rank: its process, its share of the server, activations."""
     table = CPU_OVERHEADS[version_key(version)]
     return {
         "activations": activation_bytes(arch, place, tokens, sequences, itemsize),
         "process": table.process,
-        "server": scaled(table.front, 1 / place.devices),
+        "server": scaled(table.server, 1 / place.devices),
     }

@@ -23,8 +23,8 @@ class Placement:
 
     Attributes:
         tp, pp, dp: tensor, pipeline and data parallel sizes.
-        expert_parallel: experts are spread whole over the ranks.
-        layers: layers of each pipeline stage, where they are not spread evenly.
+        expert_parallel: whole experts are distributed over the ranks.
+        layers: layers of each pipeline stage, where the stages differ from vLLM's even split.
     """
 
     tp: int = 1
@@ -43,7 +43,7 @@ class Placement:
 
     @property
     def expert_ranks(self) -> int:
-        """Ranks over which whole experts are spread; 1 without expert parallelism."""
+        """Ranks over which whole experts are distributed; 1 without expert parallelism."""
         return self.tp * self.dp if self.expert_parallel else 1
 
 
@@ -52,7 +52,7 @@ def padded_vocab(vocab: int) -> int:
 
 
 def stage_layers(layers: int, pp: int) -> list[int]:
-    """Layers of each pipeline stage, as vLLM's ``get_pp_indices`` spreads them.
+    """Layers of each pipeline stage, as vLLM's ``get_pp_indices`` distributes them.
 
     What does not divide goes to the stages before the last, from its end.
     """
@@ -63,7 +63,7 @@ def stage_layers(layers: int, pp: int) -> list[int]:
 
 
 def local_shape(parameter: Parameter, place: Placement) -> tuple[int, tuple[int, ...]]:
-    """Number of alike tensors and their shape on the fullest rank."""
+    """Number of identical tensors and their shape on the fullest rank."""
     shape, count, role = parameter.shape, parameter.count, parameter.role
     if role.startswith("expert"):
         if place.expert_parallel:

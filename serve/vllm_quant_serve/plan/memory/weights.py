@@ -1,4 +1,4 @@
-"""Weight bytes per rank and the tensor-parallel sizes a model allows, with reasons in words. No torch."""
+"""Weight bytes per rank and the tensor-parallel sizes a model allows, with reasons. No torch."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ VOCAB_PADDING = 64  # vLLM: DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embeddi
 
 @dataclass(frozen=True)
 class Parameter:
-    """One tensor, or ``count`` alike ones, in the checkpoint's naming.
+    """One tensor, or ``count`` identical ones, in the checkpoint's naming.
 
     Attributes:
         name: module path with the parameter's last component, e.g. ``model.layers.0.self_attn.q_proj.weight``.
@@ -31,7 +31,7 @@ class Parameter:
             padded to 64, ``expert_*`` likewise within an expert or, under expert parallelism,
             by whole experts; ``expert`` only by whole experts.
         heads: KV heads, for the role ``kv``.
-        count: number of alike tensors (experts).
+        count: number of identical tensors (experts).
         linear: a weight that a quantization scheme may apply to.
         itemsize: bytes per element where it is not the model's dtype (0: the model's dtype).
         nbytes: bytes in the checkpoint of the whole tensor, where it is stored packed and its
@@ -142,7 +142,7 @@ class ModelArch:
             ``embedding_everywhere`` only the embeddings on all of them.
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
-        unsized: parts (vision, audio) that only the checkpoint's tensors tell the size of.
+        unsized: parts (vision, audio) whose size only the checkpoint's tensors give.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
         guessed: what of an unknown family's config no Llama-like decoder has, e.g. experts.
     """

@@ -1,7 +1,7 @@
 """A model's parameters from safetensors headers: names give the sharding, shapes the sizes. No torch.
 
 The config still gives the caches and the rules; the tensors replace the parameters that the
-family builder would assume, so that a model of unknown family is weighed as it is on disk.
+family builder would assume, so that a model of an unknown family is sized as it is on disk.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def role_of(module: str) -> Role:
 
 
 def logical_shape(leaf: str, info: TensorInfo, scheme: Scheme | None) -> tuple[int, ...] | None:
-    """(out_features, in_features) of a packed tensor; None where it cannot be told."""
+    """(out_features, in_features) of a packed tensor; None where it is unknown."""
     if leaf not in _QUANTIZED_LEAVES:
         return info.shape
     if scheme is None or len(info.shape) != 2:
@@ -89,14 +89,14 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
             for parameter in _parameters(module, leaf, info, leaves, module_scheme, arch, kv_heads):
                 known = roles.get(parameter.name.replace("language_model.", ""))
                 if known is not None and parameter.role in ("vocab", "replicated"):
-                    parameter = replace(parameter, role=known)  # the family knows what the name does not tell
+                    parameter = replace(parameter, role=known)  # the family knows what the name does not show
                 found = _EXPERT.search(parameter.name)
                 if found and parameter.count == 1:
                     experts[(_EXPERT.sub(".experts.0.", parameter.name), parameter.role, parameter.shape)] += 1
                     if found[1] != "0":
                         continue
                 target = per_layer[layer] if layer is not None else (last if _is_last(module) else first)
-                target += _cut_apart(parameter, fused.get(parameter.name.replace("language_model.", ""), []))
+                target += _split_rows(parameter, fused.get(parameter.name.replace("language_model.", ""), []))
     layers = tuple(
         replace(old, parameters=tuple(_counted(p, experts) for p in per_layer[i])) for i, old in enumerate(arch.layers)
     )
@@ -104,7 +104,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     return replace(arch, layers=layers, first=tuple(first), last=tuple(last), shared=shared)
 
 
-def _cut_apart(parameter: Parameter, known: list[Parameter]) -> list[Parameter]:
+def _split_rows(parameter: Parameter, known: list[Parameter]) -> list[Parameter]:
     """One tensor whose rows are cut in several ways (Mamba-2: heads are divided, groups replicated)."""
     if len(known) < 2 or parameter.nbytes or sum(one.shape[0] for one in known) != parameter.shape[0]:
         return [parameter]

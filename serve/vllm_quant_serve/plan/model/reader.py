@@ -1,4 +1,4 @@
-"""Checked access to a config.json that anybody may have written. No torch.
+"""Checked access to a config.json of unknown origin. No torch.
 
 Every number the planner computes with passes through here, so that a missing key, a string
 for a number, a negative or an absurd value is one clear line and never a traceback or a hang.
@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm_quant_plugin.errors import CheckpointError
 
-# Far above any model; low enough that loops over layers and experts stay quick.
+# Far above any model; low enough that loops over layers and experts stay fast.
 LIMITS = {"layers": 4096, "experts": 65_536, "width": 16_777_216, "vocab": 268_435_456, "length": 1 << 40}
 _TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
@@ -30,7 +30,7 @@ class Reader:
         """The first of ``names`` that is set, as an integer in ``least`` .. LIMITS[limit].
 
         Raises:
-            CheckpointError: none is set and there is no default, no integer, or out of range.
+            CheckpointError: none is set and there is no default; not an integer; out of range.
         """
         for name in names:
             value = self.config.get(name)

@@ -1,6 +1,6 @@
 """The quantization of a checkpoint as the planner needs it: the plugin's schemes and 4-bit floats. No torch.
 
-MXFP4 and NVFP4 are served by vLLM itself, not by this plugin; the planner only weighs them.
+MXFP4 and NVFP4 are served by vLLM itself, not by this plugin; the planner only sizes them.
 Sources: vllm/model_executor/layers/quantization (mxfp4.py, modelopt.py, compressed_tensors) and
 layers/fused_moe/oracle/mxfp4.py of 0.32 and 0.33.
 """
@@ -17,7 +17,7 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.scheme import ModelScheme, Rule, Scheme
 
-# Methods that vLLM dropped; bitsandbytes checkpoints are still weighed, so that the refusal can say how large they are.
+# Methods that vLLM dropped; bitsandbytes checkpoints are still sized, so that the refusal can report it.
 REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
 SIZE_ONLY = ("bitsandbytes",)
 
@@ -27,7 +27,7 @@ class FloatScheme(Scheme):
     """4-bit floats with a small scale per group along the input.
 
     Attributes:
-        label: for people.
+        label: human-readable name.
         scale_bytes: bytes of one group's scale.
         extra_bytes: bytes per matrix besides (global scales).
         tile: (N, K) to whose multiples a kernel pads each rank's shard; (1, 1) for none.

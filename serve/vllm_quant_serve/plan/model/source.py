@@ -1,4 +1,4 @@
-"""The model of a plan: a local folder, or a hub id of which only config and headers are fetched. No torch."""
+"""The model of a plan: a local folder, or a Hub id, of which only the config and the headers are fetched. No torch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vllm_quant_plugin.hub import resolve_model
 
 
 def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str]:
-    """The checkpoint and a remark on where its tensors are known from.
+    """The checkpoint, and a remark on the source of its tensors.
 
-    Weights are never downloaded: of a hub model, the headers are read by range requests.
+    Weights are never downloaded. For Hub models, only the headers are read, by range requests.
 
     Raises:
-        CheckpointError: no such folder or hub id, or damaged files.
+        CheckpointError: no such folder or Hub id, or damaged files.
     """
     if not Path(model).expanduser().exists():
         _quiet()
@@ -27,7 +27,7 @@ def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str
     if not config.exists():
         raise CheckpointError(f"{model}: has no config.json", "give the id of a model in transformers' format")
     tensors = hub_tensors(model, revision)
-    note = "headers read from the hub" if tensors else "headers out of reach: weights are computed from config.json"
+    note = "headers read from the Hub" if tensors else "the Hub is unreachable: weights are computed from config.json"
     return Checkpoint(folder, read_json(config), tensors), note
 
 
@@ -39,7 +39,7 @@ def _quiet() -> None:
 
 
 def _complete(folder: Path) -> bool:
-    """Whether a snapshot of the hub's cache holds all its weights."""
+    """Whether a snapshot in the Hub's cache holds all its weights."""
     index = folder / INDEX_NAME
     if not index.exists():
         return any(folder.glob("*.safetensors"))
@@ -48,7 +48,7 @@ def _complete(folder: Path) -> bool:
 
 
 def hub_tensors(model: str, revision: str | None = None) -> dict[str, TensorInfo]:
-    """Tensors of a hub model by range requests of its headers; empty when the hub is out of reach."""
+    """Tensors of a Hub model, from its headers; empty when the Hub is unreachable."""
     from huggingface_hub import get_safetensors_metadata
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
@@ -57,10 +57,11 @@ def hub_tensors(model: str, revision: str | None = None) -> dict[str, TensorInfo
     except NotASafetensorsRepoError:
         raise CheckpointError(f"{model}: holds no safetensors", "take a repository with safetensors weights") from None
     except SafetensorsParsingError:
-        raise CheckpointError(f"{model}: a safetensors header is damaged", "tell the repository's owner") from None
+        raise CheckpointError(
+            f"{model}: a safetensors header is damaged", "report it to the owner of the repository"
+        ) from None
     except Exception as err:
-        # Out of reach: besides its own errors the hub's client lets those of its HTTP library through, which
-        # is another one in each of its versions.
+        # Unreachable: the Hub's client also raises the errors of its HTTP library, which differs between versions.
         if isinstance(err, (TypeError, AttributeError, KeyError, NameError)):
             raise
         return {}

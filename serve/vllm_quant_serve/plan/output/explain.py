@@ -1,4 +1,4 @@
-"""``plan --explain``: how each figure of a plan came about, in sentences. No torch."""
+"""``plan --explain``: how each figure of a plan was computed, in sentences. No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vllm_quant_serve.plan.types import Plan
 
 
 def explain(context: Context, plan: Plan) -> list[str]:
-    """Lines for people, from the device down to the KV token."""
+    """Human-readable lines, from the device down to the KV token."""
     place = Placement(plan.tensor_parallel_size, plan.pipeline_parallel_size, plan.data_parallel_size,
                       plan.expert_parallel, plan.stage_layers)  # fmt: skip
     return [

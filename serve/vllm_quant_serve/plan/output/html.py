@@ -1,4 +1,4 @@
-"""``plan --html FILE``: a report that stands alone: no scripts, no fonts, nothing loaded. No torch."""
+"""``plan --html FILE``: a self-contained report: no scripts, no fonts, nothing loaded. No torch."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def page(plan: Plan, lines: list[str]) -> str:
         f"<th>why</th></tr>{placements}</table>"
         f"<h2>Command</h2><pre>{command}</pre>"
         f"{f'<h2>Notes</h2><ul>{notes}</ul>' if notes else ''}"
-        f"<h2>How the figures came about</h2><pre>{escape(chr(10).join(lines))}</pre></body></html>\n"
+        f"<h2>How the figures were computed</h2><pre>{escape(chr(10).join(lines))}</pre></body></html>\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""A plan as a table for people. rich is imported here only, and only when a table is printed."""
+"""A plan as a table. rich is imported here only, and only when a table is printed."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def bar_widths(parts: list[tuple[str, int]], width: int = BAR) -> list[int]:
 
 
 def label_of(one: Plan | Candidate) -> str:
-    """``TP 4 x PP 2 x DP 2, experts spread``."""
+    """``TP 4 x PP 2 x DP 2, experts distributed``."""
     text = f"TP {one.tensor_parallel_size}"
     text += f" x PP {one.pipeline_parallel_size}" if one.pipeline_parallel_size > 1 else ""
     text += f" x DP {one.data_parallel_size}" if one.data_parallel_size > 1 else ""
-    return text + (", experts spread" if one.expert_parallel else "")
+    return text + (", experts distributed" if one.expert_parallel else "")
 
 
 def speed(prediction: Prediction) -> str:

@@ -29,7 +29,7 @@ def plan_schema() -> dict[str, Any]:
         "type": "array",
     }
     found["properties"]["explanation"] = {
-        "description": "With --explain: how each figure came about, in sentences.",
+        "description": "With --explain: how each figure was computed, in sentences.",
         "items": {"type": "string"},
         "title": "Explanation",
         "type": "array",

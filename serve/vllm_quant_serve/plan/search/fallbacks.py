@@ -1,7 +1,7 @@
-"""What may be changed so that a model fits after all, the most harmless first. No torch.
+"""Settings that are changed so that a model fits after all, the least costly first. No torch.
 
-Never what the user set. Fewer sequences at once cost throughput only; a higher share of the memory costs safety; an
-8-bit cache costs some quality.
+What the user set is never changed. Fewer sequences at once cost throughput only; a higher share of the memory costs
+safety; an 8-bit cache costs some quality.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ UTILIZATION = 0.95
 
 @dataclass(frozen=True)
 class MemoryFallback:
-    """Flags, and the context that they make."""
+    """Flags, and the context under them."""
 
     flags: dict[str, str]
     context: Context
@@ -29,7 +29,7 @@ class MemoryFallback:
         note = f"fits only with {' '.join(f'{flag} {value}' for flag, value in self.flags.items())}"
         if "--kv-cache-dtype" not in self.flags:
             return (note,)
-        return note, "an fp8 cache costs a little quality: measure it (vllm-quant eval), or take more memory"
+        return note, "an fp8 cache costs some quality: measure it (vllm-quant eval), or use more memory"
 
 
 def memory_fallbacks(context: Context) -> Iterator[MemoryFallback]:

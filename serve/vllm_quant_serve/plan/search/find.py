@@ -36,7 +36,7 @@ def best_of(context: Context, evaluated: list[Evaluated]) -> Evaluated | None:
 def find_best(context: Context) -> tuple[Evaluated | None, list[Evaluated]]:
     """The best placement and all that were evaluated.
 
-    Where nothing fits as vLLM would run it, harmless settings are changed first (``fallbacks``); without a length
+    Where nothing fits as vLLM would run it, the memory fallbacks are tried first (``fallbacks``); without a length
     from the user the context is shortened before the cache loses precision.
     """
     evaluated = evaluate_all(context)
@@ -76,7 +76,7 @@ def _shorten(step: MemoryFallback, evaluated: list[Evaluated]) -> Evaluated | No
     fits = [one for one in evaluated if one.fit is not None and one.meets and one.fit.longest >= useful]
     for one in sorted(fits, key=lambda one: (-(one.fit.longest if one.fit else 0), one.place.devices)):
         assert one.fit is not None
-        length = round_length(one.fit.surely if one.fit.surely >= useful else one.fit.longest)
+        length = round_length(one.fit.certain if one.fit.certain >= useful else one.fit.longest)
         shorter = evaluate(replace(context, length=length, shortened=True), one.place)
         if shorter.feasible:
             flags = {**step.flags, "--max-model-len": str(length)}

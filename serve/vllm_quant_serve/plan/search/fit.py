@@ -29,7 +29,7 @@ class Fit:
         kv_bytes: what remains for the KV cache (never below zero).
         pinned: KV bytes to fix by a flag, None to leave the size to vLLM.
         missing: bytes short of the request, 0 when it fits.
-        longest: the longest single request that fits; ``surely`` at the pessimistic end of the estimates, too.
+        longest: the longest single request that fits; ``certain`` at the pessimistic end of the estimates, too.
         tight: it fits by the estimates, but not at the pessimistic end of their interval.
         slack: bytes left at that end; below zero where it is tight.
         requests: how many requests of ``length`` fit.
@@ -51,7 +51,7 @@ class Fit:
     pinned: int | None
     missing: int
     longest: int
-    surely: int
+    certain: int
     requests: int
     weights_fit: bool
     tight: bool
@@ -78,7 +78,7 @@ def _budget(context: Context) -> tuple[int, float, list[str], str]:
             utilization = usable
     limit = (free if free is not None else total) - own.low
     if request.gpu_memory_utilization is None and total * utilization > limit > 0:
-        utilization = math.floor(limit / total * 100) / 100  # a small GPU, whose context weighs more
+        utilization = math.floor(limit / total * 100) / 100  # on a small GPU the context takes a larger share
     budget = math.ceil(total * utilization)
     refusal = ""
     if budget > limit:
@@ -90,12 +90,12 @@ def _budget(context: Context) -> tuple[int, float, list[str], str]:
 
 
 def fit_placement(context: Context, place: Placement) -> Fit:
-    """Fit the model into alike devices under ``place``, which must be legal: the fullest pipeline stage decides."""
+    """Fit the model into identical devices under ``place``, which must be legal: the fullest pipeline stage decides."""
     return worst_of([fit_stage(context, place, stage) for stage in _kinds_of_stages(context, place)])
 
 
 def worst_of(fits: Sequence[Fit]) -> Fit:
-    """The stage that does not fit or, where all do, the one with the fewest blocks: vLLM takes the least of all."""
+    """The stage that does not fit or, where all do, the one with the fewest blocks: vLLM takes the minimum of all."""
     return min(fits, key=lambda fit: (fit.feasible, -fit.missing, fit.blocks))
 
 
@@ -140,7 +140,7 @@ def fit_stage(context: Context, place: Placement, stage: int) -> Fit:
     blocks = layout.blocks(kv.value)
     tokens_of = Interval(*(layout.tokens(layout.blocks(n), context.length) for n in (kv.low, kv.value, kv.high)))
     limit = max(context.length, arch.max_position)
-    longest, surely = (layout.longest(min(a, b), limit) for a, b in ((kv.value, left.value), (kv.low, left.low)))
+    longest, certain = (layout.longest(min(a, b), limit) for a, b in ((kv.value, left.value), (kv.low, left.low)))
     usable = max(blocks - 1, 0)
     per_request = layout.blocks_per_request(context.length)
     requests = usable // per_request if per_request else request.concurrency
@@ -177,7 +177,7 @@ def fit_stage(context: Context, place: Placement, stage: int) -> Fit:
         notes.append(f"the full context of {arch.max_position:,} tokens does not fit; {context.length:,} does{more}")
     return Fit(
         feasible, reason, layout, context.length, sequences, utilization, budget, weights, overhead, parts,
-        kv, tokens_of, blocks, pinned, max(missing, 0), longest, surely, requests, weights_fit, tight, slack,
+        kv, tokens_of, blocks, pinned, max(missing, 0), longest, certain, requests, weights_fit, tight, slack,
         tuple(notes),
     )  # fmt: skip
 

@@ -176,7 +176,7 @@ def spread(contexts: Sequence[Context], place: Placement, owners: Sequence[int])
 
 
 def blended(gpus: Sequence[Gpu], layers: Sequence[int]) -> Gpu:
-    """One GPU as quick as the stages in turn: harmonic means of their rates, weighted by layers."""
+    """One GPU as fast as the stages in sequence: harmonic means of their rates, weighted by layers."""
     total = sum(layers)
 
     def mean(rates: Sequence[float]) -> float:

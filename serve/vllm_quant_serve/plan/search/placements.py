@@ -1,4 +1,4 @@
-"""Every placement of a model on the devices, evaluated one by one, with the reason in words. No torch."""
+"""Every placement of a model on the devices, evaluated one by one, with the reason. No torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ MIN_USEFUL_LENGTH = 2048
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One placement with what came of it.
+    """One placement and its result.
 
     Attributes:
         meets: whether it meets the service levels.
-        context: under which it was evaluated, where that is not the one of the request.
+        context: under which it was evaluated, where it differs from the request's.
         device: the kind of device, where there are several.
         flags: of ``vllm serve``, that make it fit beyond the sizes.
         env: environment variables that it needs.
-        notes: remarks for people.
+        notes: human-readable remarks.
     """
 
     place: Placement
@@ -84,14 +84,14 @@ def sizes(count: int) -> list[int]:
 
 
 def label(place: Placement) -> str:
-    """``TP 4 x PP 2 x DP 2, experts spread``."""
+    """``TP 4 x PP 2 x DP 2, experts distributed``."""
     text = f"TP {place.tp}" + (f" x PP {place.pp}" if place.pp > 1 else "")
     text += f" x DP {place.dp}" if place.dp > 1 else ""
-    return text + (", experts spread" if place.expert_parallel else "")
+    return text + (", experts distributed" if place.expert_parallel else "")
 
 
 def evaluate(context: Context, place: Placement) -> Evaluated:
-    """Whether a placement is legal, fits and meets the service levels, with the reason in words."""
+    """Whether a placement is legal, fits and meets the service levels, and why not."""
     devices = context.devices
     if place.devices > devices.count:
         return Evaluated(place, None, f"{label(place)} needs {place.devices} devices, there are {devices.count}")
@@ -113,17 +113,17 @@ def evaluate(context: Context, place: Placement) -> Evaluated:
 
 
 def _thin(context: Context, place: Placement) -> str:
-    """Why a pipeline over hosts with little tensor parallelism in each is left out: it answers slowly."""
+    """Why a pipeline over hosts with little tensor parallelism in each is left out: its latency is high."""
     request, per_host = context.request, context.devices.gpu.per_host
     asked = request.tensor_parallel_size or request.pipeline_parallel_size
     if asked or context.devices.is_cpu or place.tp * place.pp <= per_host or 2 * place.tp >= per_host:
         return ""
     wider = [tp for tp in sizes(per_host) if tp > place.tp and not any(context.weights.refusals(Placement(tp)))]
-    return f"over several hosts wider tensor parallelism answers sooner: TP {wider[-1]}" if wider else ""
+    return f"over several hosts wider tensor parallelism has a lower latency: TP {wider[-1]}" if wider else ""
 
 
 def with_speed(context: Context, place: Placement, fit: Fit) -> Evaluated:
-    """What a fit is worth: its speed, and whether that meets the service levels.
+    """A fit with its speed, and whether that meets the service levels.
 
     With a limit on the time per output token, as many sequences run at once as keep it.
     """
@@ -151,7 +151,7 @@ def with_speed(context: Context, place: Placement, fit: Fit) -> Evaluated:
 
 
 def workload(context: Context) -> Workload:
-    """The typical request: as told, else up to 1024 tokens in and 256 out within the longest request."""
+    """The typical request: as given, else up to 1024 tokens in and 256 out within the longest request."""
     request = context.request
     output = request.output_tokens or min(256, max(context.length // 4, 1))
     prompt = request.prompt_tokens or max(min(1024, context.length - output), 1)
@@ -159,7 +159,7 @@ def workload(context: Context) -> Workload:
 
 
 def evaluate_all(context: Context) -> list[Evaluated]:
-    """Every placement worth evaluating; spread experts where cutting them is illegal."""
+    """Every placement worth evaluating; whole experts per rank where cutting them is illegal."""
     evaluated: list[Evaluated] = []
     enough = False
     for place in placements(context):
@@ -168,15 +168,15 @@ def evaluate_all(context: Context) -> list[Evaluated]:
         one = evaluate(context, place)
         evaluated.append(one)
         spread = replace(place, expert_parallel=True)
-        if one.fit is None and place.devices <= context.devices.count and _may_spread(context, place, spread):
+        if one.fit is None and place.devices <= context.devices.count and _may_distribute(context, place, spread):
             one = evaluate(context, spread)
             evaluated.append(one)
         enough = enough or one.sure
     return evaluated
 
 
-def _may_spread(context: Context, place: Placement, spread: Placement) -> bool:
-    """Whether spreading whole experts makes an illegal placement legal, and the user left that open."""
+def _may_distribute(context: Context, place: Placement, spread: Placement) -> bool:
+    """Whether distributing whole experts makes an illegal placement legal, and the user left that open."""
     if not context.arch.experts or place.devices == 1 or place.expert_parallel:
         return False
     if context.request.enable_expert_parallel is not None:

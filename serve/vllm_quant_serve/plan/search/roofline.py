@@ -3,7 +3,7 @@
 A decode step of B sequences reads every weight that is touched once and the cache of every sequence;
 a prefill is bound by FLOPs. The model: Williams et al., "Roofline" (CACM 2009), per layer type, with
 the all-reduce cost of Thakur et al. (ring: 2 (n-1)/n of the bytes over each link, plus a latency per
-step). It ranks placements; it is an estimate, not a measurement, and is labelled so wherever it is shown.
+step). It ranks placements; it is an estimate, not a measurement, and is labelled as such wherever it is shown.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Roofline:
     def _seconds(self, tokens: int, cache_bytes: float, attention: float) -> float:
         """One forward pass of ``tokens`` tokens through all stages.
 
-        ``bytes_of`` speaks of one rank holding every layer, so stages in turn take the whole sum.
+        ``bytes_of`` counts one rank that holds every layer, so that the stages together take the whole sum.
         """
         touched = self.experts_touched(tokens)
         nbytes = self.dense_bytes + self.expert_bytes * touched + cache_bytes
@@ -172,8 +172,8 @@ class Roofline:
         low, high = 0, max(limit, 1)
         while low < high:
             middle = (low + high + 1) // 2
-            quick = self.decode(max(1, math.ceil(middle / replicas)), length) <= seconds
-            low, high = (middle, high) if quick else (low, middle - 1)
+            in_time = self.decode(max(1, math.ceil(middle / replicas)), length) <= seconds
+            low, high = (middle, high) if in_time else (low, middle - 1)
         return low
 
     def speed(self, load: Workload, held: int) -> Speed:

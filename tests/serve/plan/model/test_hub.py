@@ -130,7 +130,7 @@ def test_a_sharded_model_is_planned_from_ranges_of_its_headers(hub, tmp_path):
     remote = json.loads(done.stdout)
     local = make_plan(PlanRequest(str(hub.folder), gpu=("l4",), max_model_len=2048))
     assert remote["weight_bytes_per_rank"] == local.weight_bytes_per_rank
-    assert "headers read from the hub" in remote["notes"]
+    assert "headers read from the Hub" in remote["notes"]
     sent = [size for name, verb, size in hub.handler.asked if verb == "GET" and name in SHARDS]
     assert len(sent) == len(SHARDS)
     assert all(size <= 100_001 for size in sent)
@@ -143,7 +143,7 @@ def test_headers_that_fail_leave_the_config(hub):
     hub.handler.broken = SHARDS[1]
     done = hub("--json")
     assert done.returncode == 0, done.stderr
-    assert any("headers out of reach" in note for note in json.loads(done.stdout)["notes"])
+    assert any("the Hub is unreachable" in note for note in json.loads(done.stdout)["notes"])
 
 
 def test_a_damaged_header_is_one_line(hub):

@@ -101,7 +101,7 @@ def test_hub_models_are_read_by_their_headers(monkeypatch, tmp_path, model_folde
     monkeypatch.undo()
     local = make_plan(PlanRequest(model_folder("llama-3.2-1b", tensors), gpu=("l4",), max_model_len=2048))
     assert remote.weight_bytes_per_rank == local.weight_bytes_per_rank
-    assert remote.notes == ("headers read from the hub",)
+    assert remote.notes == ("headers read from the Hub",)
 
 
 def test_a_hub_out_of_reach_leaves_the_config(monkeypatch, tmp_path):
@@ -110,7 +110,7 @@ def test_a_hub_out_of_reach_leaves_the_config(monkeypatch, tmp_path):
 
     hub(monkeypatch, tmp_path, offline)
     plan = make_plan(PlanRequest("org/name", gpu=("l4",), max_model_len=2048))
-    assert "headers out of reach" in plan.notes[0]
+    assert "the Hub is unreachable" in plan.notes[0]
 
 
 def test_a_repository_without_safetensors_is_refused(monkeypatch, tmp_path):

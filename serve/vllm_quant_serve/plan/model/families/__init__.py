@@ -14,7 +14,7 @@ from vllm_quant_serve.plan.model.families.support import ALIASES, REMOVED
 from vllm_quant_serve.plan.model.reader import Reader, text_reader
 
 # Keys of an unknown family that a Llama-like decoder does not account for.
-_STRANGE = {
+_UNACCOUNTED = {
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), "experts"),
     "kv_lora_rank": "latent attention",
     **dict.fromkeys(("linear_num_key_heads", "mamba_d_state", "ssm_state_size", "state_size"), "recurrent layers"),
@@ -40,16 +40,17 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
     reader = text_reader(config)
     model_type = reader.text("model_type") or str(config.get("model_type") or "")
     model_type = ALIASES.get(model_type, model_type)
-    gone = REMOVED.get(decoder.architecture(config))
-    if gone is not None:
+    architecture = decoder.architecture(config)
+    last = REMOVED.get(architecture)
+    if last is not None:
         raise NoFeasiblePlanError(
-            f"vLLM serves {decoder.architecture(config)} no more since {gone}", "take another model, or that older vLLM"
+            f"vLLM {last} was the last version that served {architecture}", "use another model, or that version of vLLM"
         )
     return _with_towers(_describe(reader, config, model_type), config)
 
 
 def _with_towers(arch: ModelArch, config: Mapping[str, Any]) -> ModelArch:
-    """Say what the config alone does not weigh."""
+    """Note the towers that the config alone does not size."""
     towers = [key.removesuffix("_config") for key in ("vision_config", "audio_config") if config.get(key)]
     return replace(arch, unsized=tuple(towers)) if towers else arch
 
@@ -68,8 +69,8 @@ def _describe(reader: Reader, config: Mapping[str, Any], model_type: str) -> Mod
             f"config.json: model_type {model_type or 'missing'!r} is unknown and its config is not Llama-like",
             "plan needs hidden_size, num_hidden_layers, num_attention_heads, intermediate_size and vocab_size",
         )
-    strange = next((what for key, what in _STRANGE.items() if reader.config.get(key)), "")
-    if strange and not reader.has("intermediate_size"):
+    extra = next((what for key, what in _UNACCOUNTED.items() if reader.config.get(key)), "")
+    if extra and not reader.has("intermediate_size"):
         reader = Reader({**reader.config, "intermediate_size": reader.integer("hidden_size")}, reader.where)
-    arch = replace(decoder.build(reader, config, STYLES["llama"], exact=False), guessed=strange)
-    return replace(arch, notes=(f"model_type {model_type!r} is not known: a Llama-like decoder is assumed",))
+    arch = replace(decoder.build(reader, config, STYLES["llama"], exact=False), guessed=extra)
+    return replace(arch, notes=(f"model_type {model_type!r} is unknown: a Llama-like decoder is assumed",))

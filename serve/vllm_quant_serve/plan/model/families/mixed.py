@@ -54,6 +54,6 @@ def layer_types(reader: Reader, count: int, default: list[str] | None = None, *n
     found = reader.strings(*(names or ("layer_types",)))
     types = found if found is not None else default
     if types is None or len(types) < count:
-        told = len(types) if types is not None else 0
-        raise CheckpointError(f"config.json: layer_types names {told} of {count} layers", "fix config.json")
+        named = len(types) if types is not None else 0
+        raise CheckpointError(f"config.json: layer_types names {named} of {count} layers", "fix config.json")
     return types

@@ -39,7 +39,7 @@ class Style:
     Attributes:
         qk_norm: see ``parts.Attention``; a function of the config where it depends on it.
         norms: the norms of one layer, each over hidden.
-        window: name of the rule in ``windows`` that tells which layers slide.
+        window: name of the rule in ``windows`` that gives the layers with a sliding window.
         gated_attention: q_proj also makes a gate as wide as the queries.
         rotary: ``table`` one cos/sin table, ``two`` another one for sliding layers,
             ``float32`` one in float32, ``none`` where vLLM
@@ -47,7 +47,7 @@ class Style:
         ends: see ``ModelArch``.
         positions: key of the number of learned positions, which have two rows more; "" for none.
         tied_pipeline: whether vLLM builds tied embeddings in pipeline stages.
-        moe: name of the rule in ``moe`` that tells which layers are sparse and how; "" for dense.
+        moe: name of the rule in ``moe`` that gives the sparse layers and their experts; "" for dense.
         defaults: transformers' defaults of keys that configs leave out.
     """
 
