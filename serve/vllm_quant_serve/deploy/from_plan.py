@@ -55,7 +55,7 @@ def _words(request: PlanRequest, flags: dict[str, str]) -> list[str]:
         elif value is False:
             words.append(flag.replace("--", "--no-", 1))
         else:
-            for item in value if isinstance(value, tuple) else (value,):
+            for item in value if isinstance(value, list | tuple) else (value,):
                 words += [flag, str(item)]
     return words
 

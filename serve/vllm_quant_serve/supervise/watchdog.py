@@ -85,7 +85,7 @@ class Watchdog:
 
     def hung(self, now: float) -> bool:
         """Whether requests have waited longer than ``hang_timeout``."""
-        limit = self.options.hang_timeout
+        limit = self.options.hang_limit
         return self.heartbeat and limit > 0 and self.stalled(now) > limit
 
     def deep_check_due(self, now: float) -> bool:
@@ -100,6 +100,6 @@ class Watchdog:
     async def deep_check(self, probe: Probe) -> None:
         """Ask for one token."""
         # The request outlasts the hang timeout: while it waits, ``hung`` counts it like any other request.
-        answer = await probe.generates(timeout=2 * (self.options.hang_timeout or DEEP_TIMEOUT))
+        answer = await probe.generates(timeout=2 * (self.options.hang_limit or DEEP_TIMEOUT))
         self._checked = time.monotonic()
         self.generates = answer
