@@ -1,4 +1,4 @@
-"""``vllm-quant``: the front door. Each command's module is imported only when it runs.
+"""``vllm-quant``: the entry point. Each command's module is imported only when it runs.
 
 Expected failures (``VqpError``) leave as one line on stderr and a documented exit
 code; with ``--json`` among the arguments, also as a JSON object on stdout.

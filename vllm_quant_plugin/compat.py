@@ -1,9 +1,9 @@
 """The vLLM names that configs need, and the versions this project was checked against.
 
-Nothing but this file and ``compat_layers.py`` imports from ``vllm`` by name, so a release that
-moves something is mended here. ``scripts/check_vllm_wheel.py`` holds both files against a
-wheel's sources without importing them. This one is light: it is imported in every vLLM process
-before the command line is parsed. ``compat_layers.py`` pulls in the model layers.
+Only the compat modules import from ``vllm`` by name, so a release that moves a name is followed
+there. ``scripts/check_vllm_wheel.py`` checks them against a wheel's sources without importing
+them. This module is light: it is imported in every vLLM process before the command line is
+parsed. ``compat_layers.py`` imports the model layers.
 """
 
 from __future__ import annotations

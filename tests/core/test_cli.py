@@ -1,4 +1,4 @@
-"""The front door: lazy commands, one-line errors, exit codes, JSON errors."""
+"""The entry point: lazy commands, one-line errors, exit codes, JSON errors."""
 
 import json
 import subprocess

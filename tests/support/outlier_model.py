@@ -1,4 +1,4 @@
-"""The bundled model with loud activation channels: the same function, harder to quantize.
+"""The bundled model with outlier channels in the activations: the same function, harder to quantize.
 
 A share of the channels that a linear module reads is made ``factor`` times as large, and the columns of the
 weights that read them as much smaller:
@@ -27,7 +27,7 @@ def _loud(width: int, share: float, generator: torch.Generator) -> torch.Tensor:
 def write_outlier_model(
     source: Path, target: Path, *, factor: float = FACTOR, share: float = SHARE, seed: int = 0
 ) -> Path:
-    """Write ``source``, a Llama in one or more safetensors files, with loud channels into ``target``.
+    """Write ``source``, a Llama in one or more safetensors files, with outlier channels into ``target``.
 
     The function stays up to the rounding of the stored dtype: 30 is no power of two, so weights move by up to half
     a unit in their last place. Compare quantized models with this one, not with ``source``.
