@@ -82,3 +82,13 @@ def test_the_readme_summarizes_support_in_eight_rows() -> None:
     rows = [line for line in section.splitlines() if line.startswith("|")]
     assert len(rows) - 2 == 8
     assert len({row.count("|") for row in rows}) == 1
+
+
+def test_figures_of_the_readme_are_those_of_the_results() -> None:
+    section = (ROOT / "README.md").read_text("utf-8").split("## Measured")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|")][2:]
+    # Milliseconds and seconds; the ratios in parentheses follow from them.
+    figures = re.findall(r"\d+\.\d+", re.sub(r"\([^)]*\)", "", "\n".join(rows)))
+    results = (ROOT / "docs/results/engine-performance.md").read_text("utf-8")
+    assert len(figures) == 8
+    assert [figure for figure in figures if not re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", results)] == []
