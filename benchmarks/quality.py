@@ -71,10 +71,10 @@ def target_row(method: str, bpw: float, **options: Any) -> Row:
     """A row of the mixed-precision search."""
 
     def make(source: Path, folder: Path) -> Made:
-        from vllm_quant_plugin.quantize.mixed.api import quantize_to_target
+        from vllm_quant_plugin.quantize.mixed.api import Target, quantize_to_target
 
         recipe = make_recipe(method, **({} if method == "rtn" else CALIBRATION), **options)
-        report = quantize_to_target(source, folder, recipe, bits_per_weight=bpw)
+        report = quantize_to_target(source, folder, recipe, Target(bpw))
         return {"bits_per_weight": report.bits_per_weight, "seconds": report.seconds, "mixed": report.mixed}
 
     return Row(make)

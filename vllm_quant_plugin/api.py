@@ -1,6 +1,6 @@
 """What the commands do, as typed calls: ``quantize``, ``convert``, ``evaluate``.
 
-Each takes a folder, a hub id, or a transformers model that is in memory.
+Each takes a folder, a Hub id, or a transformers model that is in memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_mode
 from vllm_quant_plugin.quantize.estimate.preflight import Preflight
 from vllm_quant_plugin.quantize.io.output import free_disk
 from vllm_quant_plugin.quantize.io.report import QuantizeReport
+from vllm_quant_plugin.quantize.options import MixedOptions, SchemeOptions
 from vllm_quant_plugin.quantize.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 @contextmanager
 def _on_disk(model: Any, tokenizer: Any, beside: Path | None) -> Iterator[str | Path]:
-    """A folder or hub id for ``model``; one in memory is written into a temporary folder for the time of the block."""
+    """A folder or Hub id for ``model``; one in memory is written into a temporary folder for the time of the block."""
     if isinstance(model, (str, Path)):
         yield model
         return
     if not hasattr(model, "save_pretrained"):
         what = type(model).__name__
-        raise UsageError(f"a model of type {what} cannot be read", "give a folder, a hub id or a transformers model")
+        raise UsageError(f"a model of type {what} cannot be read", "give a folder, a Hub id or a transformers model")
     parent = None
     if beside is not None:
         parent = beside.absolute().parent
@@ -91,12 +91,12 @@ def quantize(
     """``vllm-quant quantize``, without the quality report at its end (``evaluate.quality.assess``).
 
     Args:
-        model: folder, hub id, or an unquantized transformers model.
+        model: folder, Hub id, or an unquantized transformers model.
         output: folder to create.
         method: a method's name, with ``options`` as ``make_recipe`` takes them, or a recipe.
-        tokenizer: of a model in memory; default: the one of the folder or hub id that it came from.
+        tokenizer: of a model in memory; default: the one of the folder or Hub id that it came from.
         overwrite: replace ``output`` when it is there.
-        resume: go on with an interrupted run; for a model in memory the copy must be the same to the bit.
+        resume: continue an interrupted run; for a model in memory the copy must be the same to the bit.
         recipe_file: mixed precision: bits by module pattern, as ``--recipe``.
         target_bpw, target_size: mixed precision to a size, as ``--target-bpw`` and ``--target-size``.
         progress: called with (module or stage, done, total).
@@ -108,14 +108,15 @@ def quantize(
     from vllm_quant_plugin.quantize.mixed.recipe_file import for_model, read_lines
 
     named = method.method if isinstance(method, Recipe) else method
-    _, lines = read_lines(Path(recipe_file) if recipe_file else None, named)
-    target = make_target(target_bpw, target_size, options.get("group_size"), lines=bool(lines), bits=False)
+    _, lines = read_lines(recipe_file, named, named)
+    mixed = MixedOptions(None if recipe_file is None else Path(recipe_file), target_bpw, target_size)
+    target = make_target(mixed, SchemeOptions(group_size=options.get("group_size")))
     recipe = method if isinstance(method, Recipe) else make_recipe(method, **options)
     with _on_disk(model, tokenizer, Path(output)) as folder:
         recipe = for_model(recipe, lines, folder)
         if target is not None:
             return quantize_to_target(
-                folder, output, recipe, **asdict(target), overwrite=overwrite, resume=resume, progress=progress,
+                folder, output, recipe, target, overwrite=overwrite, resume=resume, progress=progress,
                 name=_name(model),
             )  # fmt: skip
         return quantize_model(
@@ -135,7 +136,7 @@ def convert(
     """``vllm-quant convert``: a quantized model in another format, every weight the same number.
 
     Args:
-        model: folder, hub id, or a quantized transformers model.
+        model: folder, Hub id, or a quantized transformers model.
         output: folder to create.
         to: ``gptq``, ``awq`` or ``compressed-tensors``.
         tokenizer: see ``quantize``.
@@ -159,7 +160,7 @@ def evaluate(
     """``vllm-quant eval``: perplexity, and KL divergence from ``reference``, as vLLM runs the model.
 
     Args:
-        model: folder, hub id, or a transformers model.
+        model: folder, Hub id, or a transformers model.
         reference: the original, likewise.
         tokenizer: of a model in memory.
         options: as ``evaluate_model`` takes them, e.g. ``windows`` and ``texts``.

@@ -17,6 +17,7 @@ import typer
 from vllm_quant_kernels.env import SettingError
 from vllm_quant_plugin import __version__
 from vllm_quant_plugin.errors import UsageError, VqpError
+from vllm_quant_plugin.option_groups import option_groups
 
 # name -> (module, function, one line of help). The function carries typer annotations.
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -55,7 +56,7 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
     selected = next((word for word in argv if not word.startswith("-")), None)
     for name, (module, function_name, help_line) in COMMANDS.items():
         if name == selected:
-            function = getattr(importlib.import_module(module), function_name)
+            function = option_groups(getattr(importlib.import_module(module), function_name))
             settings = getattr(function, "context_settings", None)
             app.command(name, help=function.__doc__ or help_line, context_settings=settings)(function)
         else:

@@ -11,6 +11,8 @@ A group is a dataclass whose fields carry ``typer.Option`` in ``Annotated``:
 
 Typer then offers ``--concurrency`` and ``serve`` receives a ``Workload``. A field without ``typer.Option`` exists in
 Python only. A group may name its panel of the help text in a class variable ``help_panel``.
+
+Groups that are only known at run time, and may share names, go into a ``dict`` parameter marked with ``AnyOf``.
 """
 
 from __future__ import annotations
@@ -19,11 +21,24 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Annotated, Any
 
 from typer.models import OptionInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOf:
+    """Marks a ``dict[str, Any]`` parameter that receives the options of several groups that the user gave.
+
+    Attributes:
+        groups: gives (owner, dataclass) pairs; an option's help names its owners and their default.
+        help_panel: of the help text.
+    """
+
+    groups: Callable[[], Iterable[tuple[str, type[Any]]]]
+    help_panel: str | None = None
 
 
 def option_groups(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,13 +49,17 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     """
     hints = typing.get_type_hints(command, include_extras=True)
     flat: dict[str, inspect.Parameter] = {}
-    groups: dict[str, tuple[type[Any], list[str]]] = {}
+    groups: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     for parameter in inspect.signature(command).parameters.values():
         hint = hints[parameter.name]
         added = [parameter.replace(annotation=hint)]
         if dataclasses.is_dataclass(hint):
             added = list(_options(typing.cast("type[Any]", hint)))
             groups[parameter.name] = typing.cast("type[Any]", hint), [option.name for option in added]
+        any_of = next((mark for mark in typing.get_args(hint)[1:] if isinstance(mark, AnyOf)), None)
+        if any_of is not None:
+            added = list(_any_of(any_of))
+            groups[parameter.name] = _given, [option.name for option in added]
         for option in added:
             if option.name in flat:
                 raise TypeError(f"{command.__name__}: two options are called {option.name}")
@@ -57,6 +76,31 @@ def option_groups(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _any_of(mark: AnyOf) -> Iterator[inspect.Parameter]:
+    """One parameter per option name, None where the user does not give it."""
+    owners: dict[str, list[str]] = {}
+    found: dict[str, inspect.Parameter] = {}
+    for owner, group in mark.groups():
+        for option in _options(group):
+            owners.setdefault(option.name, []).append(owner)
+            kind, info = typing.get_args(option.annotation)
+            default = "" if option.default is None else f" [default: {option.default}]"
+            info.rich_help_panel = info.rich_help_panel or mark.help_panel
+            info.help = f"{' and '.join(owners[option.name])}: {info.help}{default}"
+            found[option.name] = option.replace(default=None, annotation=Annotated[kind | None, info])
+    yield from found.values()
+
+
+def sort_into(groups: Iterable[type[Any]], given: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Keyword options by the group that defines them, and those that none does; None counts as not given."""
+    left = {name: value for name, value in given.items() if value is not None}
+    return [{f.name: left.pop(f.name) for f in dataclasses.fields(g) if f.name in left} for g in groups], left
+
+
 def _options(group: type[Any]) -> Iterator[inspect.Parameter]:
     """The fields of a dataclass that are options, as parameters."""
     hints = typing.get_type_hints(group, include_extras=True)
@@ -68,6 +112,9 @@ def _options(group: type[Any]) -> Iterator[inspect.Parameter]:
         if option is None:
             continue
         option = copy(option)
+        if option.parser is not None:
+            # Typer takes no unions; the parser sees text whatever the field's type is.
+            kind = str | None
         option.rich_help_panel = option.rich_help_panel or getattr(group, "help_panel", None)
         default: Any = inspect.Parameter.empty
         if field.default_factory is not dataclasses.MISSING:

@@ -11,6 +11,7 @@ import torch
 
 from tests.support import fake_llmcompressor
 from vllm_quant_plugin.backends import store
+from vllm_quant_plugin.backends.process import Worker
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import BackendError, UsageError
@@ -19,7 +20,7 @@ from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.engine import library
 from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor
-from vllm_quant_plugin.quantize.modules import linear_modules
+from vllm_quant_plugin.quantize.modules import check_schemes, linear_modules
 
 DATA = {"backend": "llmcompressor", "samples": 4, "seq_len": 32}
 RECIPES = [
@@ -45,7 +46,7 @@ def check_output(source: Path, made: Path, recipe) -> None:
         layout, shape = get_format(scheme), (module.out_features, module.in_features)
         layout.validate(module.name, tensors, scheme, *shape)
         weight = layout.unpack(tensors, scheme, *shape).validate().dequantize()
-        if recipe.smooth is None:
+        if getattr(recipe.options, "smooth", None) is None:
             original = read_tensor(before, f"{module.name}.weight").float()
             assert float((weight - original).norm() / original.norm()) < 0.05
         if not scheme.activation.dynamic:
@@ -97,14 +98,15 @@ def test_what_comes_back_is_checked(
 ) -> None:
     """The worker's part in this process: the fake's files, the real check."""
 
-    def run(_program, job: Path, _log: Path, _progress) -> int:
+    def run(_worker, job: Path, _log: Path, _progress) -> int:
         fake_llmcompressor.quantize(json.loads(job.read_text()), mode, lambda **_: None)
         return 0
 
-    monkeypatch.setattr(library, "_program", lambda recipe: ([], {}))
-    monkeypatch.setattr(library, "_run_child", run)
+    monkeypatch.setattr(library, "find_worker", lambda name, own_environment: Worker((), {}))
+    monkeypatch.setattr(library, "run_worker", run)
     checkpoint = read_checkpoint(small_model)
-    recipe, modules = make_recipe("int8", activations="static", **DATA), linear_modules(checkpoint)
+    recipe = make_recipe("int8", activations="static", **DATA)
+    modules = check_schemes(linear_modules(checkpoint), recipe.scheme_for)
     writer = ModelWriter(tmp_path, checkpoint)
     with pytest.raises(BackendError, match=said) as caught:
         library.quantize_with_library(checkpoint, modules, recipe, [[1, 2]], tmp_path, writer, lambda *_: None)

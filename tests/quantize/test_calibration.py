@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quantize import calibration
 from vllm_quant_plugin.quantize.calibration import SHIPPED, load_windows
-from vllm_quant_plugin.quantize.recipe import Calibration
+from vllm_quant_plugin.quantize.options import Calibration
 from vllm_quant_plugin.text.documents import length, read_documents
 from vllm_quant_plugin.text.windows import BUNDLED, HELD_OUT, encode_document, load_tokenizer, pack_windows
 

@@ -6,9 +6,9 @@ import pytest
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.quantize.algorithm import default_method
 from vllm_quant_plugin.quantize.io.config_writer import quantization_config
-from vllm_quant_plugin.quantize.options import default_method, make_recipe
-from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
 
 LEVELS = [
     ("awq", None, "INT4 g128 asym", "awq"),
@@ -57,7 +57,7 @@ def test_a_level_alone_is_a_recipe(level: str | None, method: str) -> None:
 @pytest.mark.parametrize(("method", "level"), [(row[0], row[1]) for row in LEVELS])
 def test_config_json_reads_back_as_the_scheme(method: str, level: str | None) -> None:
     recipe = make_recipe(method, level=level)
-    model = parse_quantization_config(quantization_config(recipe, ["lm_head"], "test:1"))
+    model = parse_quantization_config(quantization_config(recipe.scheme, ["lm_head"], kv_cache=recipe.kv_cache))
     assert model.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
     assert model.scheme_for("lm_head") is None
 
@@ -85,10 +85,14 @@ EIGHT_BIT = [
 @pytest.mark.parametrize(("method", "options", "scheme", "storage", "smooth"), EIGHT_BIT)
 def test_measured_scales(method: str, options: dict, scheme: str, storage: str, smooth: object) -> None:
     recipe = make_recipe(method, **options)
-    assert (recipe.scheme.describe(), recipe.scheme.storage, recipe.smooth) == (scheme, storage, smooth)
+    assert (recipe.scheme.describe(), recipe.scheme.storage, getattr(recipe.options, "smooth", None)) == (
+        scheme,
+        storage,
+        smooth,
+    )
     assert recipe.calibration is not None
     assert Recipe.from_json(recipe.to_json()) == recipe
-    model = parse_quantization_config(quantization_config(recipe, ["lm_head"], "test:1"))
+    model = parse_quantization_config(quantization_config(recipe.scheme, ["lm_head"], kv_cache=recipe.kv_cache))
     assert model.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
     assert model.kv_cache == ("fp8" if recipe.kv_cache else None)
 
@@ -124,7 +128,7 @@ def test_explicit_values_win_over_the_level() -> None:
         ("int8", {"activations": "sometimes"}, "sometimes"),
         ("int8", {"smooth": "2"}, "'2'"),
         ("int8", {"smooth": "much"}, "much"),
-        ("fp8", {"smooth": "0.5"}, "nothing to smooth"),
+        ("fp8", {"smooth": "0.5"}, "fp8 has no --smooth"),
         ("int8", {"level": "W8A16", "smooth": "0.5"}, "nothing to smooth"),
     ],
 )

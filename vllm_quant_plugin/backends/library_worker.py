@@ -1,4 +1,8 @@
-"""Child process of ``library``: ``python -m ... JOB.json FD``. All of its output goes to the parent's log file."""
+"""The side of GPTQModel and AutoAWQ of a job: ``python -m ... JOB.json FD``. Its output goes to the caller's log file.
+
+Job: ``library``, ``method``, ``model`` and ``output`` (folders), ``tokens`` (windows), ``seed``, ``bits``,
+``group_size``, ``symmetric``; for GPTQ also ``act_order``, ``damp``, ``mse``, ``static_groups``.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vllm_quant_plugin.quantize.io.report import peak_memory
-from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.backends.process import peak_memory
 
 _PR_SET_PDEATHSIG = 1
 Emit = Callable[..., None]
@@ -25,26 +28,25 @@ def _die_with_parent() -> None:
         return
 
 
-def run_gptqmodel(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
+def run_gptqmodel(job: dict[str, Any], emit: Emit) -> None:
     """GPTQModel 7.6: AWQ or GPTQ."""
     import torch
     from gptqmodel import BACKEND, GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
 
-    scheme = recipe.scheme
-    common = {"bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric}
+    common = {"bits": job["bits"], "group_size": job["group_size"], "sym": job["symmetric"]}
     options: dict[str, Any] = {}
-    if recipe.method == "awq":
+    if job["method"] == "awq":
         config = QuantizeConfig(**common, quant_method=METHOD.AWQ, format=FORMAT.GEMM)
         if not torch.cuda.is_available():
             options["backend"] = BACKEND.AWQ_TORCH
     else:
         config = QuantizeConfig(
-            **common, desc_act=scheme.act_order, act_group_aware=False, mse=recipe.mse,
-            damp_percent=recipe.damp, static_groups=recipe.static_groups,
+            **common, desc_act=job["act_order"], act_group_aware=False, mse=job["mse"], damp_percent=job["damp"],
+            static_groups=job["static_groups"],
         )  # fmt: skip
     # On CPUs float32 is the faster and the more exact; its AWQ kernels take 16-bit types only.
-    wide = recipe.method == "gptq" and not torch.cuda.is_available()
+    wide = job["method"] == "gptq" and not torch.cuda.is_available()
     model = GPTQModel.load(job["model"], config, **({"dtype": torch.float32} if wide else {}))
     layers = model.model.config.get_text_config().num_hidden_layers
 
@@ -80,7 +82,7 @@ def _keep_weights_between_scales(quantizer_class: Any) -> None:
     quantizer_class._compute_best_scale = compute_best_scale
 
 
-def run_autoawq(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
+def run_autoawq(job: dict[str, Any], emit: Emit) -> None:
     """AutoAWQ 0.2.9: 4-bit AWQ."""
     import awq.quantize.quantizer as quantizer
     import torch
@@ -97,9 +99,8 @@ def run_autoawq(job: dict[str, Any], recipe: Recipe, emit: Emit) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["model"], local_files_only=True)
     dtype = "auto" if torch.cuda.is_available() else torch.float32
     model = AutoAWQForCausalLM.from_pretrained(job["model"], device_map="cpu", torch_dtype=dtype)
-    scheme = recipe.scheme
     config = {
-        "zero_point": not scheme.symmetric, "q_group_size": scheme.group_size, "w_bit": scheme.bits, "version": "GEMM"
+        "zero_point": not job["symmetric"], "q_group_size": job["group_size"], "w_bit": job["bits"], "version": "GEMM"
     }  # fmt: skip
     tokens = job["tokens"]
     model.quantize(
@@ -114,7 +115,6 @@ def main(arguments: list[str]) -> None:
     _die_with_parent()
     with open(arguments[0], encoding="utf-8") as file:
         job = json.load(file)
-    recipe = Recipe.from_json(job["recipe"])
     if (os.cpu_count() or 1) <= 2:
         # GPTQModel's worker pool reserves cores that a small machine does not have.
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
@@ -125,9 +125,8 @@ def main(arguments: list[str]) -> None:
 
         import torch
 
-        assert recipe.calibration is not None
-        torch.manual_seed(recipe.calibration.seed)
-        {"gptqmodel": run_gptqmodel, "autoawq": run_autoawq}[recipe.backend](job, recipe, emit)
+        torch.manual_seed(job["seed"])
+        {"gptqmodel": run_gptqmodel, "autoawq": run_autoawq}[job["library"]](job, emit)
         emit()
 
 

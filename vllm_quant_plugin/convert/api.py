@@ -19,7 +19,6 @@ from vllm_quant_plugin.quantize.io.config_writer import quantization_config
 from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_files, free_disk
 from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.modules import kept_modules
-from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
 if TYPE_CHECKING:
@@ -98,12 +97,8 @@ def _config(
         counts[scheme] = counts.get(scheme, 0) + 1
     common = max(counts, key=lambda s: counts[s])
     kept = [name for name in kept_modules(checkpoint, schemes) if name not in schemes]
-    recipe = Recipe("rtn", common, kv_cache=bool(model.kv_cache))
-    found = quantization_config(recipe, kept, "", schemes if len(counts) > 1 else None)
+    found = quantization_config(common, kept, schemes if len(counts) > 1 else None, kv_cache=bool(model.kv_cache))
     if target == "gptq":
-        # What a conversion cannot know: how the codes were found.
-        for unknown in ("damp_percent", "static_groups", "true_sequential", "meta"):
-            found.pop(unknown, None)
         found["checkpoint_format"] = "gptq" if common.zero_offset else "gptq_v2"
         found["lm_head"] = "lm_head" in schemes
     return found

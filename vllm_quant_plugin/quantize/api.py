@@ -1,17 +1,20 @@
-"""``quantize_model``: the whole offline path as one call."""
+"""``quantize_model``: a whole run as one call."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from vllm_quant_plugin.backends.process import peak_memory
 from vllm_quant_plugin.backends.store import require_backend
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, write_json
 from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.quantize.calibration import check_source
+from vllm_quant_plugin.quantize.calibration import Windows, check_source, load_windows
 from vllm_quant_plugin.quantize.estimate.preflight import Preflight, check_room, plan_run
 from vllm_quant_plugin.quantize.io.card import model_card
 from vllm_quant_plugin.quantize.io.config_writer import config_for
@@ -27,17 +30,19 @@ from vllm_quant_plugin.quantize.io.report import (
     describe_coverage,
     describe_source,
     hash_tensor_files,
-    peak_memory,
     versions,
 )
-from vllm_quant_plugin.quantize.modules import Linear, check_input, check_schemes
-from vllm_quant_plugin.quantize.options import make_recipe
-from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.quantize.modules import Linear, QuantizedLinear, check_input, check_schemes
+from vllm_quant_plugin.quantize.recipe import Recipe, build_recipe, make_recipe
+from vllm_quant_plugin.text.windows import load_tokenizer
 
-__all__ = ["Preflight", "QuantizeReport", "Recipe", "make_recipe", "preflight", "quantize_model"]
+if TYPE_CHECKING:
+    from vllm_quant_plugin.quantize.io.shards import ModelWriter
+
+__all__ = ["Preflight", "QuantizeReport", "Recipe", "build_recipe", "make_recipe", "preflight", "quantize_model"]
 
 
-def stored_bits_per_weight(before: Checkpoint, after: Checkpoint, modules: list[Linear]) -> float:
+def stored_bits_per_weight(before: Checkpoint, after: Checkpoint, modules: Sequence[Linear]) -> float:
     """Bits on disk per quantized weight, with scales, zero points and permutations; biases are left out."""
     names = {m.name for m in modules}
     total = sum(
@@ -56,18 +61,24 @@ def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrit
     checkpoint, modules, target = _check(model, output, recipe, overwrite)
     if recipe.calibration is not None:
         check_source(recipe.calibration)
-    plan = plan_run(checkpoint, modules, recipe)
-    check_room(plan, free_disk(target.final.parent), total_memory())
-    return plan
+    return _plan(checkpoint, modules, recipe, target)
 
 
 def _check(
     model: str | Path, output: str | Path, recipe: Recipe, overwrite: bool
-) -> tuple[Checkpoint, list[Linear], OutputFolder]:
+) -> tuple[Checkpoint, list[QuantizedLinear], OutputFolder]:
     folder = resolve_model(model)
     checkpoint = read_checkpoint(folder)
     modules = check_schemes(check_input(checkpoint), recipe.scheme_for)
     return checkpoint, modules, OutputFolder(Path(output), overwrite=overwrite, source=folder)
+
+
+def _plan(
+    checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe: Recipe, target: OutputFolder
+) -> Preflight:
+    plan = plan_run(checkpoint, modules, recipe)
+    check_room(plan, free_disk(target.final.parent), total_memory())
+    return plan
 
 
 def quantize_model(
@@ -80,17 +91,17 @@ def quantize_model(
     progress: Progress = no_progress,
     name: str | None = None,
 ) -> QuantizeReport:
-    """Quantize a model folder or hub id into a new folder.
+    """Quantize a model folder or Hub id into a new folder.
 
     Everything that can be checked from configuration and headers is checked before the first weight is
     read. The output appears under its name only when it is complete.
 
     Args:
-        model: folder with safetensors, or hub id.
+        model: folder with safetensors, or Hub id.
         output: folder to create.
         recipe: see ``make_recipe``.
         overwrite: replace ``output`` when it is there.
-        resume: go on with a run of the same recipe, input and versions into ``output`` that was interrupted.
+        resume: continue an interrupted run of the same recipe, input and versions into ``output``.
         progress: called with (module or stage, done, total).
         name: what the record calls the model; default: ``model``.
 
@@ -102,27 +113,25 @@ def quantize_model(
     """
     started = time.monotonic()
     checkpoint, modules, target = _check(model, output, recipe, overwrite)
-    folder = checkpoint.path
     found = versions()
-    if recipe.backend == "llmcompressor":
+    if recipe.library and recipe.library.own_environment:
         found[recipe.backend] = require_backend(recipe.backend).version
-    plan = plan_run(checkpoint, modules, recipe)
-    check_room(plan, free_disk(target.final.parent), total_memory())
+    plan = _plan(checkpoint, modules, recipe, target)
     with target as work:
         report = QuantizeReport(
             name or str(model), str(output), recipe, len(modules), checkpoint.nbytes, 0, 0.0, 0.0, 0,
             source=describe_source(checkpoint), versions=found,
         )  # fmt: skip
         try:
-            quantizer = _run(checkpoint, modules, recipe, work, report, progress, target.journal, resume)
+            quantizer = _write_tensors(checkpoint, modules, recipe, work, report, progress, target.journal, resume)
         except ValueError as err:
             if isinstance(err, CheckpointError):
                 raise
-            raise CheckpointError(f"{folder}: {err}", "the weights are damaged; download them again") from None
+            raise CheckpointError(f"{checkpoint.path}: {err}", "the weights are damaged; download them again") from None
         config = {k: v for k, v in checkpoint.config.items() if k != "quantization_config"}
         config["quantization_config"] = config_for(recipe, checkpoint, modules, quantizer)
         write_json(work / "config.json", config)
-        copy_auxiliary_files(folder, work)
+        copy_auxiliary_files(checkpoint.path, work)
         written = read_checkpoint(work)
         report.bytes_after = written.nbytes
         report.bits_per_weight = round(stored_bits_per_weight(checkpoint, written, modules), 4)
@@ -134,35 +143,47 @@ def quantize_model(
     return report
 
 
-def _run(
+def _write_tensors(
     checkpoint: Checkpoint,
-    modules: list[Linear],
+    modules: Sequence[QuantizedLinear],
     recipe: Recipe,
     work: Path,
     report: QuantizeReport,
     progress: Progress,
-    journal_folder: Path,
+    journal: Path,
     resume: bool,
 ) -> str:
-    """Write the tensors; returns ``name:version`` of what made the codes."""
+    """Write the tensors by the way that suits the recipe; returns ``name:version`` of what made the codes."""
     import torch
 
     from vllm_quant_plugin.quantize.io.shards import ModelWriter
 
     report.environment = {"torch_threads": torch.get_num_threads(), "cuda": torch.cuda.is_available()}
-    ours = f"vllm-quant-plugin:{report.versions['vllm-quant-plugin']}"
+    writer, quantizer = ModelWriter(work, checkpoint), f"vllm-quant-plugin:{report.versions['vllm-quant-plugin']}"
     if recipe.calibration is None:
-        from vllm_quant_plugin.quantize.algorithms.datafree import quantize_data_free
+        from vllm_quant_plugin.quantize.engine.run import quantize_tensorwise
 
-        writer = ModelWriter(work, checkpoint)
-        quantize_data_free(checkpoint, modules, recipe, writer, progress)
-        writer.close()
-        return ours
-    from vllm_quant_plugin.quantize.calibration import load_windows
-    from vllm_quant_plugin.text.windows import load_tokenizer
+        quantize_tensorwise(checkpoint, modules, recipe.algorithm, writer, progress)
+    else:
+        windows = _calibration_windows(checkpoint, recipe, report)
+        if recipe.library is None:
+            _run_layerwise(checkpoint, modules, recipe, windows, writer, report, progress, journal, resume)
+        else:
+            from vllm_quant_plugin.quantize.engine.library import quantize_with_library
 
-    limit = checkpoint.text_config.get("max_position_embeddings")
+            report.peak_memory_bytes = quantize_with_library(
+                checkpoint, modules, recipe, windows.tokens, work, writer, progress
+            )
+            quantizer = f"{recipe.backend}:{report.versions[recipe.backend]}"
+    writer.close()
+    return quantizer
+
+
+def _calibration_windows(checkpoint: Checkpoint, recipe: Recipe, report: QuantizeReport) -> Windows:
+    """The recipe's windows, no longer than the model's context; described in the report."""
     wanted = recipe.calibration
+    assert wanted is not None
+    limit = checkpoint.text_config.get("max_position_embeddings")
     if isinstance(limit, int) and wanted.seq_len > limit:
         wanted = replace(wanted, seq_len=limit)
         report.warnings.append(f"calibration windows cut to the model's {limit} positions")
@@ -172,30 +193,35 @@ def _run(
         "source": wanted.source or "shipped", "documents": windows.documents, "samples": len(windows.tokens),
         "seq_len": wanted.seq_len, "seed": wanted.seed, "tokens_sha256": windows.sha256,
     }  # fmt: skip
-    writer = ModelWriter(work, checkpoint)
-    if recipe.backend == "builtin":
-        from vllm_quant_plugin.quantize.engine.journal import Journal
-        from vllm_quant_plugin.quantize.engine.run import quantize_layerwise
+    return windows
 
-        fingerprint = {
-            "recipe": recipe.to_json(), "input": report.source, "calibration": windows.sha256,
-            "versions": report.versions, "environment": report.environment,
-        }  # fmt: skip
-        journal = Journal(journal_folder, fingerprint, resume=resume)
-        report.resumed_layers = journal.layers
-        try:
-            report.errors = quantize_layerwise(checkpoint, modules, recipe, windows.tokens, writer, journal, progress)
-            found, notes = describe_coverage(journal.seen, sum(map(len, windows.tokens)))
-            report.calibration["coverage"] = found
-            report.warnings += notes
-        finally:
-            journal.close()
-        writer.close()
-        return ours
-    from vllm_quant_plugin.quantize.engine.library import quantize_with_library
 
-    report.peak_memory_bytes = quantize_with_library(
-        checkpoint, modules, recipe, windows.tokens, work, writer, progress
-    )  # fmt: skip
-    writer.close()
-    return f"{recipe.backend}:{report.versions[recipe.backend]}"
+def _run_layerwise(
+    checkpoint: Checkpoint,
+    modules: Sequence[QuantizedLinear],
+    recipe: Recipe,
+    windows: Windows,
+    writer: ModelWriter,
+    report: QuantizeReport,
+    progress: Progress,
+    folder: Path,
+    resume: bool,
+) -> None:
+    """The built-in engine with calibration data and a journal in ``folder``."""
+    from vllm_quant_plugin.quantize.engine.journal import Journal
+    from vllm_quant_plugin.quantize.engine.run import quantize_layerwise
+
+    fingerprint = {
+        "recipe": recipe.to_json(), "input": report.source, "calibration": windows.sha256,
+        "versions": report.versions, "environment": report.environment,
+    }  # fmt: skip
+    journal = Journal(folder, fingerprint, resume=resume)
+    report.resumed_layers = journal.layers
+    assert report.calibration is not None
+    try:
+        report.errors = quantize_layerwise(checkpoint, modules, recipe, windows.tokens, writer, journal, progress)
+        coverage, notes = describe_coverage(journal.seen, sum(map(len, windows.tokens)))
+        report.calibration["coverage"] = coverage
+        report.warnings += notes
+    finally:
+        journal.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quantize.recipe import Calibration
+from vllm_quant_plugin.quantize.options import Calibration
 from vllm_quant_plugin.text.documents import (
     CHARACTERS,
     Document,

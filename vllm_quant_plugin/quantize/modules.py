@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
 from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.quantize.io.storage import alignment_problem
 from vllm_quant_plugin.scheme import Scheme
 
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|decoder_layers)\.\d+\.")
@@ -17,7 +18,7 @@ _KEPT = re.compile(
 )
 # Second moments of experts' inputs that are held at a time; one is held whatever its size.
 MOMENT_BYTES = 1 << 30
-# From this size on the matrix that GPTQ works on is saved in a file, not copied.
+# From this size on the matrix that GPTQ works on is spilled to disk, not copied.
 SPILL_BYTES = 1 << 29
 FLOAT_DTYPES = ("BF16", "F16", "F32")
 # Modules that vLLM loads as one matrix.
@@ -44,6 +45,13 @@ class Linear:
     @property
     def in_features(self) -> int:
         return self.weight.shape[1]
+
+
+@dataclass(frozen=True)
+class QuantizedLinear(Linear):
+    """A linear module and what it becomes."""
+
+    scheme: Scheme
 
 
 def _matrices(checkpoint: Checkpoint) -> Iterator[Linear]:
@@ -78,6 +86,11 @@ def layer_of(module: str) -> str:
     return ".".join(parts[: next(i for i, part in enumerate(parts) if part.isdigit()) + 1])
 
 
+def moment_sizes(layer: Sequence[Linear]) -> list[int]:
+    """Bytes of the second moments (K, K) in float32, one for each input of a decoder layer."""
+    return list({siblings(m.name): 4 * m.in_features**2 for m in layer}.values())
+
+
 def check_input(checkpoint: Checkpoint) -> list[Linear]:
     """The modules to quantize of an unquantized model.
 
@@ -97,7 +110,7 @@ def check_input(checkpoint: Checkpoint) -> list[Linear]:
     return found
 
 
-def check_schemes(modules: list[Linear], scheme_for: Callable[[str], Scheme | None]) -> list[Linear]:
+def check_schemes(modules: Sequence[Linear], scheme_for: Callable[[str], Scheme | None]) -> list[QuantizedLinear]:
     """The modules that get a scheme; refuses one that a module's shape cannot hold, or that vLLM cannot fuse.
 
     Raises:
@@ -113,24 +126,17 @@ def check_schemes(modules: list[Linear], scheme_for: Callable[[str], Scheme | No
             )
     if not chosen:
         raise UsageError("the recipe leaves every module in 16 bits", "give some module 8 bits or fewer")
-    found = [m for m in modules if m.name in chosen]
+    found = [QuantizedLinear(m.name, m.weight, chosen[m.name]) for m in modules if m.name in chosen]
     for module in found:
-        scheme = chosen[module.name]
-        n, k = module.out_features, module.in_features
-        group = scheme.group_of(k)
-        if scheme.block is None and k % group:
+        scheme, n, k = module.scheme, module.out_features, module.in_features
+        if scheme.block is None and k % scheme.group_of(k):
             sizes = [g for g in (32, 64, 128, 256) if all(m.in_features % g == 0 for m in modules)]
             fits = ", ".join(map(str, [*sizes, -1]))
             raise UsageError(
                 f"group size {scheme.group_size} does not divide the {k} input features of {module.name}",
                 f"--group-size of {fits} fits every module",
             )
-        if scheme.storage in ("awq", "gptq"):
-            packed = {"out_features": n, "in_features": k} if scheme.storage == "gptq" else {"out_features": n}
-            for what, count in packed.items():
-                if count * scheme.bits % 32 or (scheme.bits == 3 and count % 32):
-                    raise UsageError(
-                        f"{module.name}: {count} {what} of {scheme.bits} bits do not fill 32-bit words",
-                        "use -m rtn, int8 or fp8 for this model",
-                    )
+        problem = alignment_problem(scheme, n, k)
+        if problem:
+            raise UsageError(f"{module.name}: {problem}", "use -m rtn, int8 or fp8 for this model")
     return found

@@ -1,46 +1,20 @@
-"""What to do to a model: method, bits, group size and calibration. No torch.
+"""What to do to a model: algorithm, weight schemes, options and calibration. No torch.
 
 A ``Recipe`` is complete and validated: equal recipes on equal inputs give equal files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.option_groups import sort_into
+from vllm_quant_plugin.quantize.algorithm import Algorithm, Library, algorithms, get_algorithm
+from vllm_quant_plugin.quantize.io.storage import storage_with_kv_scales
+from vllm_quant_plugin.quantize.options import Calibration, SchemeOptions, read_request
 from vllm_quant_plugin.scheme import ActivationScheme, Rule, Scheme
-
-Method = Literal["awq", "gptq", "fp8", "int8", "rtn"]
-Backend = Literal["builtin", "gptqmodel", "autoawq", "llmcompressor"]
-Smooth = float | Literal["search"]
-METHODS: tuple[Method, ...] = ("awq", "gptq", "fp8", "int8", "rtn")
-DATA_FREE = ("fp8", "int8", "rtn")
-BITS: dict[Method, tuple[int, ...]] = {
-    "awq": (2, 3, 4, 8), "gptq": (2, 3, 4, 8), "fp8": (8,), "int8": (8,), "rtn": (2, 3, 4, 5, 6, 7, 8),
-}  # fmt: skip
-BACKENDS: dict[Method, tuple[Backend, ...]] = {
-    "awq": ("builtin", "autoawq", "gptqmodel"), "gptq": ("builtin", "gptqmodel"),
-    "fp8": ("builtin", "llmcompressor"), "int8": ("builtin", "llmcompressor"), "rtn": ("builtin",),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which text, and how much of it.
-
-    Attributes:
-        source: a file or a hub data set, or None for the text that ships with the package.
-        samples: number of windows.
-        seq_len: tokens in a window.
-        seed: of the choice of windows.
-        packing: documents laid end to end and cut; else the beginning of each document that fills a window.
-    """
-
-    source: str | None = None
-    samples: int = 128
-    seq_len: int = 512
-    seed: int = 0
-    packing: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,72 +22,154 @@ class Recipe:
     """How to quantize a model.
 
     Attributes:
-        method: the algorithm.
+        method: name of the algorithm.
         scheme: what each linear module of the decoder layers becomes, unless a rule says otherwise.
-        backend: who runs the algorithm.
-        calibration: None for methods that need no data.
-        damp: GPTQ: share of the mean diagonal added to the Hessian.
-        mse: GPTQ: exponent of the scale search's error, 0 for no search.
-        static_groups: GPTQ: fix all groups' scales before the first column is rounded.
+        options: the algorithm's own dataclass.
+        backend: ``builtin``, or the library that runs the algorithm.
+        calibration: None for a run without data.
         rules: mixed precision: the first that matches a module decides; a scheme of None leaves it in 16 bits.
-        smooth: INT8 with 8-bit activations: strength of SmoothQuant, "search" for the best per input, None for none.
         kv_cache: whether scales of an FP8 KV cache are measured and stored.
     """
 
-    method: Method
+    method: str
     scheme: Scheme
-    backend: Backend = "builtin"
+    options: Any
+    backend: str = "builtin"
     calibration: Calibration | None = None
-    damp: float = 0.05
-    mse: float = 2.4
-    static_groups: bool = False
     rules: tuple[Rule, ...] = ()
-    smooth: Smooth | None = None
     kv_cache: bool = False
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The registered algorithm of this name."""
+        return get_algorithm(self.method)
+
+    @property
+    def library(self) -> Library | None:
+        """The library that runs it, None for the built-in engine."""
+        return self.algorithm.library(self.backend)
 
     def scheme_for(self, module: str) -> Scheme | None:
         """Scheme of a module by its name in the checkpoint, None when it stays in 16 bits."""
         return next((rule.scheme for rule in self.rules if rule.matches(module)), self.scheme)
 
     def describe(self) -> str:
-        """One line for people."""
-        data = f", {self.calibration.samples} x {self.calibration.seq_len} tokens" if self.calibration else ""
+        """Human-readable summary in one line."""
         what = self.scheme.describe()
         if self.rules:
             bits = sorted({rule.scheme.bits if rule.scheme else 16 for rule in self.rules} | {self.scheme.bits})
             what = f"mixed {'/'.join(map(str, bits))}-bit"
-        smooth = f", SmoothQuant {self.smooth}" if self.smooth is not None else ""
-        cache = ", FP8 KV-cache scales" if self.kv_cache else ""
-        return f"{self.method.upper()} {what} as {self.scheme.storage} by {self.backend}{smooth}{cache}{data}"
+        data = self.calibration
+        parts = [
+            f"{self.method.upper()} {what} as {self.scheme.storage} by {self.backend}",
+            self.algorithm.describe(self.options),
+            "FP8 KV-cache scales" if self.kv_cache else "",
+            f"{data.samples} x {data.seq_len} tokens" if data else "",
+        ]
+        return ", ".join(filter(None, parts))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``from_json`` is its inverse."""
         return asdict(self)
 
     @staticmethod
-    def from_json(fields: dict[str, Any]) -> Recipe:
-        """The recipe that ``to_json`` wrote."""
-        calibration = fields["calibration"]
+    def from_json(values: dict[str, Any]) -> Recipe:
+        """The recipe that ``to_json`` wrote.
+
+        Raises:
+            UsageError: its algorithm is not registered here.
+        """
+        calibration = values["calibration"]
         rules = tuple(
             Rule(rule["pattern"], _read_scheme(rule["scheme"]) if rule["scheme"] else None, rule["mode"])
-            for rule in fields.get("rules", ())
+            for rule in values["rules"]
         )
         return Recipe(
             **{
-                **fields,
-                "scheme": _read_scheme(fields["scheme"]),
+                **values,
+                "scheme": _read_scheme(values["scheme"]),
+                "options": get_algorithm(values["method"]).options(**values["options"]),
                 "calibration": Calibration(**calibration) if calibration else None,
                 "rules": rules,
             }
         )
 
 
-def _read_scheme(fields: dict[str, Any]) -> Scheme:
-    activation, block = fields["activation"], fields["block"]
+def _read_scheme(values: dict[str, Any]) -> Scheme:
+    activation, block = values["activation"], values["block"]
     return Scheme(
         **{
-            **fields,
+            **values,
             "block": tuple(block) if block else None,
             "activation": ActivationScheme(**activation) if activation else None,
         }
     )
+
+
+def build_recipe(
+    method: str,
+    scheme: SchemeOptions | None = None,
+    calibration: Calibration | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    backend: str | None = None,
+) -> Recipe:
+    """A validated recipe from option groups; what is left out gets the algorithm's default.
+
+    Args:
+        method: name of a registered algorithm.
+        options: of the algorithm, by field name.
+        backend: ``builtin``, or a library that runs the algorithm.
+
+    Raises:
+        UsageError: unknown names, values out of range, combinations that do not exist.
+    """
+    scheme, calibration, algorithm = scheme or SchemeOptions(), calibration or Calibration(), get_algorithm(method)
+    made = algorithm.scheme(read_request(scheme, algorithm.presets))
+    if scheme.kv_cache:
+        made = storage_with_kv_scales(made)
+    library = algorithm.library(backend or "builtin")
+    reason = library.refusal(made) if library else None
+    if library and reason:
+        raise UsageError(f"--backend {library.name} {reason}", "use the builtin backend")
+    if library and library.own_environment:
+        # It writes compressed-tensors, which can also announce KV-cache scales.
+        made = storage_with_kv_scales(made)
+    resolved = algorithm.resolve(_own_options(algorithm, options or {}), made, library)
+    needs_text = algorithm.calibrated(made, resolved) or scheme.kv_cache or bool(library)
+    if not needs_text and calibration.source is not None:
+        raise UsageError(
+            f"{method} uses no calibration data",
+            "leave --calibration out, or request --activations static, --smooth or --kv-cache",
+        )
+    return Recipe(
+        method, made, resolved, library.name if library else "builtin", calibration if needs_text else None,
+        kv_cache=scheme.kv_cache,
+    )  # fmt: skip
+
+
+def _own_options(algorithm: Algorithm, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The given options; refuses those that the algorithm has not."""
+    (own,), left = sort_into([algorithm.options], given)
+    for name in left:
+        takers = [a.name for a in algorithms() if sort_into([a.options], {name: True})[0][0]]
+        flag = f"--{name.replace('_', '-')}"
+        hint = f"leave it out, or use -m {' or '.join(takers)}" if takers else "see `vllm-quant quantize --help`"
+        raise UsageError(f"{algorithm.name} has no {flag}", hint)
+    return own
+
+
+def make_recipe(method: str, *, backend: str | None = None, calibration: str | None = None, **options: Any) -> Recipe:
+    """``build_recipe`` with the fields of its groups as keywords.
+
+    Args:
+        method: name of a registered algorithm, such as ``awq``, ``gptq``, ``fp8``, ``int8`` or ``rtn``.
+        backend: ``builtin``, or a library that runs the algorithm.
+        calibration: a text, JSON, JSONL or Parquet file or Hub data set; None for the shipped text.
+        options: fields of ``SchemeOptions``, ``Calibration`` and the algorithm's options; None counts as left out.
+
+    Raises:
+        UsageError: as ``build_recipe``.
+    """
+    (scheme, text), own = sort_into([SchemeOptions, Calibration], {**options, "source": calibration})
+    return build_recipe(method, SchemeOptions(**scheme), Calibration(**text), own, backend=backend)

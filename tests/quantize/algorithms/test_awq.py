@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vllm_quant_plugin.quantize.algorithms import awq
-from vllm_quant_plugin.quantize.engine.fold import apply_fold, find_fold
+from vllm_quant_plugin.quantize.engine.fold import apply_fold, find_fold, tie_heads
 from vllm_quant_plugin.quantize.engine.statistics import Group, relative_error
 from vllm_quant_plugin.rtn import quantize_int
 
@@ -24,7 +24,7 @@ def _problem(seed: int = 0, n: int = 24, k: int = 64, tokens: int = 400):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_output_error_is_that_of_the_data(symmetric: bool) -> None:
     weight, x, hessian = _problem()
-    grid = awq.Grid(3, 16, symmetric)
+    grid = awq.Grid(3, 16, symmetric, torch.float16)
     scale = torch.rand(64) + 0.5
     rounded = quantize_int(weight * scale, 3, 16, symmetric=symmetric, scale_dtype=torch.float16).dequantize() / scale
     direct = ((x.double() @ (rounded.double() - weight.double()).T) ** 2).sum()
@@ -35,7 +35,7 @@ def test_output_error_is_that_of_the_data(symmetric: bool) -> None:
 def test_quantize_without_clipping_is_round_to_nearest() -> None:
     weight, _, _ = _problem()
     for symmetric in (True, False):
-        ours = awq.quantize(weight, awq.Grid(4, 32, symmetric))
+        ours = awq.quantize(weight, awq.Grid(4, 32, symmetric, torch.float16))
         other = quantize_int(weight, 4, 32, symmetric=symmetric, scale_dtype=torch.float16)
         assert torch.equal(ours.codes, other.codes)
         assert torch.equal(ours.scales, other.scales)
@@ -44,7 +44,7 @@ def test_quantize_without_clipping_is_round_to_nearest() -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_scales_and_clipping_lower_the_error(bits: int) -> None:
     weight, x, hessian = _problem()
-    grid = awq.Grid(bits, 32, False)
+    grid = awq.Grid(bits, 32, False, torch.float16)
     scale = awq.search_scale([weight], hessian, grid)
     scaled, moved = weight * scale, hessian / scale[:, None] / scale[None, :]
     shrink = awq.search_clip(scaled, moved, grid)
@@ -59,13 +59,13 @@ def test_scales_and_clipping_lower_the_error(bits: int) -> None:
 def test_search_never_loses_to_no_scale() -> None:
     weight, _, _ = _problem()
     hessian = torch.eye(64)
-    grid = awq.Grid(8, 64, True)
+    grid = awq.Grid(8, 64, True, torch.float16)
     best = awq.search_scale([weight], hessian, grid)
     assert awq.output_error([weight], best, hessian, grid) <= awq.output_error([weight], torch.ones(64), hessian, grid)
 
 
 def test_tied_heads_share_a_scale() -> None:
-    scale = awq.tie_heads(torch.rand(4 * 8) + 0.1, 2, 8)
+    scale = tie_heads(torch.rand(4 * 8) + 0.1, 2, 8)
     heads = scale.reshape(2, 2, 8)
     assert torch.equal(heads[:, 0], heads[:, 1])
 

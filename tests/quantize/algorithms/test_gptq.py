@@ -1,8 +1,6 @@
-"""GPTQModel's solver behind our second moments."""
+"""GPTQ on second moments against rounding to nearest, and bit for bit against GPTQModel's solver."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -11,8 +9,10 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.quantize.algorithms import gptq
 from vllm_quant_plugin.quantize.engine.statistics import relative_error
-from vllm_quant_plugin.quantize.options import make_recipe
+from vllm_quant_plugin.quantize.recipe import make_recipe
 from vllm_quant_plugin.rtn import quantize_int
+
+OPTIONS = gptq.GptqOptions()
 
 
 def assert_equal(one: CanonicalWeight, other: CanonicalWeight) -> None:
@@ -36,7 +36,7 @@ def test_beats_round_to_nearest_and_survives_the_format(level: str, act_order: b
     scheme = make_recipe("gptq", level=level, act_order=act_order).scheme
     original, hessian, tokens = _problem()
     before = original.clone()
-    weight = gptq.solve(original, hessian, tokens, scheme, damp=0.05, mse=2.4, static_groups=False).validate()
+    weight = gptq.solve(original, hessian, tokens, scheme, OPTIONS).validate()
     assert torch.equal(original, before)
     plain = quantize_int(before, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
     ours = relative_error(before, weight.dequantize(), hessian)
@@ -50,7 +50,7 @@ def test_beats_round_to_nearest_and_survives_the_format(level: str, act_order: b
 
 def test_same_input_same_result() -> None:
     scheme = make_recipe("gptq", level="3bit-32g").scheme
-    results = [gptq.solve(*_problem(), scheme, damp=0.05, mse=2.4, static_groups=False) for _ in range(2)]
+    results = [gptq.solve(*_problem(), scheme, OPTIONS) for _ in range(2)]
     assert_equal(*results)
 
 
@@ -62,27 +62,23 @@ def test_same_input_same_result() -> None:
         ("4bit-32g", True, True),
         ("2bit-32g-asym", True, False),
         ("4bit-channel", True, False),
+        ("4bit-channel-asym", False, True),
+        ("3bit-64g-asym", False, True),
+        ("8bit-32g", True, False),
     ],
 )
-def test_one_matrix_gives_what_the_library_gives_with_four(
-    level: str, act_order: bool, static_groups: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_solver_gives_what_the_library_gives(level: str, act_order: bool, static_groups: bool) -> None:
     weight, hessian, tokens = _problem(32, 320)
     # An input that is always zero.
     hessian[:, 7] = hessian[7, :] = 0
     scheme = make_recipe("gptq", level=level, act_order=act_order).scheme
 
-    def solve(moment: torch.Tensor, **options: Any) -> CanonicalWeight:
-        return gptq.solve(
-            weight, moment, tokens, scheme, damp=0.05, mse=2.4, static_groups=static_groups, **options
-        )  # fmt: skip
-
-    lean, lent = solve(hessian), hessian.clone()
-    assert_equal(lean, solve(lent, restore=lambda: lent.copy_(hessian)))
+    options = gptq.GptqOptions(static_groups=static_groups)
+    found, lent = gptq.solve(weight, hessian, tokens, scheme, options), hessian.clone()
+    assert_equal(found, gptq.solve(weight, lent, tokens, scheme, options, restore=lambda: lent.copy_(hessian)))
     assert torch.equal(lent, hessian)
-    # A plain tensor goes the library's own way.
-    monkeypatch.setattr(gptq.OwnedMatrix, "scaled", lambda matrix, factor: matrix * factor)
-    assert_equal(lean, solve(hessian))
+    library = gptq.solve_with_library(weight, hessian, tokens, scheme, options)
+    assert_equal(found, gptq.to_canonical(library, scheme))
 
 
 def test_more_damping_where_the_matrix_is_not_positive_definite() -> None:
@@ -92,9 +88,9 @@ def test_more_damping_where_the_matrix_is_not_positive_definite() -> None:
     shift = 0.02 * hessian.diagonal().mean() + torch.linalg.eigvalsh(hessian)[0]
     hessian.diagonal().sub_(shift)
     scheme = make_recipe("gptq", level="4bit-32g").scheme
-    options: dict[str, Any] = {"damp": 0.01, "mse": 2.4, "static_groups": False}
-    made = gptq.solve(weight, hessian, tokens, scheme, **options).validate()
+    options = gptq.GptqOptions(damp=0.01)
+    made = gptq.solve(weight, hessian, tokens, scheme, options).validate()
     lent = hessian.clone()
-    assert_equal(made, gptq.solve(weight, lent, tokens, scheme, restore=lambda: lent.copy_(hessian), **options))
+    assert_equal(made, gptq.solve(weight, lent, tokens, scheme, options, restore=lambda: lent.copy_(hessian)))
     plain = quantize_int(weight, 4, 32)
     assert relative_error(weight, made.dequantize(), before) < relative_error(weight, plain.dequantize(), before)

@@ -11,7 +11,7 @@ from tests.support.outlier_model import write_outlier_model
 from tests.support.simulate import log_probabilities, mean_kl
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.algorithms.smoothquant import choose_scale, product_error, smoothing_scale
+from vllm_quant_plugin.quantize.algorithms.int8 import choose_scale, gemm_error, smoothing_scale
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.engine.fold import Fold
 from vllm_quant_plugin.quantize.engine.statistics import AttentionRanges, Group, InputRange, spaced_rows
@@ -160,14 +160,14 @@ def test_search_never_loses_to_no_smoothing() -> None:
 
     scale = choose_scale(weights, found, Fold(group, "norm", True), "search", activation, rounded)
     assert scale is not None
-    plain = product_error(weights, found, torch.ones(32), activation, rounded)
+    plain = gemm_error(weights, found, torch.ones(32), activation, rounded)
     # Independently: round both sides in float64.
     s, w = scale.double(), weights[0].double()
     xs, ws = x.double() / s, w * s
     xq = (xs / (xs.abs().amax(-1, keepdim=True) / 127)).round() * (xs.abs().amax(-1, keepdim=True) / 127)
     wq = (ws / (ws.abs().amax(-1, keepdim=True) / 127)).round() * (ws.abs().amax(-1, keepdim=True) / 127)
     direct = float((xq @ wq.T - x.double() @ w.T).square().sum())
-    assert product_error(weights, found, scale, activation, rounded) == pytest.approx(direct, rel=0.02)
+    assert gemm_error(weights, found, scale, activation, rounded) == pytest.approx(direct, rel=0.02)
     assert direct < 0.2 * plain
 
 

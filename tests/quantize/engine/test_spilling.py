@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from vllm_quant_plugin.quantize.algorithms import gptq
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.engine import in_place
 from vllm_quant_plugin.quantize.engine.in_place import spilled
-from vllm_quant_plugin.quantize.estimate import memory
 
 
 def test_values_come_back_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +37,7 @@ def test_a_whole_run_writes_the_same_bytes(small_model: Path, tmp_path: Path, mo
     recipe = make_recipe("gptq", level="4bit-64g", samples=4, seq_len=64, mse=0.0)
     copied = quantize_model(small_model, tmp_path / "copied", recipe)
     plan = preflight(small_model, tmp_path / "out", recipe)
-    for module in (in_place, memory):
+    for module in (in_place, gptq):
         monkeypatch.setattr(module, "SPILL_BYTES", 0)
     made = quantize_model(small_model, tmp_path / "out", recipe)
     assert (made.files, made.errors) == (copied.files, copied.errors)

@@ -10,9 +10,9 @@ import pytest
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
+from vllm_quant_plugin.quantize.algorithm import get_algorithm
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
-from vllm_quant_plugin.quantize.estimate.duration import estimate_seconds
-from vllm_quant_plugin.quantize.estimate.memory import layer_memory
+from vllm_quant_plugin.quantize.estimate.cost import estimate_seconds, layer_memory
 from vllm_quant_plugin.quantize.estimate.preflight import check_room
 from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
@@ -81,7 +81,11 @@ def test_modules_that_stay_in_16_bits_are_in_memory_too(small_model: Path) -> No
     layer = [m for m in check_input(checkpoint) if m.name.startswith("model.layers.0.")]
     down = [m for m in layer if m.name.endswith("down_proj")]
     weights = sum(m.in_features * m.out_features for m in layer)
-    whole, few = (layer_memory(checkpoint, "model.layers.0", part, "gptq", 0) for part in (layer, down))
+    gptq = get_algorithm("gptq")
+    whole, few = (
+        layer_memory(checkpoint, "model.layers.0", part, gptq.cost(part, 64, gptq.options()).memory_bytes, 0)
+        for part in (layer, down)
+    )
     assert 4 * weights < few < whole
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
@@ -19,6 +21,7 @@ from vllm_quant_plugin.quantize.mixed.allocation import (
 from vllm_quant_plugin.quantize.mixed.api import make_target
 from vllm_quant_plugin.quantize.mixed.recipe_file import read_lines
 from vllm_quant_plugin.quantize.modules import check_input, siblings
+from vllm_quant_plugin.quantize.options import MixedOptions, SchemeOptions
 from vllm_quant_plugin.text.windows import BUNDLED
 
 
@@ -79,17 +82,17 @@ def test_a_size_counts_what_is_not_quantized(units: list[Unit]) -> None:
 
 def test_flags_that_exclude_each_other(tmp_path) -> None:
     with pytest.raises(UsageError, match="exclude"):
-        make_target(3.5, "4GB", None, lines=False, bits=False)
+        make_target(MixedOptions(target_bpw=3.5, target_size="4GB"), SchemeOptions())
     with pytest.raises(UsageError, match="--recipe"):
-        make_target(3.5, None, None, lines=True, bits=False)
+        make_target(MixedOptions(target_bpw=3.5, recipe_file=Path("r.yaml")), SchemeOptions())
     with pytest.raises(UsageError, match="--bits"):
-        make_target(3.5, None, None, lines=False, bits=True)
+        make_target(MixedOptions(target_bpw=3.5), SchemeOptions(bits=4))
     with pytest.raises(UsageError, match="out of range"):
         budget_bytes([], 0, 17.0, None)
     (tmp_path / "r.yaml").write_text("method: rtn\nmlp: 4\n")
-    with pytest.raises(UsageError, match="says method rtn"):
-        read_lines(tmp_path / "r.yaml", "gptq")
-    assert read_lines(tmp_path / "r.yaml", None) == ("rtn", {"mlp": 4})
+    with pytest.raises(UsageError, match="has method rtn"):
+        read_lines(tmp_path / "r.yaml", "gptq", "awq")
+    assert read_lines(tmp_path / "r.yaml", None, "awq") == ("rtn", {"mlp": 4})
 
 
 def test_methods_of_one_width_have_no_target(units: list[Unit]) -> None:

@@ -68,7 +68,7 @@ def test_target(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(api, "CHECK_WINDOWS", 4)
     monkeypatch.setattr(api, "WINDOW_LEN", 128)
     out = tmp_path / "out"
-    report = api.quantize_to_target(small_model, out, make_recipe("rtn", symmetric=False), bits_per_weight=3.5)
+    report = api.quantize_to_target(small_model, out, make_recipe("rtn", symmetric=False), api.Target(3.5))
     assert report.bits_per_weight <= 3.5
     assert report.mixed is not None
     checked = report.mixed["checked_kl"]

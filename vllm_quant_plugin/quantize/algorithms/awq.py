@@ -11,17 +11,37 @@ so every candidate costs (N, K) x (K, K) instead of a pass over the data, and is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
+from vllm_quant_plugin.quantize.algorithm import (
+    ROUND_SECONDS,
+    Algorithm,
+    Cost,
+    LayerTask,
+    Library,
+    SolvedLayer,
+    matmul_flop,
+    moment_flop,
+    register_algorithm,
+)
+from vllm_quant_plugin.quantize.io.storage import stored_scale_dtype
+from vllm_quant_plugin.quantize.modules import Linear, moment_sizes
+from vllm_quant_plugin.quantize.options import SchemeRequest
+from vllm_quant_plugin.scheme import Scheme, StorageFormat
 
-from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_plugin.rtn import half_range
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_plugin.quantize.engine.statistics import Group, Moments
 
 SCALE_GRID = 20
 CLIP_STEPS = 10
 MAX_SHRINK = 0.5
+# AutoAWQ leaves these unclipped: their product, not their output, enters the softmax.
+_UNCLIPPED = ("q_proj", "k_proj")
 # Elements of a float32 temporary; bounds memory on wide modules.
 CHUNK_ELEMENTS = 1 << 24
 
@@ -33,10 +53,14 @@ class Grid:
     bits: int
     group_size: int
     symmetric: bool
-    scale_dtype: torch.dtype = torch.float16
+    scale_dtype: torch.dtype
 
     def affine(self, values: torch.Tensor, shrink: torch.Tensor | float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
         """Scales and zero points, float32 (N, G, 1), of (N, G, group) values whose range is shrunk first."""
+        import torch
+
+        from vllm_quant_plugin.rtn import half_range
+
         top = (1 << self.bits) - 1
         if self.symmetric:
             middle = 1 << (self.bits - 1)
@@ -49,6 +73,8 @@ class Grid:
         return scales, (-low / scales).round().clamp(0, top)
 
     def _store(self, scales: torch.Tensor) -> torch.Tensor:
+        import torch
+
         scales = torch.where(scales == 0, torch.ones_like(scales), scales)
         return scales.clamp(min=torch.finfo(self.scale_dtype).tiny).to(self.scale_dtype).float()
 
@@ -84,6 +110,8 @@ def output_error(weights: Sequence[torch.Tensor], scale: torch.Tensor, hessian: 
 
 def _candidates(weights: Sequence[torch.Tensor], hessian: torch.Tensor, group_size: int) -> list[torch.Tensor]:
     """Scales x^r and x^r / w^(1-r), from the inputs' RMS x and the weights' mean magnitude w within their groups."""
+    import torch
+
     x = hessian.diagonal().clamp(min=0).sqrt()
     x = x / x.mean().clamp(min=1e-12)
     magnitude = torch.zeros_like(x)
@@ -101,12 +129,6 @@ def _candidates(weights: Sequence[torch.Tensor], hessian: torch.Tensor, group_si
     return found
 
 
-def tie_heads(scale: torch.Tensor, shared: int, head_dim: int) -> torch.Tensor:
-    """Make scales (K,) equal over the ``shared`` query heads that read one KV head (geometric mean)."""
-    heads = scale.log().reshape(-1, shared, head_dim)
-    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1).exp()
-
-
 def search_scale(
     weights: Sequence[torch.Tensor],
     hessian: torch.Tensor,
@@ -122,7 +144,9 @@ def search_scale(
         hessian: float32 (K, K).
         shared_heads, head_dim: for an attention output: query heads per KV head, which must share a scale.
     """
-    best = torch.ones(hessian.shape[0], device=hessian.device)
+    from vllm_quant_plugin.quantize.engine.fold import tie_heads
+
+    best = hessian.new_ones(hessian.shape[0])
     least = output_error(weights, best, hessian, grid)
     for scale in _candidates(weights, hessian, grid.group_size):
         if shared_heads > 1:
@@ -138,6 +162,8 @@ def search_clip(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torc
 
     The error of a group is taken alone, with its own block of ``hessian``.
     """
+    import torch
+
     k = weight.shape[1]
     group = grid.group_size if grid.group_size > 0 else k
     blocks = torch.stack([hessian[i : i + group, i : i + group] for i in range(0, k, group)])
@@ -160,8 +186,114 @@ def search_clip(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torc
 
 def quantize(weight: torch.Tensor, grid: Grid, shrink: torch.Tensor | float = 1.0) -> CanonicalWeight:
     """Canonical form of a float32 (N, K) weight, with ranges shrunk by ``shrink`` (N, G, 1)."""
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+
     values = grid.grouped(weight)
     scales, zeros = grid.affine(values, shrink)
     codes = grid.codes(values, scales, zeros).to(torch.uint8).reshape(weight.shape)
     stored = None if grid.symmetric else zeros.squeeze(-1).to(torch.uint8)
     return CanonicalWeight(codes, scales.squeeze(-1).to(grid.scale_dtype), grid.bits, values.shape[-1], stored)
+
+
+class Awq(Algorithm):
+    """Activation-aware scales and clipping, then rounding to nearest."""
+
+    name = "awq"
+    bits = (2, 3, 4, 8)
+    mixed_bits = (2, 3, 4, 8)
+    libraries = (
+        Library("autoawq", lambda scheme, options: _library_job(scheme), lambda scheme: _library_refusal(scheme)),
+        Library("gptqmodel", lambda scheme, options: _library_job(scheme), lambda scheme: _library_refusal(scheme)),
+    )
+
+    def scheme(self, request: SchemeRequest) -> Scheme:
+        bits, group_size = self.integer_weights(request)
+        self.refuse_activations(request)
+        symmetric = bool(request.symmetric)
+        # AutoAWQ's layout always carries zero points, and its readers take 4 bits only.
+        storage: StorageFormat = "awq" if bits == 4 and not symmetric else "pack-quantized"
+        return self.with_activations(Scheme(storage, "int", bits, group_size, symmetric), request.activations)
+
+    def cost(self, layer: Sequence[Linear], tokens: int, options: Any) -> Cost:
+        """Each candidate scale multiplies a weight with its moment once: 2 N K^2."""
+        candidates = 1 + 2 * SCALE_GRID
+        searches = candidates * sum(2.0 * m.out_features * m.in_features**2 for m in layer)
+        weights = sum(m.out_features * m.in_features for m in layer)
+        moments = moment_sizes(layer)
+        return Cost(
+            flop=2 * matmul_flop(layer, tokens) + moment_flop(layer, tokens) + searches,
+            seconds=ROUND_SECONDS * weights * (candidates + CLIP_STEPS),
+            # All inputs of a layer are measured in one pass; a solver works on a copy of one.
+            memory_bytes=sum(moments) + max(moments),
+        )
+
+    def solve(self, task: LayerTask) -> SolvedLayer:
+        from vllm_quant_plugin.quantize.engine.statistics import (
+            collect_moments,
+            find_groups,
+            relative_error,
+            weight_of,
+        )
+
+        grids = {
+            name: Grid(s.bits, s.group_size, s.symmetric, stored_scale_dtype(s, task.dtype))
+            for name, s in task.schemes.items()
+        }
+        groups = find_groups(task.layer, task.schemes, task.batches[0], task.kwargs)
+        moments = collect_moments(task.layer, groups, task.batches, task.kwargs)
+        _fold_scales(task, grids, groups, moments)
+        solved = SolvedLayer()
+        for group, found in zip(groups, moments, strict=True):
+            for name in group.names:
+                weight = weight_of(task.layer, name)
+                shrink: torch.Tensor | float = 1.0
+                if not name.endswith(_UNCLIPPED):
+                    shrink = search_clip(weight, found.hessian, grids[name])
+                solved.weights[name] = quantize(weight, grids[name], shrink)
+                solved.errors[name] = relative_error(weight, solved.weights[name].dequantize(), found.hessian)
+                solved.tokens[name] = found.signal
+        return solved
+
+    def solve_module(self, weight: torch.Tensor, scheme: Scheme, options: Any, moments: Moments) -> torch.Tensor:
+        import torch
+
+        grid = Grid(scheme.bits, scheme.group_size, scheme.symmetric, stored_scale_dtype(scheme, torch.bfloat16))
+        scale = search_scale([weight], moments.hessian, grid)
+        scaled = moments.hessian / scale[:, None] / scale[None, :]
+        shrink = search_clip(weight * scale, scaled, grid)
+        return quantize(weight * scale, grid, shrink).dequantize() / scale
+
+
+def _library_job(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "method": "awq", "bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric
+    }  # fmt: skip
+
+
+def _library_refusal(scheme: Scheme) -> str | None:
+    return None if scheme.storage == "awq" else "writes 4-bit AWQ with zero points only"
+
+
+def _fold_scales(
+    task: LayerTask, grids: Mapping[str, Grid], groups: Sequence[Group], moments: Sequence[Moments]
+) -> None:
+    """Search and fold a scale for each group; moments follow. Undone where the layer's function changes."""
+    from vllm_quant_plugin.quantize.engine.fold import find_fold, try_fold
+    from vllm_quant_plugin.quantize.engine.statistics import weight_of
+
+    for group, found in zip(groups, moments, strict=True):
+        fold = find_fold(task.layer, group, task.head_dim)
+        if fold is None:
+            continue
+        weights = [weight_of(task.layer, n) for n in group.names]
+        scale = search_scale(
+            weights, found.hessian, grids[group.names[0]], shared_heads=fold.shared_heads, head_dim=fold.head_dim
+        )  # fmt: skip
+        applied = try_fold(task.layer, fold, scale, task.dtype, task.sample_output)
+        if applied is not None:
+            found.hessian.div_(applied[:, None]).div_(applied[None, :])
+
+
+register_algorithm(Awq())

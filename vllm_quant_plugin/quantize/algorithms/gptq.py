@@ -1,20 +1,322 @@
-"""GPTQ (Frantar et al., 2022, arXiv:2210.17323) with GPTQModel's solver on second moments of our own."""
+"""GPTQ (Frantar et al., 2022, arXiv:2210.17323) from second moments H = sum x x^T.
+
+Columns are rounded one after the other; the error of each is spread over the columns that follow, as the upper
+Cholesky factor U of the damped inverse moment says (U^T U = H^-1):
+
+    e = (w[j] - round(w[j])) / U[j, j]        w[j:] -= e U[j, j:]
+
+On a CPU the loop below runs in the memory of one K x K matrix. Its results are GPTQModel's bit for bit. GPTQModel
+itself runs on a GPU, where it has a kernel for the loop, and where a moment has no Cholesky factor or no token.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import nn
+import typer
 
-from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.console import suppress_output
-from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.quantize.engine.in_place import OwnedMatrix, inverse_factor
+from vllm_quant_plugin.errors import BackendError, UsageError
+from vllm_quant_plugin.quantize.algorithm import (
+    Algorithm,
+    Cost,
+    LayerTask,
+    Library,
+    SolvedLayer,
+    matmul_flop,
+    moment_flop,
+    register_algorithm,
+)
+from vllm_quant_plugin.quantize.modules import MOMENT_BYTES, SPILL_BYTES, Linear, moment_sizes
+from vllm_quant_plugin.quantize.options import SchemeRequest
 from vllm_quant_plugin.scheme import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_plugin.quantize.engine.statistics import Moments
+
+# Seconds per weight of the scale search, and per column.
+SEARCH_SECONDS, COLUMN_SECONDS = 6.0e-7, 3.0e-4
+# Columns whose error is spread among themselves at once, and over the rest after them.
+BLOCK = 128
+# The scale search shrinks a range in steps of a hundredth, down to a fifth.
+SEARCH_STEPS, SEARCH_GRID = 80, 100
+
+
+@dataclass(frozen=True)
+class GptqOptions:
+    """Options of GPTQ.
+
+    Attributes:
+        damp: share of the mean diagonal added to the Hessian.
+        mse: exponent of the scale search's error, 0 for no search.
+        static_groups: fix all groups' scales before the first column is rounded.
+    """
+
+    damp: Annotated[float, typer.Option(help="dampening, a share of the Hessian's mean diagonal")] = 0.05
+    mse: Annotated[float, typer.Option(help="exponent of the scale search's error; 0 for none")] = 2.4
+    static_groups: Annotated[bool, typer.Option(help="fix all scales before rounding")] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damp < 1:
+            raise UsageError(f"damp {self.damp} is out of range", "it lies between 0 and 1")
+
+
+class Gptq(Algorithm):
+    """GPTQ, true sequential: each group of modules sees what the groups before it, already rounded, produce."""
+
+    name = "gptq"
+    bits = (2, 3, 4, 8)
+    mixed_bits = (2, 3, 4, 8)
+    options = GptqOptions
+    act_order = True
+    preset_pattern = r"actorder$"
+    libraries = (Library("gptqmodel", lambda scheme, options: _library_job(scheme, options)),)
+
+    def scheme(self, request: SchemeRequest) -> Scheme:
+        bits, group_size = self.integer_weights(request)
+        self.refuse_activations(request)
+        made = Scheme(
+            "gptq", "int", bits, group_size, request.symmetric is not False,
+            act_order=request.act_order is not False, zero_offset=1,
+        )  # fmt: skip
+        return self.with_activations(made, request.activations)
+
+    def cost(self, layer: Sequence[Linear], tokens: int, options: GptqOptions) -> Cost:
+        """About 3 K^3 for the inverse and 2 N K^2 for the update of each weight."""
+        weights = sum(m.in_features * m.out_features for m in layer)
+        updates = sum(2.0 * m.out_features * m.in_features**2 + 3.0 * m.in_features**3 for m in layer)
+        columns = sum(m.in_features for m in layer)
+        moments = moment_sizes(layer)
+        copied = max((b for b in moments if b < SPILL_BYTES), default=0)
+        return Cost(
+            flop=4 * matmul_flop(layer, tokens) + moment_flop(layer, tokens) + updates,
+            seconds=COLUMN_SECONDS * columns + SEARCH_SECONDS * weights * (1 if options.mse else 0),
+            memory_bytes=max(min(sum(moments), MOMENT_BYTES) + copied, max(moments)),
+            spilled_bytes=max((b for b in moments if b >= SPILL_BYTES), default=0),
+        )
+
+    def provenance(self, options: GptqOptions) -> dict[str, Any]:
+        return {"static_groups": options.static_groups, "damp_percent": options.damp, "true_sequential": True}
+
+    def solve(self, task: LayerTask) -> SolvedLayer:
+        import torch
+
+        from vllm_quant_plugin.quantize.engine.in_place import spilled
+        from vllm_quant_plugin.quantize.engine.statistics import (
+            collect_moments,
+            find_groups,
+            relative_error,
+            split_passes,
+            weight_of,
+        )
+
+        solved = SolvedLayer()
+        groups = find_groups(task.layer, task.schemes, task.batches[0], task.kwargs)
+        for together in split_passes(task.layer, groups):
+            alone = len(together) == 1
+            moments = collect_moments(task.layer, together, task.batches, task.kwargs, stop_early=alone)
+            for group, found in zip(together, moments, strict=True):
+                # Without a signal every column would count as dead and become zero: all count alike instead.
+                hessian = found.hessian
+                if not found.signal:
+                    hessian = torch.eye(hessian.shape[0], device=hessian.device)
+                with spilled(hessian, task.scratch) as restore:
+                    for name in group.names:
+                        original = weight_of(task.layer, name)
+                        weight = solve(
+                            original, hessian, found.tokens, task.schemes[name], task.options, restore=restore
+                        )
+                        rounded = weight.dequantize()
+                        solved.errors[name] = relative_error(original, rounded, found.hessian)
+                        solved.tokens[name] = found.signal
+                        original.copy_(rounded)
+                        solved.weights[name] = weight
+        return solved
+
+    def solve_module(
+        self, weight: torch.Tensor, scheme: Scheme, options: GptqOptions, moments: Moments
+    ) -> torch.Tensor:
+        return solve(weight, moments.hessian, moments.tokens, scheme, options).dequantize()
+
+
+def _library_job(scheme: Scheme, options: GptqOptions) -> dict[str, Any]:
+    return {
+        "method": "gptq", "bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric,
+        "act_order": scheme.act_order, "damp": options.damp, "mse": options.mse, "static_groups": options.static_groups,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded weight in floats.
+
+    Attributes:
+        values: (N, K), in the original order of columns.
+        scales, zeros: float32 (N, G).
+        g_idx: int64 (K,), the group of each column.
+    """
+
+    values: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    g_idx: torch.Tensor
+
+
+class IndefiniteError(Exception):
+    """The damped moment has no Cholesky factor."""
+
+
+def solve(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    tokens: int,
+    scheme: Scheme,
+    options: GptqOptions,
+    *,
+    restore: Callable[[], None] | None = None,
+) -> CanonicalWeight:
+    """Round a linear module's weight so that its output changes least.
+
+    Args:
+        weight: float32 (N, K); left as it is.
+        hessian: float32 (K, K), the sum of x x^T over ``tokens`` tokens.
+        restore: brings back the values of ``hessian``; with it the solver works in the memory of ``hessian``.
+
+    Returns:
+        Canonical weight with float16 scales (N, G); ``g_idx`` set for act-order.
+    """
+    if hessian.device.type != "cpu" or not tokens:
+        return to_canonical(solve_with_library(weight, hessian, tokens, scheme, options), scheme)
+    from vllm_quant_plugin.quantize.engine.in_place import scaled_copy, scaled_in_place
+
+    scaled = scaled_copy if restore is None else scaled_in_place
+    try:
+        found = round_columns(weight, scaled(hessian, 2.0 / tokens), scheme, options)
+    except IndefiniteError:
+        found = None
+    finally:
+        if restore is not None:
+            restore()
+    if found is None:
+        # The library raises the damping step by step, for which it needs the matrix again.
+        found = solve_with_library(weight, hessian, tokens, scheme, options)
+    return to_canonical(found, scheme)
+
+
+def round_columns(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, options: GptqOptions) -> Rounded:
+    """The algorithm itself.
+
+    Args:
+        weight: float32 (N, K); left as it is.
+        hessian: float32 (K, K), column-major, overwritten.
+
+    Raises:
+        IndefiniteError: with the damping of ``options`` the matrix is not positive definite.
+    """
+    import torch
+
+    from vllm_quant_plugin.quantize.engine.in_place import inverse_factor, permute
+
+    w, (n, k), group = weight.clone(), weight.shape, scheme.group_of(weight.shape[1])
+    grid = functools.partial(find_grid, bits=scheme.bits, symmetric=scheme.symmetric, mse=options.mse)
+    whole = grid(w) if scheme.group_size < 0 else None
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    diagonal[dead] = 1
+    w[:, dead] = 0
+    fixed = None
+    if options.static_groups and whole is None:
+        fixed = [grid(w[:, start : start + group]) for start in range(0, k, group)]
+    order = torch.arange(k)
+    if scheme.act_order:
+        order = torch.argsort(torch.diag(hessian), descending=True)
+        w = w[:, order]
+        permute(hessian, order)
+    diagonal.add_(options.damp * diagonal.clone().mean())
+    if not inverse_factor(hessian):
+        raise IndefiniteError
+    factor, rounded, grids = hessian, torch.zeros_like(w), list(fixed or ())
+    scale, zero = whole or (torch.empty(0), torch.empty(0))
+    for start in range(0, k, BLOCK):
+        end = min(start + BLOCK, k)
+        block, errors, local = w[:, start:end].clone(), torch.zeros(n, end - start), factor[start:end, start:end]
+        for j in range(end - start):
+            column = start + j
+            if fixed is not None:
+                scale, zero = fixed[int(order[column]) // group]
+            elif whole is None and column % group == 0:
+                scale, zero = grid(w[:, column : column + group])
+                grids.append((scale, zero))
+            value = block[:, j]
+            nearest = round_to_grid(value.unsqueeze(1), scale, zero, scheme.bits).flatten()
+            rounded[:, column] = nearest
+            errors[:, j] = (value - nearest).div_(local[j, j])
+            block[:, j:] -= errors[:, j].unsqueeze(1) * local[j, j:]
+        w[:, end:] -= errors.matmul(factor[start:end, end:])
+    inverse = torch.argsort(order)
+    groups = (order if fixed is not None else torch.arange(k)) // group
+    grids = grids or [(scale, zero)]
+    values = rounded[:, inverse] if scheme.act_order else rounded
+    return Rounded(values, torch.cat([s for s, _ in grids], 1), torch.cat([z for _, z in grids], 1), groups[inverse])
+
+
+def round_to_grid(values: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, bits: int) -> torch.Tensor:
+    """Round to the nearest of ``scale * (code - zero)`` with codes of ``bits`` bits; (N, 1) scales and zero points."""
+    codes = ((values / scale).round() + zero).clamp(0, (1 << bits) - 1)
+    return scale * (codes - zero)
+
+
+def find_grid(values: torch.Tensor, *, bits: int, symmetric: bool, mse: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scales and zero points (N, 1) of a group (N, group), with the least sum of |error|^mse where ``mse`` is not 0."""
+    import torch
+
+    top = (1 << bits) - 1
+    low, high = values.amin(1).clamp(max=0), values.amax(1).clamp(min=0)
+    if symmetric:
+        high = torch.maximum(low.abs(), high)
+        low = torch.where(low < 0, -high, low)
+    empty = (low == 0) & (high == 0)
+    low, high = low.masked_fill(empty, -1.0), high.masked_fill(empty, 1.0)
+    scale = (high - low) / top
+    zero = torch.full_like(scale, (top + 1) / 2) if symmetric else (-low / scale).round()
+    if mse > 0:
+        scale, zero = _search_grid(values, low, high, scale, zero, bits=bits, symmetric=symmetric, mse=mse)
+    return scale.unsqueeze(1), zero.unsqueeze(1)
+
+
+def _search_grid(
+    values: torch.Tensor, low: torch.Tensor, high: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor,
+    *, bits: int, symmetric: bool, mse: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Try ever smaller ranges; with two bits also the other integer beside the ideal zero point."""
+    import torch
+
+    top = (1 << bits) - 1
+    best, scale, zero = torch.full_like(scale, float("inf")), scale.clone(), zero.clone()
+    for step in range(SEARCH_STEPS):
+        share = 1 - step / SEARCH_GRID
+        low_now, high_now = share * low, share * high
+        scale_now = (high_now - low_now) / top
+        candidates = [zero if symmetric else (-low_now / scale_now).round()]
+        if bits == 2 and not symmetric:
+            ideal = -low_now / scale_now
+            below, above = ideal.floor().clamp_(0, top), ideal.ceil().clamp_(0, top)
+            candidates.append(torch.where(candidates[0] == below, above, below))
+        for zero_now in candidates:
+            error = round_to_grid(values, scale_now.unsqueeze(1), zero_now.unsqueeze(1), bits)
+            error = error.sub_(values).abs_().pow_(mse).sum(1)
+            better = error < best
+            best = torch.where(better, error, best)
+            scale = torch.where(better, scale_now, scale)
+            zero = torch.where(better, zero_now, zero)
+    return scale, zero
 
 
 @functools.cache
@@ -31,123 +333,56 @@ def _library() -> tuple[Any, Any]:
         with suppress_output():
             from gptqmodel.quantization import QuantizeConfig
             from gptqmodel.quantization.gptq import GPTQ
-            from gptqmodel.quantization.quantizer import Quantizer
     except ImportError as err:
         raise BackendError(
-            f"GPTQ needs gptqmodel ({err.name} is missing)", "pip install 'vllm-quant-plugin[quantize]'"
+            f"GPTQ needs gptqmodel here ({err.name} is missing)", "pip install 'vllm-quant-plugin[quantize]'"
         ) from None
-
-    class GroupQuantizer(Quantizer):
-        """Leaves out the scale search over the whole matrix that the library starts with and, given groups, forgets."""
-
-        forgotten = False
-
-        def find_params(self, x: torch.Tensor, weight: bool = False) -> None:
-            if not self.forgotten:
-                super().find_params(x, weight=weight)
-            self.forgotten = False
-
-    class Solver(GPTQ):
-        """GPTQModel's, in less memory and time on a CPU; on a GPU as it is, for the library's kernel."""
-
-        def create_quantizer(self, name: str) -> Quantizer:
-            on_cpu = self.module.weight.device.type == "cpu"
-            return GroupQuantizer(qcfg=self.qcfg, name=name) if on_cpu else super().create_quantizer(name)
-
-        def finalize_hessian(self, target_device: torch.device | None = None) -> torch.Tensor:
-            # The last call before that search.
-            self.quantizer.forgotten = self.qcfg.group_size != -1
-            hessian: torch.Tensor = super().finalize_hessian(target_device)
-            return hessian
-
-        def hessian_inverse(self, hessian: torch.Tensor) -> tuple[torch.Tensor | None, float]:
-            if not isinstance(hessian, OwnedMatrix):
-                inverse: tuple[torch.Tensor | None, float] = super().hessian_inverse(hessian)
-                return inverse
-            damp, diagonal = float(self.qcfg.damp_percent), hessian.diagonal()
-            undamped = diagonal.clone()
-            diagonal.add_(damp * undamped.mean())
-            if not inverse_factor(hessian.plain):
-                raise _Indefinite
-            # All that the library reads of the matrix from here on is its diagonal.
-            self.H = undamped.expand_as(hessian)
-            return hessian.plain, damp
-
-    return Solver, QuantizeConfig
+    return GPTQ, QuantizeConfig
 
 
-class _Indefinite(Exception):
-    """The damped matrix has no Cholesky factor."""
+def solve_with_library(
+    weight: torch.Tensor, hessian: torch.Tensor, tokens: int, scheme: Scheme, options: GptqOptions
+) -> Rounded:
+    """The same by GPTQModel, which needs memory for several copies of ``hessian``; arguments as for ``solve``."""
+    import torch
+    from torch import nn
 
-
-def _run(solver: Any, tokens: int, scheme: Scheme) -> CanonicalWeight:
-    with suppress_output(), torch.no_grad():
-        solver.quantizer.configure(perchannel=True)
-        solver.nsamples = solver._hessian_total_samples = tokens
-        rounded, scales, zeros, g_idx, *_ = solver.quantize()
-        solver.free()
-    return _canonical(rounded, scales, zeros, g_idx.to(scales.device), scheme)
-
-
-def solve(
-    weight: torch.Tensor,
-    hessian: torch.Tensor,
-    tokens: int,
-    scheme: Scheme,
-    *,
-    damp: float,
-    mse: float,
-    static_groups: bool,
-    restore: Callable[[], None] | None = None,
-) -> CanonicalWeight:
-    """Round a linear module's weight so that its output changes least.
-
-    Args:
-        weight: float32 (N, K); left as it is.
-        hessian: float32 (K, K), the sum of x x^T over ``tokens`` tokens.
-        damp, mse, static_groups: see ``Recipe``.
-        restore: brings back the values of ``hessian``, which is worked on in place then and not copied.
-
-    Returns:
-        Canonical weight with float16 scales (N, G); ``g_idx`` set for act-order.
-    """
     solver_class, config_class = _library()
     config = config_class(
         bits=scheme.bits, group_size=scheme.group_size, sym=scheme.symmetric, desc_act=scheme.act_order,
-        act_group_aware=False, static_groups=static_groups, mse=mse, damp_percent=damp, offload_to_disk=False,
+        act_group_aware=False, static_groups=options.static_groups, mse=options.mse, damp_percent=options.damp,
+        offload_to_disk=False,
     )  # fmt: skip
     n, k = weight.shape
     work = nn.Linear(k, n, bias=False, device="meta")
     work.weight = nn.Parameter(weight, requires_grad=False)
-    # The library accumulates 2 / tokens x x^T; the factor cancels in everything but its loss figure.
-    factor = 2.0 / max(tokens, 1)
-    solver = solver_class(work, config)
-    if hessian.device.type == "cpu":
-        solver.H = OwnedMatrix.scaled(hessian, factor) if restore is None else OwnedMatrix.over(hessian, factor)
-        try:
-            return _run(solver, tokens, scheme)
-        except _Indefinite:
-            # The library tries more damping, for which it needs the matrix again.
-            solver = solver_class(work, config)
-        finally:
-            if restore is not None:
-                restore()
-    solver.H = hessian * factor
-    return _run(solver, tokens, scheme)
+    with suppress_output(), torch.no_grad():
+        solver = solver_class(work, config)
+        # It accumulates 2 / tokens x x^T; the factor cancels in everything but its loss figure.
+        solver.H = hessian * (2.0 / max(tokens, 1))
+        solver.quantizer.configure(perchannel=True)
+        solver.nsamples = solver._hessian_total_samples = tokens
+        values, scales, zeros, g_idx, *_ = solver.quantize()
+        solver.free()
+    return Rounded(values, scales, zeros, g_idx.long().to(scales.device))
 
 
-def _canonical(
-    rounded: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, g_idx: torch.Tensor, scheme: Scheme
-) -> CanonicalWeight:
-    """The solver's dequantized weight (N, K) back to codes, which are exact integers up to float32 rounding."""
-    index = g_idx.long()
-    codes = (rounded.float() / scales[:, index]).add_(zeros[:, index]).round_()
+def to_canonical(found: Rounded, scheme: Scheme) -> CanonicalWeight:
+    """Codes of a rounded weight; they are exact integers up to float32 rounding."""
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+
+    codes = (found.values.float() / found.scales[:, found.g_idx]).add_(found.zeros[:, found.g_idx]).round_()
     codes = codes.clamp_(0, (1 << scheme.bits) - 1).to(torch.uint8)
     return CanonicalWeight(
         codes=codes,
-        scales=scales.half(),
+        scales=found.scales.half(),
         bits=scheme.bits,
-        group_size=scheme.group_of(rounded.shape[1]),
-        zeros=None if scheme.symmetric else zeros.round().to(torch.uint8),
-        g_idx=g_idx.to(torch.int32) if scheme.act_order else None,
+        group_size=scheme.group_of(found.values.shape[1]),
+        zeros=None if scheme.symmetric else found.zeros.round().to(torch.uint8),
+        g_idx=found.g_idx.to(torch.int32) if scheme.act_order else None,
     )
+
+
+register_algorithm(Gptq())

@@ -61,6 +61,12 @@ def find_fold(layer: nn.Module, group: Group, head_dim: int) -> Fold | None:
     return None
 
 
+def tie_heads(scale: torch.Tensor, shared: int, head_dim: int) -> torch.Tensor:
+    """Make scales (K,) equal over the ``shared`` query heads that read one KV head (geometric mean)."""
+    heads = scale.log().reshape(-1, shared, head_dim)
+    return heads.mean(1, keepdim=True).expand_as(heads).reshape(-1).exp()
+
+
 def _offset(norm: nn.Module) -> float:
     """Gemma-like norms multiply by 1 + weight."""
     return 1.0 if "Gemma" in type(norm).__name__ or "ZeroCentered" in type(norm).__name__ else 0.0

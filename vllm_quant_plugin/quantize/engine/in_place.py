@@ -1,17 +1,15 @@
-"""Linear algebra on a K x K matrix without a second one: permutation, and the factor that GPTQ reads.
+"""Linear algebra on a K x K matrix without a second one, and a copy of it on disk while its memory is overwritten.
 
-A second moment of 14,336 inputs takes 0.8 GB in float32. torch returns results in new memory and GPTQModel indexes its
-matrix twice, which makes three of it at a time; here there is one. Values are the same bit for bit: LAPACK works on
-column-major matrices, and torch copies any other into that layout before it calls it.
+A second moment of 14,336 inputs takes 0.8 GB in float32, and torch returns results in new memory. Values are torch's
+bit for bit: LAPACK works on column-major matrices, and torch copies any other into that layout before it calls it.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -39,41 +37,23 @@ def inverse_factor(matrix: torch.Tensor) -> bool:
     return not int(info)
 
 
-class OwnedMatrix(torch.Tensor):
-    """A column-major K x K matrix that nobody else reads: ``m[order]`` and ``m[:, order]`` permute it where it lies.
+def scaled_copy(matrix: torch.Tensor, factor: float) -> torch.Tensor:
+    """``matrix * factor``, column-major in memory of its own."""
+    out = torch.empty_like(matrix, memory_format=torch.contiguous_format).mT
+    return torch.mul(matrix, factor, out=out)
 
-    What else is done with it is torch's, and returns plain tensors.
-    """
 
-    @classmethod
-    def scaled(cls, matrix: torch.Tensor, factor: float) -> OwnedMatrix:
-        """``matrix * factor`` in memory of its own."""
-        out = torch.empty_like(matrix, memory_format=torch.contiguous_format).mT
-        return torch.mul(matrix, factor, out=out).as_subclass(cls)
+def scaled_in_place(matrix: torch.Tensor, factor: float) -> torch.Tensor:
+    """``matrix * factor``, column-major in the memory of the row-major ``matrix``, whose values are lost."""
+    _transpose(matrix.mul_(factor))
+    return matrix.mT
 
-    @classmethod
-    def over(cls, matrix: torch.Tensor, factor: float) -> OwnedMatrix:
-        """``matrix * factor`` in the memory of a row-major ``matrix``, whose values are lost."""
-        _transpose(matrix.mul_(factor))
-        return matrix.mT.as_subclass(cls)
 
-    @property
-    def plain(self) -> torch.Tensor:
-        """The same memory as a plain tensor."""
-        return self.as_subclass(torch.Tensor)
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        with torch._C.DisableTorchFunctionSubclass():
-            if func is torch.Tensor.__getitem__ and isinstance(args[0], cls) and _permute(args[0].plain, args[1]):
-                return args[0]
-            return func(*args, **(kwargs or {}))
+def permute(matrix: torch.Tensor, order: torch.Tensor) -> None:
+    """``matrix[order][:, order]`` in the memory of ``matrix``; ``order`` is int64 (K,)."""
+    for dim in (0, 1):
+        for stripe in matrix.split(_STRIPE, dim=1 - dim):
+            stripe.copy_(stripe.index_select(dim, order))
 
 
 def _transpose(matrix: torch.Tensor) -> None:
@@ -87,21 +67,9 @@ def _transpose(matrix: torch.Tensor) -> None:
             other.copy_(kept.mT)
 
 
-def _permute(matrix: torch.Tensor, index: Any) -> bool:
-    """Permute rows (``index`` an int64 (K,) tensor) or columns (``:`` and such a tensor); False for another index."""
-    dim = 0
-    if isinstance(index, tuple) and len(index) == 2 and index[0] == slice(None):
-        dim, index = 1, index[1]
-    if not isinstance(index, torch.Tensor) or index.dtype != torch.long or index.shape != matrix.shape[:1]:
-        return False
-    for stripe in matrix.split(_STRIPE, dim=1 - dim):
-        stripe.copy_(stripe.index_select(dim, index))
-    return True
-
-
 @contextmanager
 def spilled(matrix: torch.Tensor, folder: Path) -> Iterator[Callable[[], None] | None]:
-    """Save a float32 matrix for the time of the block.
+    """Save a float32 matrix on disk during the block, so that its memory can be overwritten.
 
     Args:
         matrix: row-major. Within the block its memory may be overwritten.

@@ -1,34 +1,79 @@
-"""One decoder layer at a time: load, measure, quantize, write, go on with its output."""
+"""A built-in run: one decoder layer at a time with calibration data, or one tensor at a time without."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import nn
 
 from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.console import Progress
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quantize.algorithms.datafree import E4M3_MAX, Progress
-from vllm_quant_plugin.quantize.algorithms.solvers import SOLVERS
-from vllm_quant_plugin.quantize.algorithms.task import SolvedLayer, Task
+from vllm_quant_plugin.quantize.algorithm import Algorithm, LayerTask, SolvedLayer
 from vllm_quant_plugin.quantize.engine.journal import Journal
 from vllm_quant_plugin.quantize.engine.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.engine.statistics import AttentionRanges, weight_of
-from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor
-from vllm_quant_plugin.quantize.modules import Linear
+from vllm_quant_plugin.quantize.io.shards import DTYPES, ModelWriter, read_tensor
+from vllm_quant_plugin.quantize.modules import QuantizedLinear, siblings
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.scheme import PER_TENSOR, Scheme
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+E4M3_MAX = 448.0
 _KEY_MODULES = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
+
+
+class _SharedPeak:
+    """The largest magnitude in a fused group of modules, which have one scale; each tensor is read once more."""
+
+    def __init__(self, checkpoint: Checkpoint, names: set[str]) -> None:
+        self._checkpoint, self._names = checkpoint, names
+        self._known: dict[tuple[str, ...], float] = {}
+
+    def __call__(self, name: str) -> float:
+        group = tuple(n for n in siblings(name) if n in self._names)
+        if group not in self._known:
+            self._known[group] = max(
+                float(read_tensor(self._checkpoint, f"{n}.weight").float().abs().max()) for n in group
+            )
+        return self._known[group]
+
+
+def quantize_tensorwise(
+    checkpoint: Checkpoint,
+    modules: Sequence[QuantizedLinear],
+    algorithm: Algorithm,
+    writer: ModelWriter,
+    progress: Progress,
+) -> None:
+    """Write every tensor of the checkpoint, the given modules quantized without data, in memory of the largest one.
+
+    Raises:
+        ValueError: a weight holds a NaN or an infinity; the message names it.
+    """
+    chosen = {f"{m.name}.weight": m for m in modules}
+    shared, done = _SharedPeak(checkpoint, {m.name for m in modules}), 0
+    for info in sorted(checkpoint.tensors.values(), key=lambda t: (t.file.name, t.name)):
+        tensor = read_tensor(checkpoint, info.name)
+        module = chosen.get(info.name)
+        if module is None:
+            writer.add(info.name, tensor)
+            continue
+        peak = shared(module.name) if module.scheme.group_size == PER_TENSOR else None
+        try:
+            weight = algorithm.round_weight(tensor, module.scheme, peak)
+        except ValueError as err:
+            raise ValueError(f"{info.name} {err}") from None
+        writer.add_module(module.name, get_format(module.scheme).pack(weight, module.scheme))
+        done += 1
+        progress(module.name, done, len(modules))
 
 
 def quantize_layerwise(
     checkpoint: Checkpoint,
-    modules: list[Linear],
+    modules: Sequence[QuantizedLinear],
     recipe: Recipe,
     tokens: list[list[int]],
     writer: ModelWriter,
@@ -37,18 +82,20 @@ def quantize_layerwise(
 ) -> dict[str, float]:
     """Write every tensor of the checkpoint, the given modules quantized with calibration windows ``tokens``.
 
+    Each layer is loaded, solved, committed to the journal, and run to give the next one its input.
+
     Args:
-        journal: finished layers are kept here, and taken from here.
+        journal: keeps finished layers; those that it holds already are not solved again.
 
     Returns:
         Relative output error of each module on the calibration text.
 
     Raises:
         BackendError: the architecture does not fit this engine.
+        ValueError: a weight holds a NaN or an infinity; the message names it.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = LayeredModel(checkpoint, device)
-    wanted = {m.name: scheme for m in modules if (scheme := recipe.scheme_for(m.name)) is not None}
+    model, algorithm = LayeredModel(checkpoint, device), recipe.algorithm
     text = checkpoint.text_config
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     dtype = DTYPES.get(_stored_dtype(checkpoint), torch.bfloat16)
@@ -59,10 +106,11 @@ def quantize_layerwise(
     in_layers = {name for index in range(model.layers) for name in model.layer_tensors(index)}
     for index in range(journal.layers, model.layers):
         prefix = model.layer_prefix(index)
-        local = {n.removeprefix(f"{prefix}."): s for n, s in wanted.items() if n.startswith(f"{prefix}.")}
+        local = {m.name.removeprefix(f"{prefix}."): m.scheme for m in modules if m.name.startswith(f"{prefix}.")}
         with model.layer(index) as layer:
-            task = Task(layer, local, batches, kwargs[index], recipe, head_dim, dtype, journal.folder)
-            solved = SOLVERS[recipe.method](task)
+            _require_finite(layer, prefix, local)
+            task = LayerTask(layer, local, batches, kwargs[index], recipe.options, head_dim, dtype, journal.folder)
+            solved = algorithm.solve(task)
             for name, weight in solved.weights.items():
                 weight_of(layer, name).copy_(weight.dequantize())
             made = _layer_tensors(checkpoint, layer, prefix, model.layer_tensors(index), solved, local)
@@ -81,6 +129,12 @@ def quantize_layerwise(
     for name in sorted(set(checkpoint.tensors) - in_layers):
         writer.add(name, read_tensor(checkpoint, name))
     return journal.errors
+
+
+def _require_finite(layer: nn.Module, prefix: str, names: Mapping[str, Scheme]) -> None:
+    for name in names:
+        if not bool(torch.isfinite(weight_of(layer, name)).all()):
+            raise ValueError(f"{prefix}.{name}.weight holds NaN or infinity")
 
 
 def _layer_tensors(

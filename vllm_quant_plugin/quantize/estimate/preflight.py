@@ -11,18 +11,16 @@ from vllm_quant_plugin.errors import OutputError, UsageError
 from vllm_quant_plugin.in_tree import Device, Host, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.inspect import kernel_name
 from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.estimate.duration import estimate_seconds, measured_flops
-from vllm_quant_plugin.quantize.estimate.memory import memory_needed, spilled_bytes
-from vllm_quant_plugin.quantize.estimate.sizes import KV_SCALE_BYTES, packed_bytes
+from vllm_quant_plugin.quantize.estimate.cost import disk_needed, estimate_seconds, measured_flops, memory_needed
 from vllm_quant_plugin.quantize.io.config_writer import config_for
-from vllm_quant_plugin.quantize.modules import Linear, layer_of
+from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, packed_bytes
+from vllm_quant_plugin.quantize.modules import QuantizedLinear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_plugin.scheme import ModelScheme, Scheme
 
 TP_SIZES = (1, 2, 4, 8)
 # Modules that vLLM splits along their input; the others are split along their output.
 ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "w2", "dense", "dense_4h_to_h", "c_proj", "fc2")
-_SLACK_FILES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -66,50 +64,38 @@ class Preflight:
         return asdict(self)
 
 
-def _module_sizes(modules: Sequence[Linear], recipe: Recipe) -> tuple[ModuleSize, ...]:
+def _module_sizes(modules: Sequence[QuantizedLinear]) -> tuple[ModuleSize, ...]:
     return tuple(
         ModuleSize(
             m.name, m.out_features, m.in_features, m.weight.nbytes,
-            packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype]))
-            + (4 if scheme.activation and not scheme.activation.dynamic else 0),
+            packed_bytes(m.scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype]))
+            + (4 if m.scheme.activation and not m.scheme.activation.dynamic else 0),
         )
-        for m in modules if (scheme := recipe.scheme_for(m.name)) is not None
+        for m in modules
     )  # fmt: skip
 
 
-def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) -> Preflight:
-    """Work out what a run needs and gives.
+def _tensor_parallel_problems(modules: Sequence[QuantizedLinear]) -> dict[int, tuple[str, ...]]:
+    """Tensor-parallel size -> row-parallel modules whose shards would cut a group."""
+    rows = [m for m in modules if m.name.rpartition(".")[2] in ROW_PARALLEL]
+    found = {tp: tuple(m.name for m in rows if tp not in m.scheme.legal_tp(m.in_features, (tp,))) for tp in TP_SIZES}
+    return {tp: names for tp, names in found.items() if names}
 
-    The modules are those that ``check_schemes`` gave.
-    """
-    sizes = _module_sizes(modules, recipe)
-    saved = sum(s.bytes_before - s.bytes_after for s in sizes)
-    after = checkpoint.nbytes - saved
+
+def plan_run(checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe: Recipe) -> Preflight:
+    """Work out what a run needs and gives."""
+    sizes = _module_sizes(modules)
+    after = checkpoint.nbytes - sum(s.bytes_before - s.bytes_after for s in sizes)
     if recipe.kv_cache:
         after += KV_SCALE_BYTES * len({layer_of(m.name) for m in modules})
     weights = sum(s.out_features * s.in_features for s in sizes)
-    problems: dict[int, tuple[str, ...]] = {}
-    for tp in TP_SIZES:
-        rows = [s for s in sizes if s.name.rpartition(".")[2] in ROW_PARALLEL]
-        bad = tuple(
-            s.name
-            for s in rows
-            if tp not in (recipe.scheme_for(s.name) or recipe.scheme).legal_tp(s.in_features, (tp,))
-        )
-        if bad:
-            problems[tp] = bad
     model = parse_quantization_config(config_for(recipe, checkpoint, modules, "none:0"))
-    hidden = int(checkpoint.text_config.get("hidden_size") or 0)
-    state = 0
-    if recipe.calibration is not None:
-        # Finished layers and two generations of what enters the next one.
-        state = after + 2 * 4 * recipe.calibration.samples * recipe.calibration.seq_len * hidden
-        state += spilled_bytes(modules, recipe.method)
     rejects = {
         "cpu": why_in_tree_rejects(model, Host.local("cpu")),
         "cuda": why_in_tree_rejects(model, Host("cuda")),
     }
     devices: tuple[Device, ...] = ("cpu", "cuda")
+    schemes = list(dict.fromkeys([recipe.scheme, *(m.scheme for m in modules)]))
     return Preflight(
         recipe=recipe.describe(),
         modules=sizes,
@@ -117,18 +103,16 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe) 
         bytes_after=after,
         bits_per_weight=round(8 * sum(s.bytes_after for s in sizes) / weights, 4),
         peak_memory_bytes=memory_needed(checkpoint, modules, recipe),
-        # A shard's spool lives beside the shard while that is written.
-        disk_bytes=2 * after + state + _SLACK_FILES,
-        tp_problems=problems,
+        disk_bytes=disk_needed(checkpoint, modules, recipe, after),
+        tp_problems=_tensor_parallel_problems(modules),
         stock_vllm=rejects,
-        served_by={device: _who_serves(model, recipe, device, rejects[device]) for device in devices},
+        served_by={device: _who_serves(model, schemes, device, rejects[device]) for device in devices},
         seconds=round(estimate_seconds(checkpoint, modules, recipe, after, measured_flops()), 1),
     )
 
 
-def _who_serves(model: ModelScheme, recipe: Recipe, device: Device, in_tree_rejects: str | None) -> str:
-    """Who serves the output and with which kernels, as ``inspect`` will say of it."""
-    schemes = dict.fromkeys(s for s in (recipe.scheme, *(rule.scheme for rule in recipe.rules)) if s is not None)
+def _who_serves(model: ModelScheme, schemes: Sequence[Scheme], device: Device, in_tree_rejects: str | None) -> str:
+    """Who serves the output and with which kernels, as ``inspect`` will report it."""
     kernels = ", ".join(dict.fromkeys(kernel_name(scheme, device) for scheme in schemes))
     method = plugin_method(model)
     if in_tree_rejects is None:
@@ -158,12 +142,12 @@ def check_room(plan: Preflight, disk_free: int, memory: int) -> None:
     if memory < plan.peak_memory_bytes:
         raise UsageError(
             f"the run needs up to {plan.peak_memory_bytes / gb:.1f} GB of memory, the machine has {memory / gb:.1f} GB",
-            "lower --calibration-samples or --seq-len, or use int8, fp8 or rtn",
+            "lower --calibration-samples or --seq-len, or use an algorithm without calibration, such as -m rtn",
         )
 
 
 def summary(plan: Preflight) -> str:
-    """For people."""
+    """Human-readable summary."""
     mb = 1e6
     lines = [
         plan.recipe,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quantize.modules import FUSED_NAMES, Linear, kept_modules, siblings
-from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.quantize.modules import FUSED_NAMES, QuantizedLinear, kept_modules, siblings
 from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, Scheme
+
+if TYPE_CHECKING:
+    from vllm_quant_plugin.quantize.recipe import Recipe
 
 CT_VERSION = "0.17.0"
 
@@ -92,11 +94,11 @@ def _fused_pattern(names: tuple[str, ...]) -> str:
     return f".*{re.escape(stem)}[.]({parts})$"
 
 
-def _gptq_dynamic(recipe: Recipe, kept: list[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+def _gptq_dynamic(common: Scheme, kept: list[str], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
     """GPTQModel's ``dynamic``: what differs from the config's own bits and groups."""
     found: dict[str, Any] = {f"-:.*{name.replace('.', '[.]')}": {} for name in kept if name != "lm_head"}
     for name, scheme in schemes.items():
-        if scheme != recipe.scheme:
+        if scheme != common:
             found[f"+:{_fused_pattern(siblings(name))}"] = {
                 "bits": scheme.bits, "group_size": scheme.group_size, "sym": scheme.symmetric,
                 "desc_act": scheme.act_order,
@@ -104,24 +106,36 @@ def _gptq_dynamic(recipe: Recipe, kept: list[str], schemes: Mapping[str, Scheme]
     return found
 
 
-def config_for(recipe: Recipe, checkpoint: Checkpoint, modules: Sequence[Linear], quantizer: str) -> dict[str, Any]:
+def config_for(
+    recipe: Recipe, checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], quantizer: str
+) -> dict[str, Any]:
     """``quantization_config`` of ``checkpoint`` with ``modules`` quantized by ``recipe``."""
-    schemes = {m.name: recipe.scheme_for(m.name) or recipe.scheme for m in modules}
-    return quantization_config(recipe, kept_modules(checkpoint, schemes), quantizer, schemes if recipe.rules else None)
+    schemes = {m.name: m.scheme for m in modules}
+    return quantization_config(
+        recipe.scheme, kept_modules(checkpoint, schemes), schemes if recipe.rules else None,
+        kv_cache=recipe.kv_cache, quantizer=quantizer, provenance=recipe.algorithm.provenance(recipe.options),
+    )  # fmt: skip
 
 
 def quantization_config(
-    recipe: Recipe, kept: list[str], quantizer: str, schemes: Mapping[str, Scheme] | None = None
+    scheme: Scheme,
+    kept: list[str],
+    schemes: Mapping[str, Scheme] | None = None,
+    *,
+    kv_cache: bool = False,
+    quantizer: str = "",
+    provenance: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What goes into config.json.
 
     Args:
-        recipe: how the linear modules were quantized.
+        scheme: of the linear modules.
         kept: matrices that stayed in 16 bits.
-        quantizer: ``name:version`` of what made the codes.
         schemes: mixed precision: the scheme of each quantized module.
+        kv_cache: the checkpoint holds scales of an FP8 KV cache.
+        quantizer: ``name:version`` of what made the codes.
+        provenance: how the codes were found; GPTQ's config records it.
     """
-    scheme = recipe.scheme
     if scheme.storage == "awq":
         return {
             "quant_method": "awq",
@@ -132,7 +146,7 @@ def quantization_config(
             "modules_to_not_convert": [name for name in kept if name != "lm_head"] or None,
         }
     if scheme.storage == "gptq":
-        dynamic = _gptq_dynamic(recipe, kept, schemes or {})
+        dynamic = _gptq_dynamic(scheme, kept, schemes or {})
         return {
             "quant_method": "gptq",
             "checkpoint_format": "gptq",
@@ -140,12 +154,10 @@ def quantization_config(
             "group_size": scheme.group_size,
             "desc_act": scheme.act_order,
             "sym": scheme.symmetric,
-            "static_groups": recipe.static_groups,
-            "damp_percent": recipe.damp,
-            "true_sequential": True,
+            **(provenance or {}),
             "lm_head": False,
             "pack_dtype": "int32",
-            "meta": {"quantizer": [quantizer]},
+            **({"meta": {"quantizer": [quantizer]}} if quantizer else {}),
             **({"dynamic": dynamic} if dynamic else {}),
         }
     if scheme.storage == "fp8":
@@ -160,9 +172,9 @@ def quantization_config(
         }
     if scheme.storage in ("pack-quantized", "int-quantized", "float-quantized"):
         if schemes is None:
-            return compressed_tensors_config([(scheme, ["Linear"])], kept, kv_cache=recipe.kv_cache)
+            return compressed_tensors_config([(scheme, ["Linear"])], kept, kv_cache=kv_cache)
         groups: dict[Scheme, list[str]] = {}
         for name, chosen in schemes.items():
             groups.setdefault(chosen, []).append(name)
-        return compressed_tensors_config(list(groups.items()), kept, kv_cache=recipe.kv_cache)
-    raise UsageError(f"no config form for {scheme.storage}", "use another method")
+        return compressed_tensors_config(list(groups.items()), kept, kv_cache=kv_cache)
+    raise UsageError(f"{scheme.storage} has no quantization_config here", "use another method")

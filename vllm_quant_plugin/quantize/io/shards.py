@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +21,8 @@ _NAMES: dict[torch.dtype, str] = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
     torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+# Dtypes of the weights that are quantized, by their names in safetensors.
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _COPY_CHUNK = 16 << 20
 
 
@@ -123,15 +125,10 @@ class ModelWriter:
         for leaf, tensor in sorted(tensors.items()):
             self.add(f"{module}.{leaf}", tensor)
 
-    def finish_shards(self, names: Iterable[str] | None = None) -> None:
-        """Close the shards named, or all that are open."""
-        for home in list(self._writers if names is None else names):
-            if home in self._writers:
-                self._writers.pop(home).close()
-
     def close(self) -> None:
         """Close every shard and write the index when there are several."""
-        self.finish_shards()
+        while self._writers:
+            self._writers.popitem()[1].close()
         if self._sharded:
             index = {"metadata": {"total_size": self.nbytes}, "weight_map": dict(sorted(self.weight_map.items()))}
             write_json(self._folder / INDEX_NAME, index)

@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 
 from vllm_quant_plugin.checkpoint import DTYPE_BYTES
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quantize.estimate.sizes import packed_bytes
-from vllm_quant_plugin.quantize.mixed.recipe_file import mixed_storage
+from vllm_quant_plugin.quantize.algorithm import algorithms
+from vllm_quant_plugin.quantize.io.storage import packed_bytes
+from vllm_quant_plugin.quantize.mixed.recipe_file import mixed_scheme
 from vllm_quant_plugin.quantize.mixed.solver import Solution, solve
 from vllm_quant_plugin.quantize.modules import Linear, siblings
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.scheme import Scheme
 
 GROUP_SIZES = (32, 64, 128)
-CANDIDATE_BITS = {"rtn": (2, 3, 4, 5, 6, 8), "gptq": (2, 3, 4, 8), "awq": (2, 3, 4, 8)}
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$", re.IGNORECASE)
 
 
@@ -42,15 +42,17 @@ def candidate_schemes(recipe: Recipe, units: Sequence[Unit], group_sizes: Sequen
     Raises:
         UsageError: the method has one bit-width only, or no group size fits.
     """
-    if recipe.method not in CANDIDATE_BITS:
-        raise UsageError(f"{recipe.method} has one bit-width", "a target needs -m gptq, awq or rtn")
-    base = mixed_storage(recipe)
+    bits = recipe.algorithm.mixed_bits
+    if not bits:
+        able = [a.name for a in algorithms() if a.mixed_bits]
+        raise UsageError(f"{recipe.method} has one bit-width", f"a target needs -m {' or '.join(able)}")
+    base = mixed_scheme(recipe)
     wanted = sorted(group_sizes or GROUP_SIZES, reverse=True)
     inputs = {m.in_features for unit in units for m in unit.modules}
     fitting = [g for g in wanted if g == -1 or all(k % g == 0 for k in inputs)]
     if not fitting:
         raise UsageError(f"no group size of {wanted} divides every module's input", "give --group-size")
-    return [replace(base, bits=b, group_size=g) for b in CANDIDATE_BITS[recipe.method] for g in fitting]
+    return [replace(base, bits=b, group_size=g) for b in bits for g in fitting]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from vllm_quant_plugin.quantize.mixed.allocation import (
 )
 from vllm_quant_plugin.quantize.mixed.recipe_file import with_schemes
 from vllm_quant_plugin.quantize.modules import check_input
-from vllm_quant_plugin.quantize.recipe import Calibration, Recipe
+from vllm_quant_plugin.quantize.options import Calibration, MixedOptions, SchemeOptions
+from vllm_quant_plugin.quantize.recipe import Recipe
 
 # Calibration windows that the sensitivities are measured on, and other ones for the check at the end.
 SENSITIVITY_WINDOWS = 6
@@ -96,10 +97,8 @@ def quantize_to_target(
     model: str | Path,
     output: str | Path,
     recipe: Recipe,
+    target: Target,
     *,
-    bits_per_weight: float | None = None,
-    size: int | None = None,
-    group_sizes: Sequence[int] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress = no_progress,
@@ -113,14 +112,13 @@ def quantize_to_target(
     Args:
         model, output, overwrite, resume, progress, name: see ``quantize_model``.
         recipe: method, calibration, symmetry; its bits and group size play no part.
-        bits_per_weight, size, group_sizes: see ``Target``.
+        target: how large the result may be.
 
     Raises:
         UsageError: a target that cannot be met.
         VqpError: as ``quantize_model``.
     """
     started = time.monotonic()
-    target = Target(bits_per_weight, size, tuple(group_sizes) if group_sizes else None)
     folder = resolve_model(model)
     checkpoint = read_checkpoint(folder)
     final = OutputFolder(Path(output), overwrite=overwrite, source=folder)
@@ -219,32 +217,27 @@ def _check(
     return {kind: found.worst_kl for kind, found in reports.items() if found.worst_kl is not None}
 
 
-def make_target(
-    bits_per_weight: float | None, size: str | None, group_size: int | None, *, lines: bool, bits: bool
-) -> Target | None:
-    """The target that the flags ask for, None for none.
-
-    Args:
-        lines: there is a recipe file as well.
-        bits: there is a ``--bits`` or ``--level`` as well.
+def make_target(mixed: MixedOptions, scheme: SchemeOptions) -> Target | None:
+    """The target that the options describe, None for none.
 
     Raises:
-        UsageError: flags that exclude each other.
+        UsageError: options that exclude each other.
     """
-    if bits_per_weight is None and size is None:
+    if mixed.target_bpw is None and mixed.target_size is None:
         return None
-    if bits_per_weight is not None and size is not None:
+    if mixed.target_bpw is not None and mixed.target_size is not None:
         raise UsageError("--target-bpw and --target-size exclude each other", "give one of the two")
-    if lines:
+    if mixed.recipe_file is not None:
         raise UsageError("--recipe and a target exclude each other", "the target's search chooses the bits")
-    if bits:
+    if scheme.bits is not None or scheme.level is not None:
         raise UsageError("--bits or --level and a target exclude each other", "the target's search chooses the bits")
-    groups = None if group_size is None else (group_size,)
-    return Target(bits_per_weight, None if size is None else parse_size(size), groups)
+    groups = None if scheme.group_size is None else (scheme.group_size,)
+    size = None if mixed.target_size is None else parse_size(mixed.target_size)
+    return Target(mixed.target_bpw, size, groups)
 
 
 def describe_target(model: str | Path, recipe: Recipe, target: Target) -> dict[str, Any]:
-    """What ``--dry-run`` can say of a target without measuring.
+    """What ``--dry-run`` can report of a target without measuring.
 
     Raises:
         UsageError: the target cannot be met.
@@ -269,7 +262,7 @@ def describe_target(model: str | Path, recipe: Recipe, target: Target) -> dict[s
 
 
 def target_summary(found: dict[str, Any]) -> str:
-    """For people."""
+    """Human-readable summary."""
     return "\n".join([
         found["recipe"],
         f"  {found['units']} units, each one of {', '.join(found['candidates'])}, or 16 bits",

@@ -24,8 +24,9 @@ from typing import Any
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.io.storage import mixed_storage
 from vllm_quant_plugin.quantize.modules import Linear, check_input, siblings
-from vllm_quant_plugin.quantize.recipe import BITS, Recipe
+from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.scheme import Rule, Scheme
 
 _KEYS = ("method", "modules")
@@ -75,13 +76,15 @@ def read_recipe_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     return value.get("method"), {str(k): v for k, v in lines.items()}
 
 
-def mixed_storage(recipe: Recipe) -> Scheme:
-    """The recipe's scheme in a layout that can hold modules of different bits."""
-    scheme = recipe.scheme
+def mixed_scheme(recipe: Recipe) -> Scheme:
+    """The recipe's scheme in a format that can hold modules of different bits.
+
+    Raises:
+        UsageError: a library runs the recipe.
+    """
     if recipe.backend != "builtin":
         raise UsageError(f"--backend {recipe.backend} has no mixed precision here", "use the builtin backend")
-    # AutoAWQ's layout has one bit-width for all.
-    return replace(scheme, storage="pack-quantized") if scheme.storage == "awq" else scheme
+    return mixed_storage(recipe.scheme)
 
 
 def _line_scheme(recipe: Recipe, base: Scheme, pattern: str, value: Any) -> Scheme | None:
@@ -92,8 +95,8 @@ def _line_scheme(recipe: Recipe, base: Scheme, pattern: str, value: Any) -> Sche
         raise UsageError(f"recipe line {pattern!r}: {value!r} is not understood", _EXAMPLE)
     if bits == 16:
         return None
-    if bits not in BITS[recipe.method]:
-        listed = ", ".join(map(str, (*BITS[recipe.method], 16)))
+    if bits not in recipe.algorithm.bits:
+        listed = ", ".join(map(str, (*recipe.algorithm.bits, 16)))
         raise UsageError(f"recipe line {pattern!r}: {recipe.method} cannot store {bits} bits", f"it stores {listed}")
     group = fields.get("group_size", base.group_size)
     if (
@@ -103,8 +106,10 @@ def _line_scheme(recipe: Recipe, base: Scheme, pattern: str, value: Any) -> Sche
     ):
         raise UsageError(f"recipe line {pattern!r}: group size {group!r} is impossible", "it is positive, or -1")
     act_order = bool(fields.get("act_order", base.act_order))
-    if act_order and recipe.method != "gptq":
-        raise UsageError(f"recipe line {pattern!r}: {recipe.method} has no act-order", "leave it to gptq")
+    if act_order and not recipe.algorithm.act_order:
+        raise UsageError(
+            f"recipe line {pattern!r}: {recipe.method} has no act-order", "leave act_order out, or use -m gptq"
+        )
     symmetric = bool(fields.get("sym", base.symmetric))
     return replace(base, bits=bits, group_size=group, symmetric=symmetric, act_order=act_order)
 
@@ -118,7 +123,7 @@ def apply_lines(recipe: Recipe, lines: Mapping[str, Any], checkpoint: Checkpoint
     Raises:
         UsageError: a line that matches nothing, gives bits that cannot be, or tears fused modules apart.
     """
-    base = mixed_storage(recipe)
+    base = mixed_scheme(recipe)
     compiled = [(p, pattern_regex(p), _line_scheme(recipe, base, p, v)) for p, v in lines.items()]
     quantizable = {m.name for m in modules}
     others = {n.rpartition(".")[0] for n in checkpoint.tensors} - quantizable
@@ -151,7 +156,7 @@ def with_schemes(recipe: Recipe, chosen: Mapping[str, Scheme | None]) -> Recipe:
     return replace(recipe, scheme=common, rules=rules)
 
 
-def read_lines(recipe_file: Path | None, method: str | None, default: str = "awq") -> tuple[str, dict[str, Any]]:
+def read_lines(recipe_file: str | Path | None, method: str | None, default: str) -> tuple[str, dict[str, Any]]:
     """The method (``-m``, else the file's, else ``default``) and the file's lines.
 
     Raises:
@@ -159,9 +164,9 @@ def read_lines(recipe_file: Path | None, method: str | None, default: str = "awq
     """
     if recipe_file is None:
         return method or default, {}
-    named, lines = read_recipe_file(recipe_file)
+    named, lines = read_recipe_file(Path(recipe_file))
     if method is not None and named is not None and named != method:
-        raise UsageError(f"recipe {recipe_file} says method {named}, -m says {method}", "leave one of them out")
+        raise UsageError(f"recipe {recipe_file} has method {named}, -m has {method}", "leave one of them out")
     return method or str(named or default), lines
 
 

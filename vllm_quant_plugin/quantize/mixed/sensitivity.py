@@ -20,8 +20,7 @@ from torch import nn
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.console import Progress
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.quantize.algorithms import awq, gptq
-from vllm_quant_plugin.quantize.algorithms.datafree import quantize_weight, stored_scale_dtype
+from vllm_quant_plugin.quantize.algorithms.rtn import quantize_weight
 from vllm_quant_plugin.quantize.engine.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.engine.statistics import (
     Moments,
@@ -39,24 +38,6 @@ BRANCH_BYTES = 2 << 30
 # What lies between is scaled from the nearest of these.
 MEASURED_BITS = (2, 3, 4, 8)
 Batches = list[torch.Tensor]
-
-
-def rounded(weight: torch.Tensor, scheme: Scheme, recipe: Recipe, found: Moments) -> torch.Tensor:
-    """The (N, K) weight as the recipe's method would leave it in ``scheme``, float32, as far as one module shows it."""
-    if recipe.method == "gptq":
-        made = gptq.solve(
-            weight, found.hessian, found.tokens, scheme,
-            damp=recipe.damp, mse=recipe.mse, static_groups=recipe.static_groups,
-        )  # fmt: skip
-        return made.dequantize()
-    if recipe.method == "awq":
-        dtype = stored_scale_dtype(scheme, torch.bfloat16)
-        grid = awq.Grid(scheme.bits, scheme.group_size, scheme.symmetric, dtype)
-        scale = awq.search_scale([weight], found.hessian, grid)
-        scaled = found.hessian / scale[:, None] / scale[None, :]
-        shrink = awq.search_clip(weight * scale, scaled, grid)
-        return awq.quantize(weight * scale, grid, shrink).dequantize() / scale
-    return quantize_weight(weight, scheme).dequantize()
 
 
 class _Branches:
@@ -149,7 +130,7 @@ def _with_rounded(
     """The layer's output with the named modules rounded; the layer is left as it was."""
     before = {name: weight_of(layer, name).clone() for name in names}
     for name in names:
-        weight_of(layer, name).copy_(rounded(before[name], scheme, recipe, moments[name]))
+        weight_of(layer, name).copy_(recipe.algorithm.solve_module(before[name], scheme, recipe.options, moments[name]))
     found = [run_layer(layer, hidden, kwargs) for hidden in batches]
     for name, weight in before.items():
         weight_of(layer, name).copy_(weight)
