@@ -51,7 +51,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 @contextmanager
 def _on_disk(model: Any, tokenizer: Any, beside: Path | None) -> Iterator[str | Path]:
-    """A folder or Hub id for ``model``; one in memory is written into a temporary folder for the time of the block."""
+    """A folder or Hub id for ``model``; one in memory is written into a temporary folder during the block."""
     if isinstance(model, (str, Path)):
         yield model
         return

@@ -187,7 +187,7 @@ def read_checkpoint(folder: str | Path, *, need_tensors: bool = True) -> Checkpo
     """
     folder = Path(folder)
     if not folder.exists():
-        raise CheckpointError(f"{folder}: no such folder", "give a model folder, or a hub id such as org/name")
+        raise CheckpointError(f"{folder}: no such folder", "give a model folder, or a Hub id such as org/name")
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder", "give the folder that holds config.json")
     if not (folder / "config.json").exists():

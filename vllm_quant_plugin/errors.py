@@ -15,7 +15,7 @@ class VqpError(Exception):
 
     Args:
         message: what is wrong, naming the file, tensor or flag.
-        hint: how to mend it, in the imperative.
+        hint: how to fix it, in the imperative.
     """
 
     exit_code: ClassVar[int] = 1

@@ -1,4 +1,4 @@
-"""From what the user typed, a folder or a hub id, to a local folder. No torch."""
+"""From what the user typed, a folder or a Hub id, to a local folder. No torch."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ def resolve_model(model: str | Path, *, revision: str | None = None, weights: bo
     """The local folder of ``model``.
 
     Args:
-        model: an existing folder, or ``org/name`` on the hub.
+        model: an existing folder, or ``org/name`` on the Hub.
         revision: hub branch, tag or commit.
         weights: False downloads configuration and tokenizer files only.
 
     Raises:
-        CheckpointError: no such folder, no such hub id, or the hub is out of reach.
+        CheckpointError: no such folder, no such Hub id, or the Hub is out of reach.
     """
     path = Path(model).expanduser()
     text = str(model)
     if path.exists():
         return path
     if not _HUB_ID.match(text) or text.startswith(("./", "/", "~")):
-        raise CheckpointError(f"{model}: no such folder", "give a model folder, or a hub id such as org/name")
+        raise CheckpointError(f"{model}: no such folder", "give a model folder, or a Hub id such as org/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -39,12 +39,12 @@ def resolve_model(model: str | Path, *, revision: str | None = None, weights: bo
     except (LocalEntryNotFoundError, OSError) as err:
         if isinstance(err, HfHubHTTPError) and err.response is not None and err.response.status_code in (401, 403, 404):
             raise CheckpointError(
-                f"{model}: not found on the hub, or private", "check the id and `hf auth login`"
+                f"{model}: not found on the Hub, or private", "check the id and `hf auth login`"
             ) from None
-        where = "HF_HUB_OFFLINE is set" if offline else "the hub is out of reach"
+        where = "HF_HUB_OFFLINE is set" if offline else "the Hub is out of reach"
         raise CheckpointError(
             f"{model}: no such folder, and not in the local cache while {where}",
             "give a local folder, or download it first with `hf download`",
         ) from None
     except (HfHubHTTPError, HFValidationError) as err:
-        raise CheckpointError(f"{model}: {str(err).splitlines()[0]}", "check the hub id") from None
+        raise CheckpointError(f"{model}: {str(err).splitlines()[0]}", "check the Hub id") from None

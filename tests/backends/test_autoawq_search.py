@@ -10,7 +10,7 @@ from vllm_quant_plugin.backends.library_worker import _keep_weights_between_scal
 
 
 def _searched(quantizer_class: type[AwqQuantizer]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(weight before, weight after, scale found) of one search on a module with two loud channels."""
+    """(weight before, weight after, scale found) of one search on a module with two outlier channels."""
     torch.manual_seed(0)
     module = nn.Linear(64, 32, bias=False)
     x = torch.randn(128, 64)
@@ -31,9 +31,9 @@ def test_weights_are_as_before_the_search() -> None:
     before, after, _ = _searched(type("Upstream", (AwqQuantizer,), {}))
     assert not torch.equal(before, after)
 
-    mended = type("Mended", (AwqQuantizer,), {})
-    _keep_weights_between_scales(mended)
-    before, after, scale = _searched(mended)
+    fixed = type("Fixed", (AwqQuantizer,), {})
+    _keep_weights_between_scales(fixed)
+    before, after, scale = _searched(fixed)
     assert torch.equal(before, after)
     # Loud channels are scaled up.
     assert float(scale[:2].min()) > float(scale[2:].mean())

@@ -1,4 +1,4 @@
-"""An algorithm from outside the package is known to the command, recipe files, the dry run, ``reproduce`` and the card."""
+"""An algorithm from outside the package: the command, recipe files, dry run, ``reproduce`` and the card know it."""
 
 from __future__ import annotations
 

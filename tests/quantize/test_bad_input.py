@@ -1,4 +1,4 @@
-"""What can be wrong with the input: one line, how to mend it, an exit code, no traceback, nothing left behind."""
+"""What can be wrong with the input: one line, how to fix it, an exit code, no traceback, nothing left behind."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ CASES: list[tuple[str, Callable[[Path], object], list[str], int, str]] = [
     ("no calibration samples", _nothing, ["-m", "awq", "--calibration-samples", "0"], 2, "at least 1 sample"),
     ("level and target", _nothing, ["-m", "rtn", "--level", "4bit", "--target-bpw", "3.5"], 2, "--level and a target"),
     ("no calibration file", _nothing, ["-m", "awq", "--calibration", "/nowhere.txt"], 2, "no such file"),
-    ("hub id while offline", shutil.rmtree, ["HUB"], 6, "HF_HUB_OFFLINE"),
+    ("Hub id while offline", shutil.rmtree, ["HUB"], 6, "HF_HUB_OFFLINE"),
 ]
 
 

@@ -73,7 +73,7 @@ def test_of_a_long_file_the_beginning_is_read(tmp_path: Path, name: str) -> None
     assert sum(map(length, found)) <= 27
 
 
-def test_a_text_that_was_cut_is_told(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_was_cut_is_reported(tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one two three\n\0" * 1000)
     wanted = Calibration(str(path), 32, 8)

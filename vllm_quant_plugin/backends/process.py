@@ -50,7 +50,7 @@ def find_worker(library: str, *, own_environment: bool) -> Worker:
 
 
 def _last_reason(log: Path) -> str:
-    """The line of a log that says most about a failure: the last that is no warning or frame."""
+    """The most informative line of a failure's log: the last that is no warning or frame."""
     lines = log.read_text("utf-8", errors="replace").splitlines()[-_LOG_LINES:]
     for line in reversed(lines):
         if line.strip() and not line.startswith(" ") and "Warning" not in line:
@@ -62,7 +62,7 @@ def run_worker(worker: Worker, job: Path, log: Path, progress: Progress) -> int:
     """Run the worker to its end; returns its peak resident memory in bytes.
 
     Raises:
-        BackendError: it failed; the message is the line of its log that says most.
+        BackendError: it failed; the message is the most informative line of its log.
     """
     read_end, write_end = os.pipe()
     peak = 0

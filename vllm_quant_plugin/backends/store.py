@@ -35,8 +35,8 @@ class Backend:
 
     Attributes:
         name: as on the command line.
-        package: its distribution, whose version is recorded and whose import is tried after installing.
-        what: one line for people.
+        package: its distribution, whose version is recorded and which is imported as a test after installation.
+        what: one human-readable line.
     """
 
     name: str
@@ -150,7 +150,7 @@ def _commands(path: Path, lock: Path) -> list[list[str]]:
 
 
 def _environment(links: str | None = None) -> dict[str, str]:
-    """The installers' environment: what pip is told uv is told too, as pip separates by spaces and uv by commas."""
+    """The installers' environment: uv gets the same settings as pip; pip separates by spaces and uv by commas."""
     found = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     known = found.get("PIP_FIND_LINKS", "").split()
     if links:
@@ -165,7 +165,7 @@ def _environment(links: str | None = None) -> dict[str, str]:
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> str | None:
-    """None on success, else the line of its output that says most."""
+    """None on success, else the most informative line of its output."""
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode == 0:
         return None

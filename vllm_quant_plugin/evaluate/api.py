@@ -42,7 +42,7 @@ def evaluate_model(
     """Score windows of held-out text with vLLM.
 
     Args:
-        model: folder or hub id, quantized or not.
+        model: folder or Hub id, quantized or not.
         reference: the original, or a recording of it (which then decides texts and windows); adds KL divergence,
             top-1 agreement and the error of every layer.
         texts: files, documents separated by newline and NUL, or encoded texts; default: the two that ship with

@@ -5,57 +5,43 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from vllm_quant_plugin.console import progress_bar
 from vllm_quant_plugin.errors import OutputError, UsageError
+from vllm_quant_plugin.evaluate.options import EngineOptions, TaskOptions, TextOptions
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Model folder or hub id.")],
+    model: Annotated[str, typer.Argument(help="Model folder or Hub id.")],
+    text: TextOptions,
+    engine: EngineOptions,
+    lm_eval: TaskOptions,
     reference: Annotated[str | None, typer.Option(help="The original model: adds KL divergence.")] = None,
-    text: Annotated[list[Path] | None, typer.Option(help="Held-out text; may be given several times.")] = None,
-    windows: Annotated[int, typer.Option(help="Windows of each text; 0 for all.")] = 64,
-    window_len: Annotated[int, typer.Option(help="Tokens per window.")] = 256,
-    seconds: Annotated[float | None, typer.Option(help="Score no longer than this; fewer windows then.")] = None,
-    noise: Annotated[bool, typer.Option(help="Measure the original's own noise too.")] = True,
     max_kl: Annotated[
-        float | None, typer.Option(help="Exit with 9 when a text's mean KL in nats per token is above this.")
+        float | None, typer.Option(help="Exit with code 9 when a text's mean KL in nats per token is above this.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="lm-eval tasks, by name, separated by commas.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Documents of each task.")] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="Folder with lm-eval task files of your own.")] = None,
-    dtype: Annotated[str, typer.Option(help="vLLM's dtype.")] = "auto",
-    quantization: Annotated[str | None, typer.Option(help="vLLM's quantization method, e.g. vqp_awq.")] = None,
-    tensor_parallel_size: Annotated[int, typer.Option(help="Ranks.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Perplexity and KL divergence of a checkpoint as vLLM runs it."""
-    engine: dict[str, Any] = {"dtype": dtype, "tensor_parallel_size": tensor_parallel_size}
-    if quantization:
-        engine["quantization"] = quantization
     if html is not None and (html.is_dir() or not os.access(html.absolute().parent, os.W_OK)):
         raise OutputError(f"--html {html}: cannot be written", "give a file in a folder that exists")
     if max_kl is not None and reference is None:
         raise UsageError("--max-kl needs something to compare with", "give --reference")
-    if tasks is not None:
+    if lm_eval.tasks is not None:
         from vllm_quant_plugin.evaluate.harness import run_tasks
 
-        names = [name.strip() for name in tasks.split(",") if name.strip()]
-        scores = run_tasks(model, names, limit=limit, include=task_folder, **engine)
+        scores = run_tasks(model, lm_eval.names, limit=lm_eval.limit, include=lm_eval.task_folder, **engine.arguments())
         print(json.dumps({"model": model, "tasks": scores}, indent=2) if as_json else task_summary(model, scores))
         return
     from vllm_quant_plugin.evaluate.api import evaluate_model
 
     with progress_bar("evaluate", enabled=not as_json) as progress:
-        report = evaluate_model(
-            model, reference=reference, texts=text or (), windows=windows or None, window_len=window_len,
-            seconds=seconds, noise=noise, progress=progress, **engine,
-        )  # fmt: skip
+        report = evaluate_model(model, reference=reference, progress=progress, **text.arguments(), **engine.arguments())
     if html is not None:
         from vllm_quant_plugin.evaluate.html import html_report
 
@@ -65,7 +51,7 @@ def evaluate(
 
 
 def task_summary(model: str, scores: dict[str, dict[str, float]]) -> str:
-    """lm-eval's figures for people."""
+    """lm-eval's figures, human-readable."""
     lines = [model]
     for task, metrics in scores.items():
         shown = ", ".join(f"{name.partition(',')[0]} {value:.4f}" for name, value in metrics.items())
@@ -74,7 +60,7 @@ def task_summary(model: str, scores: dict[str, dict[str, float]]) -> str:
 
 
 def summary(report: EvalReport) -> str:
-    """The figures as a table for people."""
+    """The figures as a human-readable table."""
     lines = [f"{report.model} ({report.dtype}), {report.seconds:.0f} s"]
     for text in report.texts:
         line = f"  {text.text}: perplexity {text.perplexity:.3f}"
@@ -85,7 +71,7 @@ def summary(report: EvalReport) -> str:
             kl = text.kl
             lines.append(
                 f"    KL per token, nats: mean {kl.mean:.5f}, median {kl.median:.5f}, p95 {kl.p95:.5f},"
-                f" p99.9 {kl.p999:.4f}; same likeliest token {kl.top1_agreement:.1%}"
+                f" p99.9 {kl.p999:.4f}; top-1 agreement {kl.top1_agreement:.1%}"
             )
         if text.noise is not None:
             lines.append(f"    noise floor ({report.noise}): mean {text.noise.mean:.6f}")

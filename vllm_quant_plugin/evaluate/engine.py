@@ -63,7 +63,7 @@ class Scorer:
 
 
 def _reason(error: Exception) -> str:
-    """The line of an exception that says most: pydantic puts it in the middle, others at the end."""
+    """The most informative line of an exception: pydantic puts it in the middle, others at the end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     for line in lines:
         if line.startswith("Value error, "):
@@ -73,7 +73,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _without_kernels(names: str) -> Iterator[None]:
-    """vLLM passes over the linear kernels ``names`` (classes, separated by commas) in the block."""
+    """vLLM skips the linear kernels ``names`` (classes, separated by commas) in the block."""
     before = os.environ.get("VLLM_DISABLED_KERNELS")
     os.environ["VLLM_DISABLED_KERNELS"] = ",".join(filter(None, (before, names)))
     try:
@@ -87,7 +87,7 @@ def _without_kernels(names: str) -> Iterator[None]:
 
 @contextmanager
 def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> Iterator[Scorer]:
-    """Start vLLM on a checkpoint for the time of the block; its log is hidden.
+    """Start vLLM on a checkpoint during the block; its log is hidden.
 
     Args:
         options: vLLM engine arguments that win over the defaults here.
@@ -115,7 +115,7 @@ def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> I
     }
     # vLLM collects garbage a dozen times per engine; what is there already need not be walked each time.
     gc.freeze()
-    # This kernel says that it takes 4-bit weights and then has no float32.
+    # This kernel claims 4-bit weights and then fails in float32.
     unable = "CPUWNA16LinearKernel" if arguments.get("dtype") == "float32" else ""
     with _without_kernels(unable), suppress_output():
         from vllm import LLM, SamplingParams

@@ -54,7 +54,7 @@ def run_tasks(
     """Scores of ``model``: task -> metric -> value.
 
     Args:
-        model: folder or hub id.
+        model: folder or Hub id.
         tasks: names that lm-eval knows; their data comes from the hub unless it is in the local cache.
         limit: documents of each task, None for all.
         include: a folder with task files of one's own.

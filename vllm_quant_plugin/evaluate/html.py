@@ -74,7 +74,7 @@ def html_report(report: EvalReport, name: str, recipe: str | None = None, lost: 
     parts.append("<h2>Perplexity</h2>")
     parts.append(_table(["text", "windows", "perplexity", "original"], perplexities))
     if divergences:
-        head = ["text", "mean", "median", "p95", "p99.9", "maximum", "same top token"]
+        head = ["text", "mean", "median", "p95", "p99.9", "maximum", "top-1 agreement"]
         parts.append("<h2>KL divergence from the original, nats per token</h2>" + _table(head, divergences))
         if report.noise:
             parts.append(
@@ -82,7 +82,7 @@ def html_report(report: EvalReport, name: str, recipe: str | None = None, lost: 
                 " Differences below it mean nothing.</p>"
             )
         if report.kl_method == "top-k":
-            parts.append("<p>KL over the original's 512 likeliest tokens, the rest taken as one: a lower bound.</p>")
+            parts.append("<p>KL over the original's top 512 tokens, all others counted as one: a lower bound.</p>")
         parts += [_histogram(t) for t in report.texts if t.kl is not None]
     if report.layers:
         bars = [(row.layer.rpartition(".")[2], row.error) for row in report.layers]

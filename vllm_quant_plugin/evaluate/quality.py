@@ -114,7 +114,7 @@ def with_quality(card: str, report: EvalReport) -> str:
     _, end, after = rest.partition(_END)
     if not (begin and end):
         return card
-    lines = ["| text | perplexity | original | mean KL | p99.9 KL | noise floor | same likeliest token |"]
+    lines = ["| text | perplexity | original | mean KL | p99.9 KL | noise floor | top-1 agreement |"]
     lines.append("|---|---|---|---|---|---|---|")
     for text in report.texts:
         if text.kl is None or text.reference_perplexity is None:

@@ -129,7 +129,7 @@ def record_reference(
     """Score windows with the original model.
 
     Args:
-        model: folder or hub id.
+        model: folder or Hub id.
         folder: for the log-probabilities, up to 4 GB.
         texts, windows, window_len: see ``evaluate_model``.
         seconds: stop scoring after this time; at least two windows of each text are scored.

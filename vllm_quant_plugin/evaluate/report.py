@@ -16,7 +16,7 @@ BINS_PER_DECADE = 4
 
 @dataclass(frozen=True)
 class Divergence:
-    """KL(reference | model) per token in nats, and how often both find the same token likeliest.
+    """KL(reference | model) per token in nats, and how often both rank the same token first (top-1 agreement).
 
     Attributes:
         histogram: tokens per bin of log10 KL, see ``HISTOGRAM_DECADES``.
@@ -55,7 +55,7 @@ class TextResult:
 
 @dataclass(frozen=True)
 class LayerError:
-    """What a decoder layer hands on, compared with the reference.
+    """The output of a decoder layer compared with the reference.
 
     Attributes:
         error: |model - reference| / |reference| of the hidden states after the layer (Frobenius norms).
@@ -73,7 +73,7 @@ class EvalReport:
         kl_method: ``full`` vocabulary, or ``top-k`` with the rest taken as one token (a lower bound).
         layers: error of the hidden states after each decoder layer, on the first window of each text.
         noise: what ``TextResult.noise`` was measured between, e.g. ``bfloat16 and float32``.
-        notes: what a reader should know.
+        notes: for the reader.
     """
 
     model: str

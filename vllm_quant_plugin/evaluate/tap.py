@@ -139,16 +139,16 @@ class LogitsTap:
         return _target(scores, window).tolist()
 
     def vqp_tap_compare(self, window: list[int], path: str) -> tuple[list[float], list[float], list[bool]] | None:
-        """Log-probability, KL divergence from the recorded reference, and whether the likeliest token is the same."""
+        """Log-probability, KL divergence from the recorded reference, and whether the top-1 token agrees."""
         scores = self._take(len(window) - 1)
         if scores is None:
             return None
         kept = {k: v.to(scores.device) for k, v in torch.load(Path(path), weights_only=True).items()}
         if "all" in kept:
-            divergence, likeliest = kl_per_token(kept["all"], scores), kept["all"].argmax(-1)
+            divergence, top_token = kl_per_token(kept["all"], scores), kept["all"].argmax(-1)
         else:
-            divergence, likeliest = kl_top_k(kept["top"], kept["ids"], scores), kept["ids"][:, 0]
-        return _target(scores, window).tolist(), divergence.tolist(), (scores.argmax(-1) == likeliest).tolist()
+            divergence, top_token = kl_top_k(kept["top"], kept["ids"], scores), kept["ids"][:, 0]
+        return _target(scores, window).tolist(), divergence.tolist(), (scores.argmax(-1) == top_token).tolist()
 
 
 def _target(scores: torch.Tensor, window: list[int]) -> torch.Tensor:

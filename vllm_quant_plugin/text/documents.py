@@ -108,7 +108,7 @@ ROWS_PER_SAMPLE, LEAST_ROWS = 16, 1024
 
 
 def is_hub_dataset(source: str) -> bool:
-    """Whether ``source`` is written like a data set of the hub and not like a file."""
+    """Whether ``source`` is written like a data set of the Hub and not like a file."""
     return bool(_ID.match(source)) and not source.endswith(_FILES)
 
 
@@ -116,7 +116,7 @@ def read_hub_rows(source: str, samples: int) -> list[dict[str, Any]]:
     """The first rows of a data set, enough for ``samples`` windows; from the local cache while offline.
 
     Raises:
-        UsageError: no such data set, or the hub is out of reach.
+        UsageError: no such data set, or the Hub is out of reach.
     """
     name, *rest = source.split(":")
     config, split = (rest[0] if len(rest) == 2 else None), (rest[-1] if rest else "train")

@@ -13,7 +13,7 @@ from vllm_quant_plugin.rtn import quantize_int
 
 
 def _problem(seed: int = 0, n: int = 24, k: int = 64, tokens: int = 400):
-    """Weights, inputs with a few loud channels, and the second moment."""
+    """Weights, inputs with a few outlier channels, and the second moment."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(n, k, generator=generator)
     x = torch.randn(tokens, k, generator=generator)
@@ -52,7 +52,7 @@ def test_scales_and_clipping_lower_the_error(bits: int) -> None:
     tuned = relative_error(scaled, awq.quantize(scaled, grid, shrink).dequantize(), moved)
     direct = (x @ (awq.quantize(scaled, grid, shrink).dequantize() / scale - weight).T).square().sum()
     assert tuned == pytest.approx(float(direct / (x @ weight.T).square().sum()), rel=1e-3)
-    # Channels 12 times as loud hold nearly all energy; protecting them pays at once.
+    # Channels 12 times as large hold nearly all energy; protecting them pays at once.
     assert tuned < 0.6 * plain
 
 

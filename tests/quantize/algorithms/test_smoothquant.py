@@ -1,4 +1,4 @@
-"""SmoothQuant, static scales and KV-cache scales, on a model with loud activation channels."""
+"""SmoothQuant, static scales and KV-cache scales, on a model with outlier activation channels."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def data(short_text: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def loud(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small model with 1 % of its channels 30 times as loud."""
-    return write_outlier_model(small_model, tmp_path_factory.mktemp("loud") / "model")
+def outliers(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model with 1 % of its channels 30 times as large."""
+    return write_outlier_model(small_model, tmp_path_factory.mktemp("outliers") / "model")
 
 
 @pytest.fixture(scope="module")
-def base(loud: Path) -> torch.Tensor:
-    return log_probabilities(loud)
+def base(outliers: Path) -> torch.Tensor:
+    return log_probabilities(outliers)
 
 
 @pytest.fixture(scope="module")
-def static_plain(loud: Path, base: torch.Tensor, tmp_path_factory: pytest.TempPathFactory, data: dict) -> float:
+def static_plain(outliers: Path, base: torch.Tensor, tmp_path_factory: pytest.TempPathFactory, data: dict) -> float:
     """Mean KL of static INT8 without SmoothQuant."""
     out = tmp_path_factory.mktemp("static") / "out"
-    return _made(loud, out, base, "int8", activations="static", smooth="none", **data)
+    return _made(outliers, out, base, "int8", activations="static", smooth="none", **data)
 
 
 def _made(source: Path, out: Path, base: torch.Tensor, method: str, **options) -> float:
@@ -62,35 +62,37 @@ def test_the_loud_model_is_the_same_function(small_model: Path, base: torch.Tens
 
 
 def test_smoothquant_recovers_what_loud_channels_cost(
-    loud: Path, base: torch.Tensor, tmp_path: Path, data: dict
+    outliers: Path, base: torch.Tensor, tmp_path: Path, data: dict
 ) -> None:
-    plain = _made(loud, tmp_path / "plain", base, "int8")
-    smooth = _made(loud, tmp_path / "smooth", base, "int8", smooth="search", **data)
+    plain = _made(outliers, tmp_path / "plain", base, "int8")
+    smooth = _made(outliers, tmp_path / "smooth", base, "int8", smooth="search", **data)
     # At least 80 % is recovered.
     assert smooth < 0.2 * plain
 
 
 @pytest.mark.parametrize("strength", [0.5, "search"])
 def test_static_activations_need_it_more(
-    loud: Path, base: torch.Tensor, tmp_path: Path, static_plain: float, strength: float | str, data: dict
+    outliers: Path, base: torch.Tensor, tmp_path: Path, static_plain: float, strength: float | str, data: dict
 ) -> None:
-    smooth = _made(loud, tmp_path / "out", base, "int8", activations="static", smooth=strength, **data)
+    smooth = _made(outliers, tmp_path / "out", base, "int8", activations="static", smooth=strength, **data)
     assert smooth < 0.2 * static_plain
 
 
-def test_awq_halves_the_loss_of_rounding_at_3_bits(loud: Path, base: torch.Tensor, tmp_path: Path, data: dict) -> None:
-    rounded = _made(loud, tmp_path / "rtn", base, "rtn", level="3bit-asym")
-    awq = _made(loud, tmp_path / "awq", base, "awq", level="3bit", **data)
+def test_awq_halves_the_loss_of_rounding_at_3_bits(
+    outliers: Path, base: torch.Tensor, tmp_path: Path, data: dict
+) -> None:
+    rounded = _made(outliers, tmp_path / "rtn", base, "rtn", level="3bit-asym")
+    awq = _made(outliers, tmp_path / "awq", base, "awq", level="3bit", **data)
     assert awq < 0.5 * rounded
 
 
 @pytest.mark.parametrize(("method", "top"), [("int8", 127), ("fp8", 448)])
-def test_static_scales_cover_the_inputs(loud: Path, tmp_path: Path, method: str, top: int, data: dict) -> None:
+def test_static_scales_cover_the_inputs(outliers: Path, tmp_path: Path, method: str, top: int, data: dict) -> None:
     recipe = make_recipe(method, activations="static", smooth="none" if method == "int8" else None, **data)
-    quantize_model(loud, tmp_path / "out", recipe)
+    quantize_model(outliers, tmp_path / "out", recipe)
     made = read_checkpoint(tmp_path / "out")
     scales = {}
-    for module in linear_modules(read_checkpoint(loud)):
+    for module in linear_modules(read_checkpoint(outliers)):
         scale = read_tensor(made, f"{module.name}.input_scale")
         assert scale.shape == (1,)
         assert scale.dtype == torch.float32
@@ -101,8 +103,8 @@ def test_static_scales_cover_the_inputs(loud: Path, tmp_path: Path, method: str,
     from vllm_quant_plugin.quantize.calibration import load_windows
     from vllm_quant_plugin.text.windows import load_tokenizer
 
-    tokens = torch.tensor(load_windows(recipe.calibration, load_tokenizer(loud)).tokens)
-    checkpoint = read_checkpoint(loud)
+    tokens = torch.tensor(load_windows(recipe.calibration, load_tokenizer(outliers)).tokens)
+    checkpoint = read_checkpoint(outliers)
     x = read_tensor(checkpoint, "model.embed_tokens.weight").float()[tokens]
     x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + checkpoint.config["rms_norm_eps"])
     x = x * read_tensor(checkpoint, "model.layers.0.input_layernorm.weight").float()
@@ -111,8 +113,8 @@ def test_static_scales_cover_the_inputs(loud: Path, tmp_path: Path, method: str,
     assert config.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
 
 
-def test_static_fp8_with_cache_scales(loud: Path, base: torch.Tensor, tmp_path: Path, data: dict) -> None:
-    assert _made(loud, tmp_path / "out", base, "fp8", activations="static", kv_cache=True, **data) < 0.02
+def test_static_fp8_with_cache_scales(outliers: Path, base: torch.Tensor, tmp_path: Path, data: dict) -> None:
+    assert _made(outliers, tmp_path / "out", base, "fp8", activations="static", kv_cache=True, **data) < 0.02
     made = read_checkpoint(tmp_path / "out")
     assert parse_quantization_config(made.quantization_config).kv_cache == "fp8"
     for layer in range(LAYERS):
@@ -137,8 +139,8 @@ def test_smoothing_scale_is_the_papers(strength: float) -> None:
     peak = torch.rand(16, generator=generator) * 30 + 0.1
     peak[3] = 0
     scale = smoothing_scale(weights, peak, strength)
-    loudest = torch.cat(weights).abs().amax(0)
-    expected = peak.double() ** strength / loudest.double() ** (1 - strength)
+    weight_peak = torch.cat(weights).abs().amax(0)
+    expected = peak.double() ** strength / weight_peak.double() ** (1 - strength)
     ratio = scale.double() / expected
     alive = peak > 0
     # The same up to one factor for all channels, which rounding does not see.
@@ -178,19 +180,19 @@ def test_spaced_rows() -> None:
 
 
 @pytest.mark.engine
-def test_vllm_scores_static_int8_as_simulated(loud: Path, tmp_path: Path, data: dict) -> None:
+def test_vllm_scores_static_int8_as_simulated(outliers: Path, tmp_path: Path, data: dict) -> None:
     """Perplexity through vLLM is that of the simulation: scales are read and used as they were meant."""
     from vllm_quant_plugin.evaluate.api import evaluate_model
     from vllm_quant_plugin.text.windows import HELD_OUT
 
-    quantize_model(loud, tmp_path / "out", make_recipe("int8", activations="static", **data))
+    quantize_model(outliers, tmp_path / "out", make_recipe("int8", activations="static", **data))
     found = evaluate_model(
         tmp_path / "out", texts=[HELD_OUT[0]], windows=8, window_len=128, dtype="float32", quantization="vqp_int8"
     )
     from vllm_quant_plugin.text.windows import load_tokenizer, read_windows
 
-    logits = log_probabilities(loud, tmp_path / "out", windows=8)
-    tokens = torch.tensor(read_windows(HELD_OUT[0], load_tokenizer(loud), 128, 8))
+    logits = log_probabilities(outliers, tmp_path / "out", windows=8)
+    tokens = torch.tensor(read_windows(HELD_OUT[0], load_tokenizer(outliers), 128, 8))
     scored = logits[:, :-1].gather(-1, tokens[:, 1:, None])
     # Activations that lie between two steps may round either way; over a thousand tokens that is lost in the mean.
     assert found.texts[0].perplexity == pytest.approx(float((-scored.mean()).exp()), rel=2e-3)

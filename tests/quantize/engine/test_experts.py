@@ -1,4 +1,4 @@
-"""Mixtures of experts through the layer loop: the same function, every expert quantized, coverage told."""
+"""Mixtures of experts through the layer loop: the same function, every expert quantized, coverage reported."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_separate_experts_are_the_same_function(family: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["gptq", "awq", "int8"])
-def test_every_expert_is_quantized_and_coverage_is_told(
+def test_every_expert_is_quantized_and_coverage_is_reported(
     family: str, method: str, short_text: str, tmp_path: Path
 ) -> None:
     folder = _write(tmp_path / "model", family)

@@ -54,14 +54,14 @@ def test_tensor_parallel_sizes_that_cut_groups_are_named(small_model: Path, tmp_
     assert not preflight(small_model, tmp_path / "out", make_recipe("int8")).tp_problems
 
 
-def test_stock_vllm_is_foretold(small_model: Path, tmp_path: Path) -> None:
+def test_stock_vllm_is_predicted(small_model: Path, tmp_path: Path) -> None:
     plan = preflight(small_model, tmp_path / "out", make_recipe("gptq", level="4bit-actorder"))
     assert "act-order" in str(plan.stock_vllm["cuda"])
     plan = preflight(small_model, tmp_path / "out", make_recipe("int8"))
     assert plan.stock_vllm == {"cpu": None, "cuda": None}
 
 
-def test_time_and_kernels_are_foretold(small_model: Path, tmp_path: Path) -> None:
+def test_time_and_kernels_are_predicted(small_model: Path, tmp_path: Path) -> None:
     recipes = {"rtn": make_recipe("rtn"), "awq": make_recipe("awq"), "gptq": make_recipe("gptq", level="3bit")}
     plans = {name: preflight(small_model, tmp_path / "out", recipe) for name, recipe in recipes.items()}
     assert 0 < plans["rtn"].seconds < plans["awq"].seconds

@@ -1,4 +1,4 @@
-"""Finished layers kept on disk, so that a run that was killed goes on where it was.
+"""Finished layers kept on disk, so that a killed run can be resumed.
 
     state.json                fingerprint, number of finished layers, errors; the last thing written
     layer-00003.safetensors   what the layer became
@@ -40,7 +40,7 @@ class Journal:
     Args:
         folder: made when missing; one process at a time.
         fingerprint: everything that decides the result. A state with another one is refused.
-        resume: go on from what is there; otherwise it is forgotten.
+        resume: start from what is there; otherwise it is deleted.
 
     Attributes:
         folder: where it is kept.
@@ -49,7 +49,7 @@ class Journal:
         seen: calibration tokens that reached each of them.
 
     Raises:
-        OutputError: another process is at work, or the state belongs to another run.
+        OutputError: another process is writing here, or the state belongs to another run.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
@@ -106,7 +106,7 @@ class Journal:
         hidden: list[torch.Tensor],
         seen: Mapping[str, int],
     ) -> None:
-        """Layer ``index`` is finished; ``hidden`` enters the next one."""
+        """Record layer ``index`` as finished; ``hidden`` is the input of the next one."""
         self._save(f"layer-{index:05d}.safetensors", tensors)
         self._save(f"hidden-{index + 1:05d}.safetensors", {f"{i:06d}": h for i, h in enumerate(hidden)})
         self.layers = index + 1
@@ -123,7 +123,7 @@ class Journal:
         (self.folder / f"hidden-{index:05d}.safetensors").unlink(missing_ok=True)
 
     def hidden(self) -> list[torch.Tensor]:
-        """What enters the first unfinished layer."""
+        """The input of the first unfinished layer."""
         with safe_open(str(self.folder / f"hidden-{self.layers:05d}.safetensors"), framework="pt") as file:
             return [file.get_tensor(name) for name in sorted(file.keys())]
 
@@ -135,5 +135,5 @@ class Journal:
                     yield name, file.get_tensor(name)
 
     def close(self) -> None:
-        """Let another process in."""
+        """Release the lock on the folder."""
         os.close(self._lock)

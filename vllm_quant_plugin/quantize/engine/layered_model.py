@@ -216,7 +216,7 @@ class LayeredModel:
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
-        """The layer with its weights in float32, for the time of the block."""
+        """The layer with its weights in float32, during the block."""
         layer = self._layers[index]
         prefix = self.layer_prefix(index)
         for name, parameter in list(layer.named_parameters()):

@@ -1,4 +1,4 @@
-"""What a layer's linear modules see: which share an input, who made it, and its second moment."""
+"""Statistics of a layer's inputs: which modules share one, what produces it, its second moment, its ranges."""
 
 from __future__ import annotations
 

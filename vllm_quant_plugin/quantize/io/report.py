@@ -39,8 +39,8 @@ class QuantizeReport:
         errors: per module, the share of its output's energy that was lost on the calibration text.
         versions: of Python and the libraries.
         environment: what else results may depend on.
-        warnings: what a user should know.
-        resumed_layers: layers taken over from an interrupted run.
+        warnings: for the user.
+        resumed_layers: finished layers of the interrupted run that was resumed.
         mixed: what the search for a size found, see ``mixed.api``; None without one.
     """
 
@@ -105,7 +105,7 @@ _NAMED = 3
 
 
 def describe_coverage(seen: Mapping[str, int], tokens: int) -> tuple[dict[str, Any], list[str]]:
-    """The coverage report and what a user should be told.
+    """The coverage report and its warnings.
 
     Args:
         seen: module -> calibration tokens that reached it with a signal.
@@ -113,7 +113,7 @@ def describe_coverage(seen: Mapping[str, int], tokens: int) -> tuple[dict[str, A
 
     Returns:
         ``tokens``; ``unseen`` and ``scarce`` modules (without tokens; with fewer than ``FEW_TOKENS`` of a longer
-        text) and ``unused_experts``, how many of how many; then one line for each trouble.
+        text) and ``unused_experts``, how many of how many; then one warning for each problem.
     """
     unseen = sorted(name for name, count in seen.items() if not count)
     scarce = sorted(name for name, count in seen.items() if 0 < count < min(FEW_TOKENS, tokens))
