@@ -161,9 +161,11 @@ class WeightScheme:
         return -(-in_features // self.group_of(in_features))
 
     def describe(self) -> str:
-        """A short human name, e.g. ``INT4 g128 asym`` or ``FP8 block 128x128``."""
+        """A short human name, e.g. ``INT4 g128 asym``, ``FP8 block 128x128`` or ``NVFP4``."""
         name = self.value.name
-        if self.block:
+        if (standard := _STANDARD.get((self.value, self.group_size, self.scale.dtype))) is not None:
+            name = standard
+        elif self.block:
             name += f" block {self.block[0]}x{self.block[1]}"
         elif self.group_size == PER_CHANNEL:
             name += " channel"
@@ -173,6 +175,8 @@ class WeightScheme:
             name += f" g{self.group_size}"
         if self.is_int:
             name += " sym" if self.symmetric else " asym"
+        if self.scale.per_super:
+            name += " nested scales"
         if self.act_order:
             name += " act-order"
         if self.activation is not None:
@@ -183,3 +187,7 @@ class WeightScheme:
         if self.transform:
             name += f" {self.transform}"
         return name
+
+
+# Value type, group and scale that together have a name of their own.
+_STANDARD = {(E2M1, 32, "e8m0"): "MXFP4", (E2M1, 16, "e4m3"): "NVFP4"}

@@ -1,33 +1,35 @@
-"""On-disk formats, one file each. ``get_format(scheme)`` finds the one a scheme is stored in."""
+"""On-disk formats, one module each; ``registry`` is what the rest of the package asks. No torch at import."""
 
 from __future__ import annotations
 
 from vllm_quant_plugin.formats.awq import AwqFormat
-from vllm_quant_plugin.formats.base import Format, TensorSpec
-from vllm_quant_plugin.formats.compressed_tensors import (
-    FloatQuantizedFormat,
-    IntQuantizedFormat,
-    PackQuantizedFormat,
-)
+from vllm_quant_plugin.formats.base import Format, Provenance, ShardStep, TensorSpec
+from vllm_quant_plugin.formats.bitsandbytes import BitsAndBytesFormat
+from vllm_quant_plugin.formats.compressed_tensors import CompressedTensorsFormat
 from vllm_quant_plugin.formats.dense import DenseFormat
 from vllm_quant_plugin.formats.fp8 import Fp8Format
 from vllm_quant_plugin.formats.gptq import GptqFormat
-from vllm_quant_plugin.scheme import Scheme, StorageFormat
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.formats.modelopt import ModelOptFormat
+from vllm_quant_plugin.formats.mxfp4 import Mxfp4Format
+from vllm_quant_plugin.formats.registry import (
+    format_named,
+    formats,
+    get_format,
+    parse_quantization_config,
+    plugin_method,
+    register_format,
+    stored_scheme,
+    why_in_tree_rejects,
+)
 
-FORMATS: dict[StorageFormat, Format] = {
-    "awq": AwqFormat(),
-    "gptq": GptqFormat(),
-    "fp8": Fp8Format(),
-    "pack-quantized": PackQuantizedFormat(),
-    "int-quantized": IntQuantizedFormat(),
-    "float-quantized": FloatQuantizedFormat(),
-    "dense": DenseFormat(),
-}
+for _format in (
+    AwqFormat(), GptqFormat(), Fp8Format(), CompressedTensorsFormat(), DenseFormat(), BitsAndBytesFormat(),
+    ModelOptFormat(), Mxfp4Format(),
+):  # fmt: skip
+    register_format(_format)
 
-
-def get_format(scheme: Scheme) -> Format:
-    """The format that ``scheme`` is stored in."""
-    return FORMATS[scheme.storage]
-
-
-__all__ = ["FORMATS", "Format", "TensorSpec", "get_format"]
+__all__ = [
+    "Format", "Host", "Provenance", "ShardStep", "TensorSpec", "format_named", "formats", "get_format",
+    "parse_quantization_config", "plugin_method", "register_format", "stored_scheme", "why_in_tree_rejects",
+]  # fmt: skip

@@ -11,19 +11,98 @@ the same manner. 3 bits do not fill a 32-bit word, so this layout has none.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_kernels.unpack import WordCodes, field_order
-from vllm_quant_kernels.unpack_weight import StoredWeight
-from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
-from vllm_quant_plugin.formats.bits import pack_padded
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_kernels.scheme import Int, WeightScheme
+from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.formats.base import (
+    FLOATS,
+    Format,
+    Headers,
+    Provenance,
+    ShardStep,
+    TensorSpec,
+    canonical_step,
+    check_group,
+    per_channel,
+    refuse_unless_weight_only_int,
+)
+from vllm_quant_plugin.formats.dynamic import dynamic_rules
+from vllm_quant_plugin.formats.fields import Fields, check_bits, check_group_size
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_plugin.formats.base import Tensors
+
+BITS = (2, 4, 8)
+STORAGE = Storage("awq")
+_VERSIONS = {"gemm": "gemm", "awq": "gemm"}  # GPTQModel writes the name of the method as its checkpoint_format
+# Fused modules and kernels of AutoAWQ, and what its quantizer was told.
+_HARMLESS = (
+    "quant_method", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config", "backend", "meta",
+    "model_seqlen", "true_sequential", "damp_percent", "damp_auto_increment", "static_groups", "offload_to_disk",
+    "offload_to_disk_path", "act_group_aware", "mse",
+)  # fmt: skip
 
 
 class AwqFormat(Format):
-    def specs(self, scheme: Scheme, n: int, k: int) -> dict[str, TensorSpec]:
+    name: ClassVar[str] = "awq"
+    methods: ClassVar[tuple[str, ...]] = ("awq",)
+    target: ClassVar[bool] = True
+
+    def parse(self, config: Mapping[str, Any]) -> ModelScheme:
+        fields = Fields(config)
+        fields.harmless(_HARMLESS)
+        fields.choice("version", "checkpoint_format", "format", of=_VERSIONS, default="gemm", what="AWQ layout")
+        fields.choice("pack_dtype", of={"int32": "int32", "torch.int32": "int32"}, default="int32")
+        fields.refuse("desc_act", "AWQ's layout has no act-order")
+        scheme = StoredScheme(
+            Int(_check_bits(fields.integer("bits", "w_bit"))),
+            check_group_size(fields.integer("group_size", "q_group_size")),
+            symmetric=not fields.boolean("zero_point", default=not fields.boolean("sym", default=False)),
+            storage=STORAGE,
+        )
+        rules = tuple(Rule(n, None, "contains") for n in fields.names("modules_to_not_convert"))
+        rules = (*dynamic_rules(fields, scheme, _check_bits), *rules)
+        lm_head = fields.boolean("lm_head", default=False)
+        fields.finish()
+        return ModelScheme("awq", scheme, rules, lm_head=lm_head)
+
+    def write_config(
+        self,
+        schemes: Mapping[str, StoredScheme],
+        common: StoredScheme,
+        kept: Sequence[str],
+        *,
+        kv_cache: bool = False,
+        provenance: Provenance | None = None,
+    ) -> dict[str, Any]:
+        found = set(schemes.values())
+        if len(found) > 1:
+            listed = ", ".join(sorted(s.describe() for s in found))
+            raise UsageError(
+                f"AWQ's layout has one scheme for all modules, this model has {listed}", "--to gptq has more"
+            )
+        if "lm_head" in schemes:
+            raise UsageError("lm_head is quantized, which AWQ's layout does not know", "--to gptq or compressed-tensors")
+        if kv_cache:
+            raise UsageError("the model has KV-cache scales, which AWQ's config does not know", "--to compressed-tensors")
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": common.bits,
+            "group_size": common.group_size,
+            "zero_point": not common.symmetric,
+            "modules_to_not_convert": [name for name in kept if name != "lm_head"] or None,
+        }
+
+    def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
         check_group(scheme, k, "AWQ")
         if n * scheme.bits % 32:
             raise CheckpointError(
@@ -32,12 +111,53 @@ class AwqFormat(Format):
             )
         words, groups = n * scheme.bits // 32, scheme.groups(k)
         return {
-            "qweight": TensorSpec(((k, words),), (torch.int32,)),
-            "qzeros": TensorSpec(((groups, words),), (torch.int32,), optional=scheme.symmetric),
+            "qweight": TensorSpec(((k, words),), ("int32",)),
+            "qzeros": TensorSpec(((groups, words),), ("int32",), optional=scheme.symmetric),
             "scales": TensorSpec(((groups, n),), FLOATS),
         }
 
-    def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
+    def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
+        return "qweight" in headers
+
+    def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
+        k, words = headers["qweight"].shape
+        return words * 32 // scheme.bits, k
+
+    def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
+        return "float16"
+
+    def method(self, scheme: WeightScheme) -> str:
+        return "vqp_awq"
+
+    def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
+        if scheme.bits != 4:
+            return f"AWQ with {scheme.bits} bits (4 only)"
+        if scheme.symmetric and host.device == "cuda":
+            return "AWQ without zero points"
+        return "AWQ on a CPU without AVX-512" if host.lacks_avx512 else None
+
+    def experts_in_tree(self, host: Host) -> str | None:
+        return "AWQ experts on a CPU" if host.device == "cpu" else None
+
+    def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
+        step = canonical_step(scheme)
+        return replace(step, rows=32 // scheme.bits, rows_unit="32-bit word")
+
+    def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
+        words = 4 * -(-n * scheme.bits // 32)
+        return k * words + scheme.groups(k) * (words + n * itemsize)
+
+    def store(self, scheme: StoredScheme) -> StoredScheme:
+        refuse_unless_weight_only_int(scheme, "awq", BITS)
+        if scheme.act_order:
+            raise UsageError("is act-order, which AWQ's layout does not know", "--to compressed-tensors or gptq")
+        # Readers expect zero points: those of a symmetric weight are the middle code.
+        return replace(scheme, storage=STORAGE, group_size=per_channel(scheme), symmetric=False)
+
+    def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+        from vllm_quant_kernels.unpack import WordCodes
+        from vllm_quant_kernels.unpack_weight import StoredWeight
+
         bits, zeros = scheme.bits, None
         if "qzeros" in tensors:
             qzeros = tensors["qzeros"]
@@ -45,7 +165,12 @@ class AwqFormat(Format):
         codes = WordCodes(tensors["qweight"], "n", bits, n, k)
         return StoredWeight((codes,), tensors["scales"].t().contiguous(), scheme.group_of(k), zeros)
 
-    def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
+    def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
+        import torch
+
+        from vllm_quant_kernels.unpack import field_order
+        from vllm_quant_plugin.formats.bits import pack_padded
+
         order = field_order(scheme.bits)
         tensors = {
             "qweight": pack_padded(weight.codes.t().contiguous(), scheme.bits, order),
@@ -54,3 +179,8 @@ class AwqFormat(Format):
         if weight.zeros is not None:
             tensors["qzeros"] = pack_padded(weight.zeros.round().to(torch.uint8).t().contiguous(), scheme.bits, order)
         return tensors
+
+
+def _check_bits(bits: int) -> int:
+    hint = "3-bit AWQ is stored as compressed-tensors pack-quantized" if bits == 3 else ""
+    return check_bits(bits, BITS, "AWQ", hint)

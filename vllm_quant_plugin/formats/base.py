@@ -1,18 +1,44 @@
-"""What every on-disk format offers: its tensors' names and shapes, and the way to the canonical form and back."""
+"""What every on-disk format answers. A format is one module, and the only place that knows how it is spelled and stored.
+
+Importing a format needs no torch: only ``unpack`` and ``pack`` work on tensors. N is out_features, K in_features.
+"""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-import torch
+from vllm_quant_kernels.scheme import PER_CHANNEL, PER_TENSOR, Int, WeightScheme
+from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
-from vllm_quant_kernels.canonical import CanonicalWeight
-from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.scheme import Scheme
+if TYPE_CHECKING:
+    import torch
 
-Tensors = Mapping[str, torch.Tensor]
+    from vllm_quant_kernels.canonical import CanonicalWeight
+
+    Tensors = Mapping[str, torch.Tensor]
+
+FLOATS = ("float16", "bfloat16", "float32")
+INDICES = ("int32", "int64")
+# The expert count of a mixture of experts, by every name that a model family gives it.
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+
+
+class TensorHeader(Protocol):
+    """What a safetensors header tells of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+Headers = Mapping[str, TensorHeader]
 
 
 @dataclass(frozen=True)
@@ -20,41 +46,179 @@ class TensorSpec:
     """What one tensor of a module must look like.
 
     Attributes:
-        shapes: the shapes that are accepted.
-        dtypes: the dtypes that are accepted.
+        shapes: the shapes that are accepted; the first is written.
+        dtypes: the dtypes that are accepted, as torch spells them; the first is written, but scales (``FLOATS``) have
+            the dtype that the format keeps scales in.
         optional: the module may come without it.
+        written: whether ``pack`` writes it.
     """
 
     shapes: tuple[tuple[int, ...], ...]
-    dtypes: tuple[torch.dtype, ...]
+    dtypes: tuple[str, ...]
     optional: bool = False
+    written: bool = True
 
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+@dataclass(frozen=True)
+class ShardStep:
+    """What the cuts of a tensor-parallel split must be a multiple of.
+
+    Attributes:
+        rows: output features of a column-parallel shard.
+        columns: input features of a row-parallel shard.
+        rows_unit, columns_unit: what one step is, for messages: ``group``, ``block``, ``32-bit word``.
+    """
+
+    rows: int = 1
+    columns: int = 1
+    rows_unit: str = "row"
+    columns_unit: str = "column"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How the codes were found: what some configs record beside the scheme.
+
+    Attributes:
+        quantizer: ``name:version`` of what made the codes, "" when unknown (a conversion).
+        notes: facts of the algorithm, by the names of the config's own fields.
+    """
+
+    quantizer: str = ""
+    notes: Mapping[str, Any] | None = None
 
 
 class Format(ABC):
-    """One on-disk format of a linear module. Stateless; N is out_features, K in_features."""
+    """One on-disk format. Stateless.
+
+    Attributes:
+        name: as ``Storage.format``.
+        methods: the values of ``quant_method`` that mean it, in lower case.
+        target: whether ``convert --to`` and ``quantize`` can write it.
+    """
+
+    name: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
+    target: ClassVar[bool] = False
+
+    # ------------------------------------------------------------------------------------------ the config
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        """Whether a ``quantization_config`` is of this format."""
+        return str(config.get("quant_method", "")).lower() in self.methods
 
     @abstractmethod
-    def specs(self, scheme: Scheme, n: int, k: int) -> dict[str, TensorSpec]:
-        """The module's tensors by their last name component."""
+    def parse(self, config: Mapping[str, Any]) -> ModelScheme:
+        """The schemes that a ``quantization_config`` means.
+
+        Raises:
+            CheckpointError: a field is missing, impossible, or not known.
+        """
+
+    def write_config(
+        self,
+        schemes: Mapping[str, StoredScheme],
+        common: StoredScheme,
+        kept: Sequence[str],
+        *,
+        kv_cache: bool = False,
+        provenance: Provenance | None = None,
+    ) -> dict[str, Any]:
+        """The ``quantization_config`` of a checkpoint, as the format's own tools write it.
+
+        Args:
+            schemes: of each quantized module.
+            common: the scheme that the config names as the model's own.
+            kept: matrices that stay in 16 bits.
+            kv_cache: the checkpoint holds scales of an FP8 KV cache.
+
+        Raises:
+            UsageError: the config cannot say this.
+        """
+        raise UsageError(f"{self.name} checkpoints are not written", "choose another format")
+
+    # ------------------------------------------------------------------------------------------ the tensors
 
     @abstractmethod
-    def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
-        """Canonical form of tensors that satisfy ``specs``."""
+    def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
+        """The tensors of an (n, k) module by their last name component.
+
+        Raises:
+            CheckpointError: the layout cannot hold this shape.
+        """
 
     @abstractmethod
-    def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
+    def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
+        """Whether a module's tensors are of this format: the config may name more than was quantized."""
+
+    @abstractmethod
+    def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
+        """(N, K) of a module, from the shapes of its tensors."""
+
+    def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
+        """The dtype that the format's own tools keep scales in, for weights of dtype ``model``."""
+        return model
+
+    def stored_bytes(self, scheme: StoredScheme, n: int, k: int, model_dtype: str = "bfloat16") -> int:
+        """Bytes of the tensors that ``pack`` writes for an (n, k) module."""
+        total = 0
+        for spec in self.tensors(scheme, n, k).values():
+            if spec.written:
+                dtype = self.scale_dtype(scheme, model_dtype) if spec.dtypes == FLOATS else spec.dtypes[0]
+                total += math.prod(spec.shapes[0]) * ITEM_SIZE[dtype]
+        return total
+
+    # ------------------------------------------------------------------------------------------ who serves it
+
+    def method(self, scheme: WeightScheme) -> str | None:
+        """The vLLM method of this plugin that serves the scheme; None when only its kernels or vLLM itself do."""
+        return None
+
+    def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
+        """Why vLLM without this plugin does not serve the scheme on ``host``; None when it does."""
+        return None
+
+    def experts_in_tree(self, host: Host) -> str | None:
+        """Why vLLM without this plugin does not serve experts in this format on ``host``; None when it does."""
+        return None
+
+    def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
+        """Of vLLM's own methods, which cut the stored tensors. The plugin cuts canonical weights: ``canonical_step``."""
+        return canonical_step(scheme)
+
+    def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
+        """Bytes that vLLM's own method keeps for one rank's (n, k) shard of a matrix with ``full_k`` input features.
+
+        Args:
+            itemsize: bytes of a 16-bit scale: of the model's dtype.
+        """
+        return self.stored_bytes(scheme, n, k)
+
+    # ------------------------------------------------------------------------------------------ the weights
+
+    def store(self, scheme: StoredScheme) -> StoredScheme:
+        """``scheme`` as this format would hold it.
+
+        Raises:
+            UsageError: the format cannot hold it without loss; a clause that begins with a verb, after a module's name.
+        """
+        raise UsageError(f"cannot be written as {self.name}", "choose another format")
+
+    def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+        """Canonical form of tensors that satisfy ``tensors``."""
+        raise CheckpointError(f"{self.name} checkpoints are not read by this plugin", "serve it with vLLM itself")
+
+    def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
         """Tensors as on disk. ``unpack(pack(w))`` is ``w`` up to the dtype that the format stores scales in."""
+        raise UsageError(f"{self.name} checkpoints are not written", "choose another format")
 
-    def validate(self, module: str, tensors: Tensors, scheme: Scheme, n: int, k: int) -> None:
+    def validate(self, module: str, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> None:
         """Check presence, shapes and dtypes.
 
         Raises:
             CheckpointError: naming the module's tensor, what it is and what it should be.
         """
-        for leaf, spec in self.specs(scheme, n, k).items():
+        for leaf, spec in self.tensors(scheme, n, k).items():
             tensor = tensors.get(leaf)
             name = f"{module}.{leaf}"
             if tensor is None:
@@ -71,18 +235,61 @@ class Format(ABC):
                     f"tensor {name} has shape {list(shape)}, expected {wanted} for {scheme.describe()} ({n} x {k})",
                     "config.json and weights do not belong together, or the file is damaged",
                 )
-            if tensor.dtype not in spec.dtypes:
-                wanted = " or ".join(str(d).removeprefix("torch.") for d in spec.dtypes)
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if dtype not in spec.dtypes:
                 raise CheckpointError(
-                    f"tensor {name} is {str(tensor.dtype).removeprefix('torch.')}, expected {wanted}",
+                    f"tensor {name} is {dtype}, expected {' or '.join(spec.dtypes)}",
                     "config.json and weights do not belong together",
                 )
 
 
-def check_group(scheme: Scheme, k: int, what: str) -> None:
+ITEM_SIZE = {
+    "float32": 4, "float16": 2, "bfloat16": 2, "int64": 8, "int32": 4, "int8": 1, "uint8": 1,
+    "float8_e4m3fn": 1, "float8_e5m2": 1,
+}  # fmt: skip
+
+
+def canonical_step(scheme: WeightScheme) -> ShardStep:
+    """Cuts of a canonical weight: whole groups along the input; anywhere with act-order, whose ranks keep all scales."""
+    if scheme.block is not None:
+        return ShardStep(columns=scheme.block[1], columns_unit="block")
+    if scheme.group_size > 0 and not scheme.act_order:
+        return ShardStep(columns=scheme.group_size, columns_unit="group")
+    return ShardStep()
+
+
+def fits_columns(step: ShardStep, in_features: int, tp: int) -> bool:
+    """Whether a row-parallel split over ``tp`` ranks cuts ``in_features`` at whole steps."""
+    return in_features % tp == 0 and (tp == 1 or in_features // tp % step.columns == 0)
+
+
+def check_group(scheme: WeightScheme, k: int, what: str) -> None:
     """Raise CheckpointError unless whole groups fill the K input features."""
     if k % scheme.group_of(k):
         raise CheckpointError(
             f"{what}: group_size {scheme.group_size} does not divide in_features {k}",
             "quantize with a group size that divides every layer's input, or -1",
         )
+
+
+def per_channel(scheme: WeightScheme) -> int:
+    """The group size where a layout has no scale for the whole tensor: one for each channel says the same."""
+    return PER_CHANNEL if scheme.group_size == PER_TENSOR else scheme.group_size
+
+
+def refuse_unless_weight_only_int(scheme: StoredScheme, target: str, bits: tuple[int, ...]) -> None:
+    """What AWQ's and GPTQ's layouts have in common: integers, 16-bit activations, few widths.
+
+    Raises:
+        UsageError: naming what the layout does not hold.
+    """
+    if not isinstance(scheme.value, Int):
+        raise UsageError(f"is {scheme.describe()}: {target} holds integers", "--to compressed-tensors holds FP8")
+    if scheme.activation is not None:
+        raise UsageError(
+            f"has 8-bit activations ({scheme.describe()}), which {target} does not know",
+            "it would be another model; keep it as it is",
+        )
+    if scheme.bits not in bits:
+        listed = ", ".join(map(str, bits))
+        raise UsageError(f"has {scheme.bits} bits: {target} holds {listed}", "--to compressed-tensors holds 2 to 8")

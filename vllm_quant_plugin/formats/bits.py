@@ -10,18 +10,9 @@ from collections.abc import Sequence
 import torch
 
 from vllm_quant_kernels.unpack import unpack_dense, unpack_padded
+from vllm_quant_plugin.formats.words import dense_words
 
-__all__ = ["dense_words", "pack_dense", "pack_padded", "padded_words", "unpack_dense", "unpack_padded"]
-
-
-def padded_words(count: int, bits: int) -> int:
-    """Words that hold ``count`` fields in the padded layout."""
-    return -(-count // (32 // bits))
-
-
-def dense_words(count: int, bits: int) -> int:
-    """Words that hold ``count`` fields in the dense layout."""
-    return -(-count * bits // 32)
+__all__ = ["pack_dense", "pack_padded", "unpack_dense", "unpack_padded"]
 
 
 def pack_padded(values: torch.Tensor, bits: int, order: Sequence[int] | None = None) -> torch.Tensor:

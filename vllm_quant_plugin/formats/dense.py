@@ -5,15 +5,24 @@ weight  bf16, fp16 or fp32 (N, K)
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm_quant_kernels.canonical import CanonicalWeight, concat_rows
-from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec, check_group
-from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
-from vllm_quant_plugin.scheme import PER_TENSOR, Scheme
+from vllm_quant_kernels.scheme import PER_TENSOR
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.formats.base import FLOATS, Format, Headers, TensorSpec, check_group
+from vllm_quant_plugin.formats.eight_bit import weight_shape
+from vllm_quant_plugin.schemes import ModelScheme, Storage, StoredScheme
 
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_plugin.formats.base import Tensors
+
+STORAGE = Storage("dense")
 PIECE = 1 << 17  # weights: their FP32 intermediates stay in the cache, and the allocator uses the same pages again
-GPU_PIECE = 1 << 23  # launches cost more than the memory: 32 MB an intermediate
+GPU_PIECE = 1 << 23  # launches cost more than the memory: 32 MB per intermediate
 
 
 def rows_at_a_time(k: int, block_n: int, piece: int = PIECE) -> int:
@@ -22,24 +31,35 @@ def rows_at_a_time(k: int, block_n: int, piece: int = PIECE) -> int:
 
 
 class DenseFormat(Format):
-    def specs(self, scheme: Scheme, n: int, k: int) -> dict[str, TensorSpec]:
-        if scheme.kind == "int":
+    name: ClassVar[str] = "dense"
+    methods: ClassVar[tuple[str, ...]] = ()
+
+    def parse(self, config: Mapping[str, Any]) -> ModelScheme:
+        raise CheckpointError("a 16-bit checkpoint has no quantization_config", "fix config.json")
+
+    def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
+        if scheme.is_int:
             check_group(scheme, k, "online quantization")
         return {"weight": TensorSpec(((n, k),), FLOATS)}
 
-    def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
-        block_n = scheme.block[0] if scheme.block else 1
+    def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
+        return "weight" in headers
 
-        def quantize(rows: torch.Tensor) -> CanonicalWeight:
-            if scheme.kind == "int":
-                return quantize_int(rows, scheme.bits, scheme.group_size, symmetric=scheme.symmetric)
-            return quantize_fp8(rows, scheme.group_size, block_n=block_n, kind=scheme.kind)
+    def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
+        return weight_shape(headers)
+
+    def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+        from vllm_quant_kernels.canonical import concat_rows
+        from vllm_quant_plugin.rtn import quantize
 
         weight = tensors["weight"]
         if scheme.group_size == PER_TENSOR:
-            return quantize(weight)
+            return quantize(weight, scheme)
         piece = PIECE if weight.device.type == "cpu" else GPU_PIECE
-        return concat_rows([quantize(part) for part in weight.split(rows_at_a_time(k, block_n, piece))])
+        rows = rows_at_a_time(k, scheme.block[0] if scheme.block else 1, piece)
+        return concat_rows([quantize(part, scheme) for part in weight.split(rows)])
 
-    def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
+    def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
+        import torch
+
         return {"weight": weight.dequantize(torch.float32)}

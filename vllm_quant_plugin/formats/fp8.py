@@ -8,23 +8,92 @@ input_scale       fp32 scalar or (1,)                            static activati
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
-from vllm_quant_plugin.formats.base import FLOATS, Format, Tensors, TensorSpec
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_kernels.scheme import E4M3, E5M2, PER_TENSOR, ActivationScheme, Float, WeightScheme
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats.base import FLOATS, Format, Headers, Provenance, TensorSpec
+from vllm_quant_plugin.formats.eight_bit import (
+    FP8_DTYPE,
+    block_rows,
+    eight_bit_bytes,
+    eight_bit_step,
+    fp8_in_tree,
+    holds_eight_bit,
+    input_scale,
+    kind_of,
+    weight_shape,
+)
+from vllm_quant_plugin.formats.fields import Fields, check_block
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
-INPUT_SCALE = TensorSpec(((), (1,)), FLOATS, optional=True)
+if TYPE_CHECKING:
+    import torch
 
+    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_plugin.formats.base import ShardStep, Tensors
 
-def expand_block_rows(scales: torch.Tensor, block_n: int, n: int) -> torch.Tensor:
-    """(ceil(N / block_n), G) block scales to (N, G): each row of blocks repeated over its outputs."""
-    return scales.repeat_interleave(block_n, dim=0)[:n].contiguous()
+STORAGE = Storage("fp8")
+_FLOATS = {"e4m3": "e4m3", "float8_e4m3fn": "e4m3", "e4m3fn": "e4m3", "e5m2": "e5m2", "float8_e5m2": "e5m2"}
+# "ue8m0" says that scales are powers of two: they are stored as the floats that they are all the same.
+_SCALE_FORMATS = {"float": "float", "ue8m0": "ue8m0"}
 
 
 class Fp8Format(Format):
-    def specs(self, scheme: Scheme, n: int, k: int) -> dict[str, TensorSpec]:
-        found = {"weight": TensorSpec(((n, k),), (FP8_DTYPES[scheme.kind],)), "input_scale": INPUT_SCALE}
+    name: ClassVar[str] = "fp8"
+    methods: ClassVar[tuple[str, ...]] = ("fp8",)
+
+    def parse(self, config: Mapping[str, Any]) -> ModelScheme:
+        fields = Fields(config)
+        fields.harmless(("quant_method", "dequantize", "is_checkpoint_fp8_serialized"))
+        fields.refuse("modules_to_convert", "a list of what is quantized is not read", "list modules_to_not_convert")
+        fields.choice("scale_fmt", of=_SCALE_FORMATS, default="float")
+        block = fields.get("weight_block_size")
+        block = None if block is None else check_block(block)
+        dynamic = fields.choice(
+            "activation_scheme", of={"dynamic": "dynamic", "static": "static"}, default="dynamic"
+        )  # fmt: skip
+        value: Float = E5M2 if fields.choice("fmt", of=_FLOATS, default="e4m3") == "e5m2" else E4M3
+        if block:
+            activation = ActivationScheme(value, strategy="group", dynamic=True, group_size=block[1])
+        elif dynamic == "dynamic":
+            activation = ActivationScheme(value)
+        else:
+            activation = ActivationScheme(value, strategy="tensor", dynamic=False)
+        scheme = StoredScheme(
+            value, block[1] if block else PER_TENSOR, block=block, activation=activation, storage=STORAGE
+        )
+        rules = tuple(Rule(n, None, "path") for n in fields.names("ignored_layers", "modules_to_not_convert"))
+        kv_cache = "fp8" if fields.get("kv_cache_scheme") else None
+        fields.finish()
+        return ModelScheme("fp8", scheme, rules, kv_cache=kv_cache)
+
+    def write_config(
+        self,
+        schemes: Mapping[str, StoredScheme],
+        common: StoredScheme,
+        kept: Sequence[str],
+        *,
+        kv_cache: bool = False,
+        provenance: Provenance | None = None,
+    ) -> dict[str, Any]:
+        if len(set(schemes.values())) > 1:
+            raise UsageError("an fp8 config has one scheme for all modules", "--to compressed-tensors holds several")
+        block = {"weight_block_size": list(common.block)} if common.block else {}
+        return {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "static" if common.activation and not common.activation.dynamic else "dynamic",
+            "ignored_layers": list(kept),
+            "modules_to_not_convert": list(kept),
+            **block,
+        }
+
+    def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
+        assert isinstance(scheme.value, Float)
+        found = {"weight": TensorSpec(((n, k),), (FP8_DTYPE[scheme.value],)), "input_scale": input_scale(scheme)}
         if scheme.block:
             blocks = (-(-n // scheme.block[0]), -(-k // scheme.block[1]))
             found["weight_scale_inv"] = TensorSpec((blocks,), FLOATS)
@@ -32,17 +101,44 @@ class Fp8Format(Format):
             found["weight_scale"] = TensorSpec(((), (1,)), FLOATS)
         return found
 
-    def unpack(self, tensors: Tensors, scheme: Scheme, n: int, k: int) -> CanonicalWeight:
+    def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
+        return holds_eight_bit(headers)
+
+    def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
+        return weight_shape(headers)
+
+    def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
+        return "float32"
+
+    def method(self, scheme: WeightScheme) -> str:
+        return "vqp_fp8"
+
+    def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
+        return "FP8 checkpoints on a CPU" if host.device == "cpu" else fp8_in_tree(scheme, host)
+
+    def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
+        return eight_bit_step(scheme)
+
+    def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
+        return eight_bit_bytes(scheme, n, k, full_k)
+
+    def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+        import torch
+
+        from vllm_quant_kernels.canonical import CanonicalWeight
+
         if scheme.block:
-            scales = expand_block_rows(tensors["weight_scale_inv"].float(), scheme.block[0], n)
+            scales = block_rows(tensors["weight_scale_inv"].float(), scheme.block[0], n)
             group = scheme.block[1]
         else:
             scales, group = tensors["weight_scale"].float().reshape(1, 1).expand(n, 1).contiguous(), k
         codes = tensors["weight"].contiguous().view(torch.uint8)
-        return CanonicalWeight(codes, scales, 8, group, kind=scheme.kind)
+        return CanonicalWeight(codes, scales, 8, group, kind=kind_of(scheme))
 
-    def pack(self, weight: CanonicalWeight, scheme: Scheme) -> dict[str, torch.Tensor]:
-        tensors = {"weight": weight.codes.view(FP8_DTYPES[scheme.kind])}
+    def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
+        from vllm_quant_kernels.canonical import FP8_DTYPES
+
+        tensors = {"weight": weight.codes.view(FP8_DTYPES[kind_of(scheme)])}
         if scheme.block:
             tensors["weight_scale_inv"] = weight.scales.float()[:: scheme.block[0]].contiguous()
         else:

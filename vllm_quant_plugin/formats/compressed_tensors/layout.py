@@ -1,0 +1,316 @@
+"""The tensors that llm-compressor writes, in three layouts.
+
+pack-quantized     weight_packed      int32 (N, words(K))    fields offset by 2**(bits-1)
+                   weight_scale       (N, G)
+                   weight_zero_point  int32 (words(N), G)    asymmetric only, packed along N
+                   weight_g_idx       int32 (K,)             act-order only
+                   weight_shape       int64 (2,)
+int-quantized      weight             int8 (N, K)
+float-quantized    weight             float8_e4m3fn (N, K)
+  both             weight_scale       (N, 1), (N, G), (1,), () or (N / bn, K / bk)
+                   weight_zero_point  int8, like weight_scale, asymmetric only
+                   input_scale, input_zero_point             static activations
+
+2, 4 and 8 bits fill a word. 3, 5, 6 and 7 bits are padded (32 // bits fields per word) by
+compressed-tensors up to 0.17 and dense from 0.18 on; the width of weight_packed tells which when
+reading. Writing is dense, the layout that vLLM's loader expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vllm_quant_kernels.scheme import E5M2, PER_CHANNEL, PER_TENSOR, WeightScheme
+from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats.base import FLOATS, INDICES, Format, Headers, Provenance, ShardStep, TensorSpec
+from vllm_quant_plugin.formats.compressed_tensors.config import FP4_LAYOUTS, parse, storage, write
+from vllm_quant_plugin.formats.eight_bit import (
+    FP8_DTYPE,
+    block_rows,
+    eight_bit_bytes,
+    eight_bit_step,
+    fp8_in_tree,
+    holds_eight_bit,
+    input_scale,
+    input_zero_point,
+    kind_of,
+    weight_shape,
+)
+from vllm_quant_plugin.formats.fp4 import fp4_bytes, fp4_step
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.formats.words import dense_words, padded_words
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_plugin.formats.base import Tensors
+
+# The layout that a weight of another format gets.
+_FROM = {"awq": "pack-quantized", "gptq": "pack-quantized", "fp8": "float-quantized"}
+_METHODS = {"float-quantized": "vqp_fp8", "int-quantized": "vqp_int8"}
+
+
+class CompressedTensorsFormat(Format):
+    name: ClassVar[str] = "compressed-tensors"
+    methods: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
+    target: ClassVar[bool] = True
+
+    def matches(self, config: Mapping[str, Any]) -> bool:
+        return super().matches(config) or ("config_groups" in config and not config.get("quant_method"))
+
+    def parse(self, config: Mapping[str, Any]) -> ModelScheme:
+        return parse(config)
+
+    def write_config(
+        self,
+        schemes: Mapping[str, StoredScheme],
+        common: StoredScheme,
+        kept: Sequence[str],
+        *,
+        kv_cache: bool = False,
+        provenance: Provenance | None = None,
+    ) -> dict[str, Any]:
+        if set(schemes.values()) <= {common}:
+            return write([(common, ["Linear"])], kept, kv_cache=kv_cache)
+        groups: dict[StoredScheme, list[str]] = {}
+        for name, scheme in schemes.items():
+            groups.setdefault(scheme, []).append(name)
+        return write(list(groups.items()), kept, kv_cache=kv_cache)
+
+    def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
+        layout = scheme.storage["layout"]
+        if layout == "pack-quantized":
+            return _packed_tensors(scheme, n, k)
+        if layout in FP4_LAYOUTS:
+            groups = -(-k // scheme.group_size)
+            return {
+                "weight_packed": TensorSpec(((n, k // 2),), ("uint8",)),
+                "weight_scale": TensorSpec(((n, groups),), ("uint8", "float8_e4m3fn")),
+            }
+        return _plain_tensors(scheme, n, k)
+
+    def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
+        return "weight_packed" in headers if _is_packed(scheme) else holds_eight_bit(headers)
+
+    def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
+        if not _is_packed(scheme):
+            return weight_shape(headers)
+        n, words = headers["weight_packed"].shape
+        if scheme.storage["layout"] in FP4_LAYOUTS:
+            return n, 2 * words
+        scales = headers["weight_scale"].shape
+        if scheme.group_size > 0 and not scheme.act_order and len(scales) == 2:
+            return n, scales[1] * scheme.group_size
+        # Dense words; compressed-tensors up to 0.17 pads 3, 5, 6 and 7 bits and gives no better clue in the header.
+        return n, words * 32 // scheme.bits
+
+    def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
+        assert isinstance(scheme, StoredScheme)
+        return "float32" if scheme.storage["layout"] == "int-quantized" else model
+
+    def method(self, scheme: WeightScheme) -> str | None:
+        assert isinstance(scheme, StoredScheme)
+        return _METHODS.get(scheme.storage["layout"])
+
+    def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
+        layout = scheme.storage["layout"]
+        if layout == "float-quantized":
+            return fp8_in_tree(scheme, host)
+        if layout == "int-quantized":
+            if scheme.activation is None:
+                return "compressed-tensors W8A16 int-quantized"
+            return None if scheme.group_size in (PER_CHANNEL, PER_TENSOR) else "INT8 W8A8 with grouped weights"
+        if layout != "pack-quantized":
+            return f"{scheme.describe()} on a CPU" if host.device == "cpu" else None
+        if host.device == "cpu" and scheme.bits != 4:
+            return f"pack-quantized with {scheme.bits} bits on a CPU (4 only)"
+        return "act-order with groups" if scheme.act_order and scheme.group_size != PER_CHANNEL else None
+
+    def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
+        return fp4_step(scheme) if scheme.storage["layout"] in FP4_LAYOUTS else eight_bit_step(scheme)
+
+    def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
+        layout = scheme.storage["layout"]
+        if layout in FP4_LAYOUTS:
+            return fp4_bytes(scheme, n, k)
+        if layout != "pack-quantized":
+            return eight_bit_bytes(scheme, n, k, full_k)
+        groups = scheme.groups(full_k) if scheme.act_order else scheme.groups(k)
+        zeros = 0 if scheme.symmetric else 4 * dense_words(n, scheme.bits)
+        order = 4 * k if scheme.act_order else 0
+        return n * 4 * dense_words(k, scheme.bits) + groups * (zeros + n * itemsize) + order + 16
+
+    def store(self, scheme: StoredScheme) -> StoredScheme:
+        layout = _FROM.get(scheme.storage.format)
+        if layout is None:
+            raise UsageError("is compressed-tensors already", "there is nothing to convert")
+        if scheme.value == E5M2:
+            raise UsageError("is FP8 E5M2: compressed-tensors holds E4M3", "keep it as it is")
+        return replace(scheme, storage=storage(layout))
+
+    def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+        layout = scheme.storage["layout"]
+        if layout == "pack-quantized":
+            return _unpack_words(tensors, scheme, n, k)
+        if layout in FP4_LAYOUTS:
+            return super().unpack(tensors, scheme, n, k)
+        return _unpack_plain(tensors, scheme, n, k)
+
+    def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
+        return (_pack_words if scheme.storage["layout"] == "pack-quantized" else _pack_plain)(weight, scheme)
+
+
+def _is_packed(scheme: StoredScheme) -> bool:
+    layout: str = scheme.storage["layout"]
+    return layout == "pack-quantized" or layout in FP4_LAYOUTS
+
+
+def _scale_shapes(scheme: StoredScheme, n: int, k: int) -> tuple[tuple[int, ...], ...]:
+    """Accepted shapes of weight_scale."""
+    if scheme.block:
+        return ((-(-n // scheme.block[0]), -(-k // scheme.block[1])),)
+    if scheme.group_size == PER_TENSOR:
+        return ((), (1,), (1, 1))
+    if scheme.group_size == PER_CHANNEL:
+        return ((n, 1), (n,))
+    return ((n, scheme.groups(k)),)
+
+
+def _packed_tensors(scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
+    bits, groups = scheme.bits, scheme.groups(k)
+    packed = tuple((n, words(k, bits)) for words in (dense_words, padded_words))
+    zeros = tuple((words(n, bits), groups) for words in (dense_words, padded_words))
+    asymmetric = not scheme.symmetric
+    return {
+        "weight_packed": TensorSpec(packed, ("int32",)),
+        "weight_scale": TensorSpec(_scale_shapes(scheme, n, k), FLOATS),
+        "weight_zero_point": TensorSpec(zeros, ("int32",), optional=not asymmetric, written=asymmetric),
+        "weight_g_idx": TensorSpec(((k,),), INDICES, optional=not scheme.act_order, written=scheme.act_order),
+        "weight_shape": TensorSpec(((2,),), ("int64", "int32"), optional=True),
+    }
+
+
+def _plain_tensors(scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
+    """One element per weight, in a byte. Codes narrower than 8 bits have one as well."""
+    shapes = _scale_shapes(scheme, n, k)
+    found = {
+        "weight": TensorSpec(((n, k),), ("int8" if scheme.is_int else FP8_DTYPE[scheme.value],)),
+        "weight_scale": TensorSpec(shapes, FLOATS),
+        "input_scale": input_scale(scheme),
+        "input_zero_point": input_zero_point(scheme),
+    }
+    if not scheme.symmetric:
+        found["weight_zero_point"] = TensorSpec(shapes, ("int8", *FLOATS))
+    if scheme.act_order:
+        found["weight_g_idx"] = TensorSpec(((k,),), INDICES)
+    return found
+
+
+def _to_groups(values: torch.Tensor, scheme: StoredScheme, n: int) -> torch.Tensor:
+    """Scales or zeros of any accepted shape to (N, G)."""
+    if scheme.block:
+        return block_rows(values, scheme.block[0], n)
+    if values.numel() == 1:
+        return values.reshape(1, 1).expand(n, 1).contiguous()
+    return values.reshape(n, -1).contiguous()
+
+
+def _fields(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """uint8 (..., count) from words of either layout, told apart by their number."""
+    from vllm_quant_plugin.formats.bits import unpack_dense, unpack_padded
+
+    padded = words.shape[-1] == padded_words(count, bits)
+    return (unpack_padded if padded else unpack_dense)(words, bits, count)
+
+
+def _group_index(tensors: Tensors, scheme: StoredScheme) -> torch.Tensor | None:
+    """int32 (K,), None without act-order."""
+    import torch
+
+    g_idx = tensors.get("weight_g_idx") if scheme.act_order else None
+    return None if g_idx is None else g_idx.to(torch.int32)
+
+
+def _unpack_words(tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+    from vllm_quant_kernels.unpack import WordCodes
+    from vllm_quant_kernels.unpack_weight import StoredWeight
+
+    zeros, words = None, tensors["weight_packed"]
+    if "weight_zero_point" in tensors:
+        zeros = _fields(tensors["weight_zero_point"].t().contiguous(), scheme.bits, n).t().contiguous()
+    padded = words.shape[-1] == padded_words(k, scheme.bits)
+    return StoredWeight(
+        (WordCodes(words, "k_padded" if padded else "k_rows", scheme.bits, n, k),),
+        scales=_to_groups(tensors["weight_scale"], scheme, n),
+        group_size=scheme.group_of(k),
+        zeros=zeros,
+        g_idx=_group_index(tensors, scheme),
+    )
+
+
+def _pack_words(weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
+    import torch
+
+    from vllm_quant_plugin.formats.bits import pack_dense
+
+    n, k = weight.codes.shape
+    tensors = {
+        "weight_packed": pack_dense(weight.codes, scheme.bits),
+        "weight_scale": weight.scales,
+        "weight_shape": torch.tensor([n, k]),
+    }
+    if weight.zeros is not None:
+        zeros = weight.zeros.round().to(torch.uint8).t().contiguous()
+        tensors["weight_zero_point"] = pack_dense(zeros, scheme.bits).t().contiguous()
+    if weight.g_idx is not None:
+        tensors["weight_g_idx"] = weight.g_idx
+    return tensors
+
+
+def _unpack_plain(tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
+    import torch
+
+    from vllm_quant_kernels.canonical import CanonicalWeight
+
+    codes, zeros = tensors["weight"].contiguous().view(torch.uint8), None
+    if scheme.is_int:
+        # Two's complement with the top bit flipped is the code: -128 -> 0, 0 -> 128, 127 -> 255.
+        codes = codes ^ 0x80
+        if "weight_zero_point" in tensors and not scheme.symmetric:
+            zeros = _to_groups(tensors["weight_zero_point"], scheme, n).float() + 128
+    return CanonicalWeight(
+        codes,
+        _to_groups(tensors["weight_scale"], scheme, n),
+        8,
+        scheme.block[1] if scheme.block else scheme.group_of(k),
+        zeros,
+        kind_of(scheme),
+        _group_index(tensors, scheme),
+    )
+
+
+def _pack_plain(weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
+    import torch
+
+    from vllm_quant_kernels.canonical import FP8_DTYPES
+
+    if scheme.is_int:
+        values = (weight.codes ^ 0x80).view(torch.int8)
+    else:
+        values = weight.codes.view(FP8_DTYPES[kind_of(scheme)])
+    scales = weight.scales
+    if scheme.block:
+        scales = scales[:: scheme.block[0]].contiguous()
+    elif scheme.group_size == PER_TENSOR:
+        scales = scales[0, 0].clone()
+    tensors = {"weight": values, "weight_scale": scales}
+    if weight.zeros is not None:
+        zeros = (weight.zeros.float() - 128).round().to(torch.int8)
+        tensors["weight_zero_point"] = zeros[0, 0].clone() if scheme.group_size == PER_TENSOR else zeros
+    if weight.g_idx is not None:
+        tensors["weight_g_idx"] = weight.g_idx
+    return tensors

@@ -1,0 +1,112 @@
+"""The formats that are known, and what is asked of a whole model. No torch.
+
+A format outside this package is added with ``register_format``; every command then knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from vllm_quant_kernels.scheme import WeightScheme
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.formats.base import EXPERT_COUNTS, Format, Headers, canonical_step, fits_columns
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+
+# Methods that vLLM had and dropped, and that nothing here reads.
+REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
+_FORMATS: dict[str, Format] = {}
+
+
+def register_format(format: Format) -> None:
+    """Add a format, or replace the one of the same name."""
+    _FORMATS[format.name] = format
+
+
+def formats() -> tuple[Format, ...]:
+    """All formats, in the order in which they were registered."""
+    return tuple(_FORMATS.values())
+
+
+def format_named(name: str) -> Format:
+    """Raises KeyError for an unknown name."""
+    return _FORMATS[name]
+
+
+def get_format(scheme: StoredScheme) -> Format:
+    """The format that ``scheme`` is stored in."""
+    return _FORMATS[scheme.storage.format]
+
+
+def parse_quantization_config(config: Mapping[str, Any]) -> ModelScheme:
+    """Read a checkpoint's ``quantization_config``.
+
+    Raises:
+        CheckpointError: unknown ``quant_method``, a missing, impossible or unknown field.
+    """
+    if not isinstance(config, Mapping):
+        raise CheckpointError("config.json: quantization_config must be an object", "fix config.json")
+    found = next((format for format in formats() if format.matches(config)), None)
+    if found is None:
+        method = str(config.get("quant_method") or "missing").lower()
+        if method in REMOVED:
+            raise CheckpointError(
+                f"vLLM has no {method} method any more", "quantize the 16-bit model with vllm-quant quantize"
+            )
+        known = ", ".join(sorted({method for format in formats() for method in format.methods}))
+        raise CheckpointError(f"quant_method {method!r} is not one this plugin reads", f"it reads {known}")
+    try:
+        model = found.parse(config)
+    except CheckpointError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as err:
+        raise CheckpointError(f"quantization_config is malformed: {err}", "fix config.json") from None
+    return replace(model, raw=dict(config))
+
+
+def stored_scheme(name: str, headers: Headers, model: ModelScheme | None) -> StoredScheme | None:
+    """The scheme that the module is really stored in: the config may name more than was quantized."""
+    scheme = model.scheme_for(name) if model else None
+    return scheme if scheme is not None and get_format(scheme).holds(scheme, headers) else None
+
+
+def module_shape(headers: Headers, scheme: StoredScheme | None) -> tuple[int, int]:
+    """(out_features, in_features) of a module, (0, 0) when it is no matrix."""
+    if scheme is not None:
+        return get_format(scheme).shape(scheme, headers)
+    weight = headers.get("weight")
+    return (weight.shape[0], weight.shape[1]) if weight is not None and len(weight.shape) == 2 else (0, 0)
+
+
+def legal_tp(scheme: WeightScheme, in_features: int, candidates: tuple[int, ...] | range) -> list[int]:
+    """Row-parallel TP sizes whose shards the plugin can cut: whole groups, or any divisor with act-order."""
+    step = canonical_step(scheme)
+    return [tp for tp in candidates if fits_columns(step, in_features, tp)]
+
+
+def has_experts(config: Any) -> bool:
+    """Whether a model config (config.json as a mapping, or transformers' object) describes a mixture of experts."""
+    get = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
+    return any(get(name) for name in EXPERT_COUNTS)
+
+
+def why_in_tree_rejects(model: ModelScheme, host: Host, *, experts: bool = False) -> str | None:
+    """The first reason for which vLLM without this plugin does not serve ``model`` on ``host``, None when it does.
+
+    Args:
+        experts: the model is a mixture of experts.
+    """
+    for scheme in model.schemes():
+        reason = get_format(scheme).experts_in_tree(host) if experts else None
+        reason = reason or get_format(scheme).in_tree(scheme, host)
+        if reason:
+            return reason
+    return None
+
+
+def plugin_method(model: ModelScheme) -> str | None:
+    """Our method's name for a checkpoint, None when only its kernels take part, or nothing of the plugin does."""
+    found = {get_format(scheme).method(scheme) for scheme in model.schemes()}
+    return found.pop() if len(found) == 1 else None
