@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
-from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from vllm_quant_kernels.scheme import E4M3, E5M2
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
+from vllm_quant_plugin.formats import (
+    Host,
+    parse_quantization_config,
+    plugin_method,
+    stored_scheme,
+    why_in_tree_rejects,
+)
+from vllm_quant_plugin.formats.host import DeviceType
+from vllm_quant_plugin.formats.registry import has_experts, legal_tp, module_shape
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.in_tree import Device, Host, has_experts, plugin_method, why_in_tree_rejects
-from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 TP_SIZES = (1, 2, 4, 8)
-# The leaf that says a module is quantized, by storage.
-_WEIGHT_LEAF = {"awq": "qweight", "gptq": "qweight", "pack-quantized": "weight_packed"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class ModuleInfo:
     """
 
     name: str
-    scheme: Scheme | None
+    scheme: StoredScheme | None
     out_features: int
     in_features: int
     nbytes: int
@@ -56,38 +61,10 @@ class Inspection:
     method: str | None
     modules: tuple[ModuleInfo, ...]
     nbytes: int
-    device: Device
+    device: DeviceType
     in_tree_rejects: str | None
     plugin: str | None
     automatic: bool
-
-
-def module_shape(tensors: Mapping[str, TensorInfo], scheme: Scheme | None) -> tuple[int, int]:
-    """(out_features, in_features) of a module, (0, 0) when it is no matrix."""
-    if scheme is not None and scheme.storage in _WEIGHT_LEAF:
-        packed = tensors[_WEIGHT_LEAF[scheme.storage]].shape
-        if scheme.storage == "awq":
-            return packed[1] * 32 // scheme.bits, packed[0]
-        if scheme.storage == "gptq":
-            return packed[1], packed[0] * 32 // scheme.bits
-        scales = tensors["weight_scale"].shape
-        if scheme.group_size > 0 and not scheme.act_order and len(scales) == 2:
-            return packed[0], scales[1] * scheme.group_size
-        # Dense words; compressed-tensors up to 0.17 pads 3, 5, 6 and 7 bits and gives no better clue in the header.
-        return packed[0], packed[1] * 32 // scheme.bits
-    weight = tensors.get("weight")
-    return (weight.shape[0], weight.shape[1]) if weight is not None and len(weight.shape) == 2 else (0, 0)
-
-
-def stored_scheme(name: str, tensors: Mapping[str, TensorInfo], model: ModelScheme | None) -> Scheme | None:
-    """The scheme that the module is really stored in: the config may name more than was quantized."""
-    scheme = model.scheme_for(name) if model else None
-    if scheme is None:
-        return None
-    if scheme.storage in _WEIGHT_LEAF:
-        return scheme if _WEIGHT_LEAF[scheme.storage] in tensors else None
-    weight = tensors.get("weight")
-    return scheme if weight is not None and weight.dtype in ("I8", "U8", "F8_E4M3", "F8_E5M2") else None
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
@@ -102,7 +79,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
     for name, tensors in checkpoint.modules():
         scheme = stored_scheme(name, tensors, model)
         n, k = module_shape(tensors, scheme)
-        legal = tuple(scheme.legal_tp(k, TP_SIZES)) if scheme else TP_SIZES
+        legal = tuple(legal_tp(scheme, k, TP_SIZES)) if scheme else TP_SIZES
         modules.append(ModuleInfo(name, scheme, n, k, sum(t.nbytes for t in tensors.values()), legal))
     experts = has_experts(checkpoint.config)
     reason = why_in_tree_rejects(model, host, experts=experts) if model else None
@@ -120,17 +97,17 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
     )
 
 
-def kernel_name(scheme: Scheme | None, device: Device) -> str:
+def kernel_name(scheme: StoredScheme | None, device: DeviceType) -> str:
     """The kernel that serves a module with this plugin."""
     if scheme is None:
         return "vLLM"
-    if device == "cuda" and (os.environ.get("VQP_CUDA_KERNELS") != "1" or scheme.kind == "fp8_e5m2"):
+    if device == "cuda" and (os.environ.get("VQP_CUDA_KERNELS") != "1" or scheme.value == E5M2):
         return "dequantize"
     act = scheme.activation
-    if act is not None and act.kind == "int" and scheme.group_size <= 0:
+    if act is not None and scheme.is_int and scheme.symmetric and scheme.group_size <= 0:
         return "vqp W8A8"
     # GPUs without FP8 tensor cores take the weight-only kernel instead: docs/internals/cuda-w8a8.md.
-    if device == "cuda" and act is not None and act.kind == "fp8_e4m3" and os.environ.get("VQP_CUDA_FP8") != "w8a16":
+    if device == "cuda" and act is not None and scheme.value == E4M3 and os.environ.get("VQP_CUDA_FP8") != "w8a16":
         return "vqp W8A8"
     return f"vqp W{scheme.bits}A16"
 
@@ -195,7 +172,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Format, bits and size per module, and who would serve it here."""
-    chosen: Device = local_device() if device == "auto" else device
+    chosen: DeviceType = local_device() if device == "auto" else device
     found = inspect_checkpoint(read_checkpoint(resolve_model(model)), Host.local(chosen))
     if as_json:
         print(json.dumps(as_dict(found), indent=2))
@@ -223,7 +200,7 @@ def inspect(
     console.print(verdict(found), soft_wrap=True)
 
 
-def local_device() -> Device:
+def local_device() -> DeviceType:
     """``cuda`` when an NVIDIA driver answers, else ``cpu``."""
     import pynvml
 

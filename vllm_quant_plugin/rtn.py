@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from vllm_quant_kernels.canonical import FP8_DTYPES, CanonicalWeight
-from vllm_quant_plugin.scheme import PER_TENSOR
+from vllm_quant_kernels.scheme import E4M3, E5M2, PER_TENSOR, ValueType, WeightScheme
 
 Fp8Kind = Literal["fp8_e4m3", "fp8_e5m2"]
 
@@ -110,3 +110,21 @@ def quantize_fp8(
     scaled = weight.float() / scales.repeat_interleave(group, dim=1)[:, :k]
     codes = scaled.clamp(-limit, limit).to(dtype).view(torch.uint8)
     return CanonicalWeight(codes, scales.contiguous(), 8, group, kind=kind)
+
+
+def quantize(weight: torch.Tensor, scheme: WeightScheme, scale_dtype: torch.dtype | None = None) -> CanonicalWeight:
+    """Round one (N, K) weight to ``scheme``: integers or FP8.
+
+    Args:
+        scale_dtype: of integer scales; float32 where None. FP8 scales are float32.
+
+    Raises:
+        ValueError: the scheme has another value type.
+    """
+    if scheme.is_int:
+        return quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=scale_dtype)
+    kinds: dict[ValueType, Fp8Kind] = {E4M3: "fp8_e4m3", E5M2: "fp8_e5m2"}
+    if scheme.value not in kinds:
+        raise ValueError(f"{scheme.describe()} has no round-to-nearest")
+    block_n = scheme.block[0] if scheme.block else 1
+    return quantize_fp8(weight, scheme.group_size, block_n=block_n, kind=kinds[scheme.value])

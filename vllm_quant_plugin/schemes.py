@@ -100,7 +100,7 @@ class ModelScheme:
         yield from dict.fromkeys(scheme for scheme in found if scheme is not None)
 
     def scheme_for(self, name: str, cls: str = "Linear") -> StoredScheme | None:
-        """Scheme of the module ``name`` (checkpoint naming), None when it is not quantized."""
+        """StoredScheme of the module ``name`` (checkpoint naming), None when it is not quantized."""
         for rule in self.rules:
             if rule.matches(name, cls):
                 return rule.scheme
@@ -109,7 +109,7 @@ class ModelScheme:
         return self.default
 
     def scheme_for_fused(self, name: str, parts: Sequence[str], cls: str = "Linear") -> StoredScheme | None:
-        """Scheme of a vLLM module that fuses checkpoint modules, e.g. qkv_proj.
+        """StoredScheme of a vLLM module that fuses checkpoint modules, e.g. qkv_proj.
 
         Args:
             name: the fused module's name, ending in the fused part.

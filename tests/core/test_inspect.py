@@ -8,21 +8,26 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vllm_quant_kernels.scheme import E4M3, E5M2, ActivationScheme, Int
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.in_tree import Host
+from vllm_quant_plugin.formats import Host, get_format
+from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
+from vllm_quant_plugin.formats.gptq import GPTQ_V1, GPTQ_V2
 from vllm_quant_plugin.inspect import as_dict, inspect_checkpoint, kernel_name
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
-from vllm_quant_plugin.scheme import ActivationScheme, Scheme
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 CPU = Host("cpu", frozenset({"avx512f"}))
-CASES: dict[str, tuple[dict[str, Any], Scheme]] = {
-    "awq4": ({"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True}, Scheme("awq", group_size=32)),
+CASES: dict[str, tuple[dict[str, Any], StoredScheme]] = {
+    "awq4": (
+        {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True},
+        StoredScheme(Int(4), 32, storage=Storage("awq")),
+    ),
     "gptq3": (
         {"quant_method": "gptq", "bits": 3, "group_size": 32, "sym": True, "desc_act": False},
-        Scheme("gptq", bits=3, group_size=32, zero_offset=1),
+        StoredScheme(Int(3), 32, storage=GPTQ_V1),
     ),
-    "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic"}, Scheme("fp8", "fp8_e4m3", 8, 0)),
+    "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic"}, StoredScheme(E4M3, 0, storage=Storage("fp8"))),
 }
 
 
@@ -30,9 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], Scheme]] = {
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     config, scheme = CASES[request.param]
     weight = torch.randn(64, 128)
-    canonical = (
-        quantize_fp8(weight, 0) if scheme.kind != "int" else quantize_int(weight, scheme.bits, 32, symmetric=False)
-    )
+    canonical = quantize_fp8(weight, 0) if not scheme.is_int else quantize_int(weight, scheme.bits, 32, symmetric=False)
     tensors = {f"model.layers.0.mlp.up_proj.{k}": v for k, v in get_format(scheme).pack(canonical, scheme).items()}
     save_file(tensors | {"model.norm.weight": torch.ones(128)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["L"], "quantization_config": config}))
@@ -61,8 +64,16 @@ def test_unquantized_model() -> None:
 
 
 def test_the_kernel_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    int4, int8 = Scheme("gptq"), Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int"))
-    fp8 = Scheme("fp8", "fp8_e4m3", 8, 0, activation=ActivationScheme("fp8_e4m3"))
+    int4, int8 = (
+        StoredScheme(Int(4), storage=GPTQ_V2),
+        StoredScheme(
+            Int(8),
+            -1,
+            activation=ActivationScheme(Int(8)),
+            storage=INT_QUANTIZED,
+        ),
+    )
+    fp8 = StoredScheme(E4M3, 0, activation=ActivationScheme(E4M3), storage=Storage("fp8"))
     monkeypatch.delenv("VQP_CUDA_KERNELS", raising=False)
     assert [kernel_name(s, "cpu") for s in (None, int4, int8, fp8)] == ["vLLM", "vqp W4A16", "vqp W8A8", "vqp W8A16"]
     assert {kernel_name(s, "cuda") for s in (int4, int8, fp8)} == {"dequantize"}
@@ -70,4 +81,4 @@ def test_the_kernel_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [kernel_name(s, "cuda") for s in (int4, int8, fp8)] == ["vqp W4A16", "vqp W8A8", "vqp W8A8"]
     monkeypatch.setenv("VQP_CUDA_FP8", "w8a16")
     assert kernel_name(fp8, "cuda") == "vqp W8A16"
-    assert kernel_name(Scheme("fp8", "fp8_e5m2", 8, 0), "cuda") == "dequantize"
+    assert kernel_name(StoredScheme(E5M2, 0, storage=Storage("fp8")), "cuda") == "dequantize"

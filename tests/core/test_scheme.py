@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import pytest
 
+from vllm_quant_kernels.scheme import E4M3, Int
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.scheme import ModelScheme, Rule, Scheme
+from vllm_quant_plugin.formats.gptq import GPTQ_V2
+from vllm_quant_plugin.formats.registry import legal_tp
+from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
-W4 = Scheme("gptq", bits=4)
-W8 = Scheme("gptq", bits=8)
+W4 = StoredScheme(Int(4), storage=GPTQ_V2)
+W8 = StoredScheme(Int(8), storage=GPTQ_V2)
 
 
 def test_first_rule_wins_then_default() -> None:
@@ -44,20 +47,23 @@ def test_fused_parts_must_agree() -> None:
 @pytest.mark.parametrize(
     ("scheme", "k", "legal"),
     [
-        (Scheme("gptq", group_size=128), 11008, [1, 2]),
-        (Scheme("gptq", group_size=32), 11008, [1, 2, 4, 8]),
-        (Scheme("gptq", group_size=-1), 11008, [1, 2, 4, 8, 16]),
-        (Scheme("gptq", group_size=128, act_order=True), 11008, [1, 2, 4, 8, 16]),
-        (Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128)), 7168, [1, 2, 4, 8]),
-        (Scheme("gptq", group_size=128), 100, [1]),
+        (StoredScheme(Int(4), 128, storage=GPTQ_V2), 11008, [1, 2]),
+        (StoredScheme(Int(4), 32, storage=GPTQ_V2), 11008, [1, 2, 4, 8]),
+        (StoredScheme(Int(4), -1, storage=GPTQ_V2), 11008, [1, 2, 4, 8, 16]),
+        (StoredScheme(Int(4), 128, act_order=True, storage=GPTQ_V2), 11008, [1, 2, 4, 8, 16]),
+        (StoredScheme(E4M3, 128, block=(128, 128), storage=Storage("fp8")), 7168, [1, 2, 4, 8]),
+        (StoredScheme(Int(4), 128, storage=GPTQ_V2), 100, [1]),
     ],
 )
-def test_legal_tp(scheme: Scheme, k: int, legal: list[int]) -> None:
-    assert scheme.legal_tp(k) == legal
+def test_legal_tp(scheme: StoredScheme, k: int, legal: list[int]) -> None:
+    assert legal_tp(scheme, k, (1, 2, 4, 8, 16)) == legal
 
 
 def test_a_model_is_named_by_what_its_config_names() -> None:
-    four, eight = Scheme("gptq", bits=4, group_size=128), Scheme("gptq", bits=8, group_size=32)
+    four, eight = (
+        StoredScheme(Int(4), 128, storage=GPTQ_V2),
+        StoredScheme(Int(8), 32, storage=GPTQ_V2),
+    )
     assert ModelScheme("gptq", four).describe() == four.describe()
     assert ModelScheme("gptq", four, (Rule("lm_head", None, "contains"),)).describe() == four.describe()
     assert ModelScheme("gptq", None).describe() == "none"

@@ -8,9 +8,12 @@ import pytest
 
 from tests.support.matrix import CELLS, Cell
 from tests.support.tiny_models import tiny_model
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, PER_TENSOR, ActivationScheme, Int
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ActivationScheme, Scheme
+from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.formats.compressed_tensors import FLOAT_QUANTIZED, INT_QUANTIZED, PACK_QUANTIZED
+from vllm_quant_plugin.formats.gptq import GPTQ_V1, GPTQ_V2
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 STORED = [cell for cell in CELLS if cell.recipe.config is not None and not cell.refused]
 
@@ -43,53 +46,55 @@ def ct(layout: str = "int-quantized", activations: Any = TOKEN, **weights: Any) 
 
 
 MODULE = "model.layers.3.mlp.down_proj"
-INT8_TOKEN = ActivationScheme("int")
-FP8_TOKEN = ActivationScheme("fp8_e4m3")
-FP8_GROUP = ActivationScheme("fp8_e4m3", strategy="group", group_size=128)
+INT8_TOKEN = ActivationScheme(Int(8))
+FP8_TOKEN = ActivationScheme(E4M3)
+FP8_GROUP = ActivationScheme(E4M3, strategy="group", group_size=128)
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (AWQ, Scheme("awq", symmetric=False)),
-        ({**AWQ, "zero_point": False}, Scheme("awq")),
+        (AWQ, StoredScheme(Int(4), symmetric=False, storage=Storage("awq"))),
+        ({**AWQ, "zero_point": False}, StoredScheme(Int(4), storage=Storage("awq"))),
         ({"quant_method": "AWQ", "w_bit": 8, "q_group_size": 64},
-         Scheme("awq", bits=8, group_size=64, symmetric=False)),
+         StoredScheme(Int(8), 64, symmetric=False, storage=Storage("awq"))),
         ({**AWQ, "modules_to_not_convert": ["down_proj"]}, None),
-        ({**AWQ, "modules_to_not_convert": ["up_proj"]}, Scheme("awq", symmetric=False)),
-        (GPTQ, Scheme("gptq", zero_offset=1)),
-        ({**GPTQ, "checkpoint_format": "gptq_v2"}, Scheme("gptq")),
-        ({**GPTQ, "desc_act": True, "sym": False}, Scheme("gptq", symmetric=False, act_order=True, zero_offset=1)),
+        ({**AWQ, "modules_to_not_convert": ["up_proj"]}, StoredScheme(Int(4), symmetric=False, storage=Storage("awq"))),
+        (GPTQ, StoredScheme(Int(4), storage=GPTQ_V1)),
+        ({**GPTQ, "checkpoint_format": "gptq_v2"}, StoredScheme(Int(4), storage=GPTQ_V2)),
+        ({**GPTQ, "desc_act": True, "sym": False},
+         StoredScheme(Int(4), symmetric=False, act_order=True, storage=GPTQ_V1)),
         ({**GPTQ, "dynamic": {r"-:.*down_proj": {}}}, None),
-        ({**GPTQ, "dynamic": {r"-:.*\.1\..*": {}}}, Scheme("gptq", zero_offset=1)),
+        ({**GPTQ, "dynamic": {r"-:.*\.1\..*": {}}}, StoredScheme(Int(4), storage=GPTQ_V1)),
         ({**GPTQ, "dynamic": {r".*down": {"bits": 8, "group_size": 32}}},
-         Scheme("gptq", bits=8, group_size=32, zero_offset=1)),
-        ({**GPTQ, "dynamic": {r"+:.*down": {"desc_act": True}}}, Scheme("gptq", act_order=True, zero_offset=1)),
-        ({**GPTQ, "dynamic": {r"down_proj": {"bits": 8}}}, Scheme("gptq", zero_offset=1)),
+         StoredScheme(Int(8), 32, storage=GPTQ_V1)),
+        ({**GPTQ, "dynamic": {r"+:.*down": {"desc_act": True}}}, StoredScheme(Int(4), act_order=True, storage=GPTQ_V1)),
+        ({**GPTQ, "dynamic": {r"down_proj": {"bits": 8}}}, StoredScheme(Int(4), storage=GPTQ_V1)),
         ({**GPTQ, "dynamic": {r"-:.*down_proj": {}, r"+:.*": {"bits": 8}}}, None),
         ({**GPTQ, "modules_in_block_to_quantize": [["self_attn.q_proj"]]}, None),
-        ({**GPTQ, "modules_in_block_to_quantize": [["mlp.up_proj"], ["mlp.down_proj"]]}, Scheme("gptq", zero_offset=1)),
-        (FP8, Scheme("fp8", "fp8_e4m3", 8, PER_TENSOR, activation=FP8_TOKEN)),
+        ({**GPTQ, "modules_in_block_to_quantize": [["mlp.up_proj"], ["mlp.down_proj"]]},
+         StoredScheme(Int(4), storage=GPTQ_V1)),
+        (FP8, StoredScheme(E4M3, PER_TENSOR, activation=FP8_TOKEN, storage=Storage("fp8"))),
         ({**FP8, "weight_block_size": [128, 128]},
-         Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128), activation=FP8_GROUP)),
+         StoredScheme(E4M3, 128, block=(128, 128), activation=FP8_GROUP, storage=Storage("fp8"))),
         ({**FP8, "ignored_layers": [MODULE]}, None),
         ({**FP8, "ignored_layers": ["mlp"]}, None),
         ({**FP8, "modules_to_not_convert": ["mlp.down"]},
-         Scheme("fp8", "fp8_e4m3", 8, PER_TENSOR, activation=FP8_TOKEN)),
-        (CT, Scheme("int-quantized", bits=8, group_size=PER_CHANNEL, activation=INT8_TOKEN)),
-        (ct(activations=None), Scheme("int-quantized", bits=8, group_size=PER_CHANNEL)),
-        (ct("naive-quantized"), Scheme("int-quantized", bits=8, group_size=PER_CHANNEL, activation=INT8_TOKEN)),
+         StoredScheme(E4M3, PER_TENSOR, activation=FP8_TOKEN, storage=Storage("fp8"))),
+        (CT, StoredScheme(Int(8), PER_CHANNEL, activation=INT8_TOKEN, storage=INT_QUANTIZED)),
+        (ct(activations=None), StoredScheme(Int(8), PER_CHANNEL, storage=INT_QUANTIZED)),
+        (ct("naive-quantized"), StoredScheme(Int(8), PER_CHANNEL, activation=INT8_TOKEN, storage=INT_QUANTIZED)),
         (ct("float-quantized", None, type="float", strategy="tensor"),
-         Scheme("float-quantized", "fp8_e4m3", 8, PER_TENSOR)),
+         StoredScheme(E4M3, PER_TENSOR, storage=FLOAT_QUANTIZED)),
         (ct("pack-quantized", None, num_bits=3, strategy="group", group_size=64, symmetric=False),
-         Scheme("pack-quantized", bits=3, group_size=64, symmetric=False)),
+         StoredScheme(Int(3), 64, symmetric=False, storage=PACK_QUANTIZED)),
         (ct("pack-quantized", None, num_bits=4, strategy="group", group_size=64, actorder="group"),
-         Scheme("pack-quantized", bits=4, group_size=64, act_order=True)),
+         StoredScheme(Int(4), 64, act_order=True, storage=PACK_QUANTIZED)),
         ({**CT, "ignore": [MODULE]}, None),
         ({**CT, "ignore": ["re:.*down_proj"]}, None),
     ],
 )  # fmt: skip
-def test_scheme_of_a_module(config: dict[str, Any], expected: Scheme | None) -> None:
+def test_scheme_of_a_module(config: dict[str, Any], expected: StoredScheme | None) -> None:
     assert parse_quantization_config(config).scheme_for(MODULE) == expected
 
 
@@ -132,14 +137,16 @@ def test_compressed_tensors_targets_are_tried_before_classes() -> None:
     down = {"targets": ["re:.*down_proj"], "weights": {**WEIGHTS, "strategy": "group", "group_size": 64}}
     rest = {"targets": ["Linear"], "weights": WEIGHTS}
     model = parse_quantization_config({**CT, "config_groups": {"group_0": rest, "group_1": down}})
-    assert model.scheme_for(MODULE) == Scheme("int-quantized", bits=8, group_size=64)
-    assert model.scheme_for("model.layers.0.mlp.up_proj") == Scheme("int-quantized", bits=8, group_size=PER_CHANNEL)
+    assert model.scheme_for(MODULE) == StoredScheme(Int(8), 64, storage=INT_QUANTIZED)
+    assert model.scheme_for("model.layers.0.mlp.up_proj") == StoredScheme(Int(8), PER_CHANNEL, storage=INT_QUANTIZED)
     assert model.scheme_for("lm_head") is None
 
 
 def test_lm_head() -> None:
     assert parse_quantization_config(GPTQ).scheme_for("lm_head") is None
-    assert parse_quantization_config({**GPTQ, "lm_head": True}).scheme_for("lm_head") == Scheme("gptq", zero_offset=1)
+    assert parse_quantization_config({**GPTQ, "lm_head": True}).scheme_for("lm_head") == StoredScheme(
+        Int(4), storage=GPTQ_V1
+    )
 
 
 def test_kv_cache() -> None:

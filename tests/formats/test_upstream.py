@@ -11,8 +11,11 @@ from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32,
 
 from tests.formats.test_round_trip import assert_same, random_weight
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.scheme import PER_CHANNEL, Int
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.scheme import PER_CHANNEL, Scheme
+from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED, PACK_QUANTIZED
+from vllm_quant_plugin.formats.gptq import GPTQ_V1, GPTQ_V2
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 N, K = 64, 128
 
@@ -48,13 +51,12 @@ def gptqmodel_layer(weight: CanonicalWeight, bits: int, group: int, *, v1: bool)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptqmodel(bits: int, group: int, kind: str, v1: bool) -> None:
     """Random zero points hold 0 as well, which v1's "minus one" borrows for across fields or wraps."""
-    scheme = Scheme(
-        "gptq",
-        bits=bits,
-        group_size=group,
+    scheme = StoredScheme(
+        Int(bits),
+        group,
         symmetric=kind == "sym",
         act_order=kind == "act-order",
-        zero_offset=1 if v1 else 0,
+        storage=GPTQ_V1 if v1 else GPTQ_V2,
     )
     weight = random_weight(scheme, N, K, seed=bits, zeros=kind != "sym")
     if weight.zeros is not None:
@@ -73,7 +75,7 @@ def test_autoawq(group: int) -> None:
     from awq.modules.linear.gemm import WQLinear_GEMM
     from awq.utils.packing_utils import dequantize_gemm
 
-    scheme = Scheme("awq", bits=4, group_size=group, symmetric=False)
+    scheme = StoredScheme(Int(4), group, symmetric=False, storage=Storage("awq"))
     weight = random_weight(scheme, N, K, seed=7, zeros=True)
     assert weight.zeros is not None
     linear = torch.nn.Linear(K, N, bias=False, dtype=torch.float32)
@@ -100,7 +102,7 @@ def test_autoawq(group: int) -> None:
 def test_awq_words_are_vllms(bits: int) -> None:
     from vllm.model_executor.layers.quantization.utils.quant_utils import awq_pack
 
-    scheme = Scheme("awq", bits=bits, group_size=64, symmetric=False)
+    scheme = StoredScheme(Int(bits), 64, symmetric=False, storage=Storage("awq"))
     weight = random_weight(scheme, N, K, seed=bits, zeros=True)
     assert weight.zeros is not None
     ours = get_format(scheme).pack(weight, scheme)
@@ -111,7 +113,7 @@ def test_awq_words_are_vllms(bits: int) -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_compressed_tensors_packed(bits: int, symmetric: bool) -> None:
-    scheme = Scheme("pack-quantized", bits=bits, group_size=32, symmetric=symmetric)
+    scheme = StoredScheme(Int(bits), 32, symmetric=symmetric, storage=PACK_QUANTIZED)
     weight = random_weight(scheme, N, K, seed=bits, zeros=not symmetric)
     middle = 1 << (bits - 1)
     signed = (weight.codes.int() - middle).to(torch.int8)
@@ -144,7 +146,7 @@ def test_compressed_tensors_int8(strategy: str, symmetric: bool) -> None:
         num_bits=8, symmetric=symmetric, strategy=strategy, group_size=32 if strategy == "group" else None
     )
     group = {"channel": -1, "group": 32, "tensor": 0}[strategy]
-    scheme = Scheme("int-quantized", bits=8, group_size=group, symmetric=symmetric)
+    scheme = StoredScheme(Int(8), group, symmetric=symmetric, storage=INT_QUANTIZED)
     generator = torch.Generator().manual_seed(3)
     dense = torch.randn(N, K, generator=generator)
     shape = {"channel": (N, 1), "group": (N, K // 32), "tensor": (1,)}[strategy]

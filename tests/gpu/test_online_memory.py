@@ -11,16 +11,17 @@ import torch
 
 pytest.importorskip("safetensors", reason="the plugin's formats need safetensors")
 
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, ActivationScheme, Int
 from vllm_quant_kernels.unpack_weight import stack_rows
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.methods.kernel import PackedLinear
-from vllm_quant_plugin.scheme import PER_CHANNEL, ActivationScheme, Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 FP8_CORES = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
 SCHEMES = {
-    "int8": Scheme("dense", bits=8, group_size=PER_CHANNEL, activation=ActivationScheme("int")),
-    "int8-w8a16": Scheme("dense", bits=8, group_size=PER_CHANNEL),
-    "fp8": Scheme("dense", "fp8_e4m3", 8, PER_CHANNEL, activation=ActivationScheme("fp8_e4m3")),
+    "int8": StoredScheme(Int(8), PER_CHANNEL, activation=ActivationScheme(Int(8))),
+    "int8-w8a16": StoredScheme(Int(8), PER_CHANNEL),
+    "fp8": StoredScheme(E4M3, PER_CHANNEL, activation=ActivationScheme(E4M3)),
 }
 # Rows of the parts that vLLM fuses, and columns: two decoder layers in the shapes of Llama-3-8B.
 LAYERS = [([4096, 1024, 1024], 4096), ([4096], 4096), ([14336, 14336], 4096), ([4096], 14336)] * 2

@@ -14,7 +14,7 @@ from tests.support.quantized_checkpoints import write_checkpoint, write_folder
 from tests.support.tiny_models import tiny_model
 from vllm_quant_plugin import plugin
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.in_tree import Host
+from vllm_quant_plugin.formats import Host
 from vllm_quant_plugin.methods.config import VqpConfig
 from vllm_quant_plugin.methods.fp8 import VqpFp8Config
 from vllm_quant_plugin.methods.gptq import VqpGptqConfig

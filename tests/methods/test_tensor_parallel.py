@@ -16,9 +16,12 @@ from tests.support.matrix import CELLS, Cell
 from tests.support.oracle import Oracle, input_ranges, judge
 from tests.support.quantized_checkpoints import Written, write_checkpoint
 from tests.support.tiny_models import tiny_model
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, Int
 from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
+from vllm_quant_plugin.formats.gptq import GPTQ_V2
 from vllm_quant_plugin.methods.linear import check_columns
-from vllm_quant_plugin.scheme import PER_CHANNEL, Scheme
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO_RANKS = [cell for cell in CELLS if cell.tp == 2]
@@ -73,13 +76,23 @@ def test_two_ranks(cell: Cell, written: dict[str, Written]) -> None:
 @pytest.mark.parametrize(
     ("scheme", "in_features", "tp", "works"),
     [
-        (Scheme("awq", group_size=128), 384, 2, r"tensor_parallel_size 1, 3 work"),
-        (Scheme("gptq", group_size=64), 320, 2, r"tensor_parallel_size 1, 5 work"),
-        (Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128)), 512, 8, r"tensor_parallel_size 1, 2, 4 work"),
-        (Scheme("awq", group_size=256), 256, 2, r"tensor_parallel_size 1 works"),
+        (StoredScheme(Int(4), 128, storage=Storage("awq")), 384, 2, r"tensor_parallel_size 1, 3 work"),
+        (
+            StoredScheme(Int(4), 64, storage=GPTQ_V2),
+            320,
+            2,
+            r"tensor_parallel_size 1, 5 work",
+        ),
+        (
+            StoredScheme(E4M3, 128, block=(128, 128), storage=Storage("fp8")),
+            512,
+            8,
+            r"tensor_parallel_size 1, 2, 4 work",
+        ),
+        (StoredScheme(Int(4), 256, storage=Storage("awq")), 256, 2, r"tensor_parallel_size 1 works"),
     ],
 )
-def test_split_that_cuts_a_group(scheme: Scheme, in_features: int, tp: int, works: str) -> None:
+def test_split_that_cuts_a_group(scheme: StoredScheme, in_features: int, tp: int, works: str) -> None:
     with pytest.raises(CheckpointError, match=rf"in_features {in_features} / tensor_parallel_size {tp}.*{works}"):
         check_columns("model.layers.0.mlp.down_proj", scheme, in_features, tp)
 
@@ -87,10 +100,10 @@ def test_split_that_cuts_a_group(scheme: Scheme, in_features: int, tp: int, work
 @pytest.mark.parametrize(
     ("scheme", "in_features", "tp"),
     [
-        (Scheme("awq", group_size=128), 512, 4),
-        (Scheme("gptq", group_size=128, act_order=True), 320, 2),
-        (Scheme("int-quantized", bits=8, group_size=PER_CHANNEL), 100, 4),
+        (StoredScheme(Int(4), 128, storage=Storage("awq")), 512, 4),
+        (StoredScheme(Int(4), 128, act_order=True, storage=GPTQ_V2), 320, 2),
+        (StoredScheme(Int(8), PER_CHANNEL, storage=INT_QUANTIZED), 100, 4),
     ],
 )
-def test_splits_that_work(scheme: Scheme, in_features: int, tp: int) -> None:
+def test_splits_that_work(scheme: StoredScheme, in_features: int, tp: int) -> None:
     check_columns("module", scheme, in_features, tp)

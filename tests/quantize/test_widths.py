@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.io.shards import read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules

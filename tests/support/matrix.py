@@ -24,9 +24,8 @@ from tests.support.recipes import (
     online_fp8,
     online_int8,
 )
-from vllm_quant_plugin.in_tree import Host, why_in_tree_rejects
-from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.scheme import PER_TENSOR
+from vllm_quant_kernels.scheme import PER_TENSOR
+from vllm_quant_plugin.formats import Host, parse_quantization_config, why_in_tree_rejects
 
 AVX512 = Host("cpu", frozenset({"avx512f"}))
 CUDA = Host("cuda")

@@ -35,7 +35,7 @@ from tests.support.engines import PROMPTS, Answer
 from tests.support.quantized_checkpoints import Written
 from tests.support.reference_model import ReferenceModel
 from tests.support.tiny_models import INTERMEDIATE, LAYERS, TinyModel
-from vllm_quant_plugin.scheme import ActivationScheme
+from vllm_quant_kernels.scheme import ActivationScheme
 
 EPS = torch.finfo(torch.float32).eps
 DEPTH = 4 * LAYERS + 1
@@ -114,14 +114,14 @@ class Oracle:
 
     def __init__(self, model: TinyModel, written: Written, *, fp8: bool = False, ranks: int = 1) -> None:
         self.model, self.written, self.fp8, self.ranks = model, written, fp8, ranks
-        active = [s.kind for s in written.schemes.values() if s.activation is not None]
-        self.rounds = "int" in active or (fp8 and bool(active)) or written.kv_scales is not None
+        active = [s.is_int for s in written.schemes.values() if s.activation is not None]
+        self.rounds = any(active) or (fp8 and bool(active)) or written.kv_scales is not None
 
     def _hook(self, name: str, x: torch.Tensor) -> torch.Tensor:
         scheme = self.written.schemes.get(name)
         if scheme is None or scheme.activation is None:
             return x
-        if scheme.kind != "int":
+        if not scheme.is_int:
             return _round_fp8(x) if self.fp8 else x
         stem, _, leaf = name.rpartition(".")
         key = _INPUT_OF.get(leaf, leaf)

@@ -18,26 +18,26 @@ from safetensors.torch import save_file
 from tests.support.recipes import Recipe
 from tests.support.tiny_models import LAYERS, TinyModel
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.rtn import quantize, quantize_int
+from vllm_quant_plugin.schemes import StoredScheme
 
 # Modules that vLLM fuses share one activation-order permutation, unless a recipe says otherwise.
 _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "up", "up_proj": "up", "w1": "up", "w3": "up"}
 
 
-def quantize_weight(weight: torch.Tensor, scheme: Scheme, permutation: torch.Tensor | None = None) -> CanonicalWeight:
+def quantize_weight(
+    weight: torch.Tensor, scheme: StoredScheme, permutation: torch.Tensor | None = None
+) -> CanonicalWeight:
     """Round-to-nearest of a float32 (N, K) weight into ``scheme``.
 
     With act-order the columns are quantized in the order of ``permutation``, and g_idx tells
     each column's group, as GPTQ leaves them.
     """
-    if scheme.kind != "int":
-        block_n = scheme.block[0] if scheme.block else 1
-        return quantize_fp8(weight, scheme.group_size, block_n=block_n, kind=scheme.kind)
-    scale_dtype = torch.float16 if scheme.storage in ("awq", "gptq") else None
+    scale_dtype = torch.float16 if scheme.storage.format in ("awq", "gptq") else None
     if not scheme.act_order:
-        return quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=scale_dtype)
+        return quantize(weight, scheme, scale_dtype)
     assert permutation is not None
     ordered = quantize_int(
         weight[:, permutation], scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=scale_dtype
@@ -47,13 +47,13 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme, permutation: torch.Ten
     return replace(ordered, codes=ordered.codes[:, back].contiguous(), g_idx=group[back].int())
 
 
-def static_activation(scheme: Scheme, low: float, high: float) -> dict[str, torch.Tensor]:
+def static_activation(scheme: StoredScheme, low: float, high: float) -> dict[str, torch.Tensor]:
     """``input_scale`` (and ``input_zero_point``) of a module whose input lies in [low, high]."""
     activation = scheme.activation
     if activation is None or activation.dynamic:
         return {}
     top = max(abs(low), abs(high))
-    if activation.kind != "int":
+    if not isinstance(activation.value, Int):
         return {"input_scale": torch.tensor([top / 448.0])}
     if activation.symmetric:
         return {"input_scale": torch.tensor([top / 127])}
@@ -81,7 +81,7 @@ class Written:
     folder: Path
     twin: Path
     dense: dict[str, torch.Tensor]
-    schemes: dict[str, Scheme]
+    schemes: dict[str, StoredScheme]
     static: dict[str, dict[str, torch.Tensor]]
     kv_scales: tuple[float, float] | None
 
@@ -112,7 +112,7 @@ def write_checkpoint(
     generator = torch.Generator().manual_seed(seed)
     permutations: dict[str, torch.Tensor] = {}
     stored, dense = dict(model.tensors), dict(model.tensors)
-    schemes: dict[str, Scheme] = {}
+    schemes: dict[str, StoredScheme] = {}
     static: dict[str, dict[str, torch.Tensor]] = {}
     for name in (*model.linears, "lm_head"):
         scheme = recipe.scheme_of(name)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ActivationScheme, Scheme
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, PER_TENSOR, ActivationScheme, Int, ValueType
+from vllm_quant_plugin.formats.compressed_tensors import storage
+from vllm_quant_plugin.formats.gptq import GPTQ_V1, GPTQ_V2
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,15 @@ class Recipe:
     """
 
     config: Mapping[str, Any] | None
-    scheme: Scheme | None
-    overrides: tuple[tuple[str, Scheme | None], ...] = ()
-    lm_head: Scheme | None = None
+    scheme: StoredScheme | None
+    overrides: tuple[tuple[str, StoredScheme | None], ...] = ()
+    lm_head: StoredScheme | None = None
     separate_g_idx: bool = False
-    online: Scheme | None = None
+    online: StoredScheme | None = None
     online_options: Mapping[str, Any] = field(default_factory=dict)
     kv_scales: tuple[float, float] | None = None
 
-    def scheme_of(self, name: str) -> Scheme | None:
+    def scheme_of(self, name: str) -> StoredScheme | None:
         """The scheme that module ``name`` is stored in, or gets while loading."""
         if name == "lm_head":
             return self.lm_head
@@ -49,11 +52,13 @@ def awq(bits: int, group: int, zeros: bool = True, **extra: Any) -> Recipe:
     """AutoAWQ's config.json."""
     overrides = tuple((re.escape(name), None) for name in extra.get("modules_to_not_convert") or ())
     config = {"quant_method": "awq", "bits": bits, "group_size": group, "zero_point": zeros, "version": "gemm"}
-    return Recipe({**config, **extra}, Scheme("awq", bits=bits, group_size=group, symmetric=not zeros), overrides)
+    return Recipe(
+        {**config, **extra}, StoredScheme(Int(bits), group, symmetric=not zeros, storage=Storage("awq")), overrides
+    )
 
 
-def gptq_scheme(bits: int, group: int, sym: bool = True, act_order: bool = False, v2: bool = False) -> Scheme:
-    return Scheme("gptq", bits=bits, group_size=group, symmetric=sym, act_order=act_order, zero_offset=0 if v2 else 1)
+def gptq_scheme(bits: int, group: int, sym: bool = True, act_order: bool = False, v2: bool = False) -> StoredScheme:
+    return StoredScheme(Int(bits), group, symmetric=sym, act_order=act_order, storage=GPTQ_V2 if v2 else GPTQ_V1)
 
 
 def gptq(
@@ -63,7 +68,7 @@ def gptq(
     act_order: bool = False,
     v2: bool = False,
     *,
-    overrides: tuple[tuple[str, Scheme | None], ...] = (),
+    overrides: tuple[tuple[str, StoredScheme | None], ...] = (),
     lm_head: bool = False,
     separate_g_idx: bool = False,
     **extra: Any,
@@ -93,7 +98,8 @@ def compressed_tensors(
     kv_scales: tuple[float, float] | None = None,
 ) -> Recipe:
     """llm-compressor's config.json for 8-bit weights and activations in ``layout``."""
-    kind, number = ("fp8_e4m3", "float") if layout == "float-quantized" else ("int", "int")
+    value: ValueType = E4M3 if layout == "float-quantized" else Int(8)
+    number = "float" if value == E4M3 else "int"
     strategy = {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}.get(group, "group")
     weights = {
         "num_bits": 8,
@@ -126,7 +132,7 @@ def compressed_tensors(
             "symmetric": True,
             "dynamic": False,
         }
-    scheme = Scheme(layout, kind, 8, group, sym, activation=activation)  # type: ignore[arg-type]
+    scheme = StoredScheme(value, group, symmetric=sym, activation=activation, storage=storage(layout))
     return Recipe(config, scheme, kv_scales=kv_scales)
 
 
@@ -139,32 +145,34 @@ def fp8(*, block: tuple[int, int] | None = None, static: bool = False, ignored: 
     }
     if block:
         config["weight_block_size"] = list(block)
-        activation = ActivationScheme("fp8_e4m3", strategy="group", group_size=block[1])
+        activation = ActivationScheme(E4M3, strategy="group", group_size=block[1])
     else:
-        activation = ActivationScheme("fp8_e4m3", strategy="tensor" if static else "token", dynamic=not static)
-    scheme = Scheme("fp8", "fp8_e4m3", 8, block[1] if block else PER_TENSOR, block=block, activation=activation)
+        activation = ActivationScheme(E4M3, strategy="tensor" if static else "token", dynamic=not static)
+    scheme = StoredScheme(
+        E4M3, block[1] if block else PER_TENSOR, block=block, activation=activation, storage=Storage("fp8")
+    )
     return Recipe(config, scheme, tuple((re.escape(name), None) for name in ignored))
 
 
 def online_int8(activations: str = "dynamic", group: int = PER_CHANNEL) -> Recipe:
     """A 16-bit checkpoint that ``vqp_int8`` quantizes while loading."""
-    activation = ActivationScheme("int") if activations == "dynamic" else None
+    activation = ActivationScheme(Int(8)) if activations == "dynamic" else None
     options: dict[str, Any] = {} if activations == "dynamic" else {"activations": activations}
     if group != PER_CHANNEL:
         options["group_size"] = group
-    scheme = Scheme("dense", bits=8, group_size=group, activation=activation)
+    scheme = StoredScheme(Int(8), group, activation=activation)
     return Recipe(None, None, online=scheme, online_options=options)
 
 
 def online_fp8(block: tuple[int, int] | None = None) -> Recipe:
     """A 16-bit checkpoint that ``vqp_fp8`` quantizes while loading."""
-    scheme = Scheme("dense", "fp8_e4m3", 8, block[1] if block else PER_CHANNEL, block=block)
+    scheme = StoredScheme(E4M3, block[1] if block else PER_CHANNEL, block=block)
     return Recipe(None, None, online=scheme, online_options={"weight_block_size": list(block)} if block else {})
 
 
-TOKEN_INT8 = ActivationScheme("int")
-TOKEN_INT8_ASYM = ActivationScheme("int", symmetric=False)
-STATIC_INT8 = ActivationScheme("int", strategy="tensor", dynamic=False)
-STATIC_INT8_ASYM = ActivationScheme("int", strategy="tensor", dynamic=False, symmetric=False)
-TOKEN_FP8 = ActivationScheme("fp8_e4m3")
-STATIC_FP8 = ActivationScheme("fp8_e4m3", strategy="tensor", dynamic=False)
+TOKEN_INT8 = ActivationScheme(Int(8))
+TOKEN_INT8_ASYM = ActivationScheme(Int(8), symmetric=False)
+STATIC_INT8 = ActivationScheme(Int(8), strategy="tensor", dynamic=False)
+STATIC_INT8_ASYM = ActivationScheme(Int(8), strategy="tensor", dynamic=False, symmetric=False)
+TOKEN_FP8 = ActivationScheme(E4M3)
+STATIC_FP8 = ActivationScheme(E4M3, strategy="tensor", dynamic=False)

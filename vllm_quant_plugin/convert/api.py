@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint, write_json
-from vllm_quant_plugin.console import Progress, no_progress
-from vllm_quant_plugin.convert.target import TARGETS, Target, target_scheme
+from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
+from vllm_quant_plugin.formats import Format, formats, get_format, parse_quantization_config, stored_scheme
+from vllm_quant_plugin.formats.registry import module_shape
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.inspect import stored_scheme
-from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.quantize.io.config_writer import quantization_config
-from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_files, free_disk
-from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.modules import kept_modules
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.quantize.output import OutputFolder, copy_companions, free_disk, write_json
+from vllm_quant_plugin.quantize.progress import Progress, no_progress
+from vllm_quant_plugin.quantize.report import describe_source, hash_tensor_files, versions
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 if TYPE_CHECKING:
     import torch
@@ -58,56 +57,46 @@ class ConvertReport:
         return asdict(self)
 
 
-def _plan(checkpoint: Checkpoint, target: Target) -> tuple[ModelScheme, dict[str, tuple[Scheme, Scheme]]]:
+def _plan(checkpoint: Checkpoint, target: Format) -> tuple[ModelScheme, dict[str, tuple[StoredScheme, StoredScheme]]]:
     """The model's schemes, and module -> (scheme now, scheme after)."""
     config = checkpoint.quantization_config
     if not config:
         raise CheckpointError(f"{checkpoint.path}: not quantized", "quantize it with `vllm-quant quantize`")
     model = parse_quantization_config(config)
-    if model.method == target:
-        raise UsageError(f"{checkpoint.path}: is {target} already", "there is nothing to convert")
-    if model.kv_cache and target != "compressed-tensors":
-        raise UsageError(f"{checkpoint.path}: has KV-cache scales, which {target} does not know", "keep it as it is")
-    plan: dict[str, tuple[Scheme, Scheme]] = {}
+    if model.method == target.name:
+        raise UsageError(f"{checkpoint.path}: is {target.name} already", "there is nothing to convert")
+    plan: dict[str, tuple[StoredScheme, StoredScheme]] = {}
     for name, tensors in checkpoint.modules():
         scheme = stored_scheme(name, tensors, model)
-        if scheme is not None:
-            plan[name] = scheme, target_scheme(name, scheme, target)
+        if scheme is None:
+            continue
+        try:
+            plan[name] = scheme, target.store(scheme)
+        except UsageError as error:
+            raise UsageError(f"{name} {error.message}", error.hint) from None
     if not plan:
         raise CheckpointError(f"{checkpoint.path}: no quantized module", "config.json and weights do not agree")
-    after = {scheme for _, scheme in plan.values()}
-    if target == "awq" and len(after) > 1:
-        listed = ", ".join(sorted(s.describe() for s in after))
-        raise UsageError(f"AWQ's layout has one scheme for all modules, this model has {listed}", "--to gptq has more")
-    if target == "gptq" and len({s.zero_offset for s in after}) > 1:
-        raise UsageError(
-            "symmetric and asymmetric modules cannot share a GPTQ checkpoint", "--to compressed-tensors holds both"
-        )
-    if target == "awq" and "lm_head" in plan:
-        raise UsageError("lm_head is quantized, which AWQ's layout does not know", "--to gptq or compressed-tensors")
     return model, plan
 
 
 def _config(
-    checkpoint: Checkpoint, model: ModelScheme, plan: Mapping[str, tuple[Scheme, Scheme]], target: Target
+    checkpoint: Checkpoint,
+    model: ModelScheme,
+    plan: Mapping[str, tuple[StoredScheme, StoredScheme]],
+    target: Format,
 ) -> dict[str, Any]:
+    """The ``quantization_config`` after. Raises UsageError where the format's config cannot say it."""
     schemes = {name: after for name, (_, after) in plan.items()}
-    counts: dict[Scheme, int] = {}
-    for scheme in schemes.values():
-        counts[scheme] = counts.get(scheme, 0) + 1
-    common = max(counts, key=lambda s: counts[s])
+    common = Counter(schemes.values()).most_common(1)[0][0]
     kept = [name for name in kept_modules(checkpoint, schemes) if name not in schemes]
-    found = quantization_config(common, kept, schemes if len(counts) > 1 else None, kv_cache=bool(model.kv_cache))
-    if target == "gptq":
-        found["checkpoint_format"] = "gptq" if common.zero_offset else "gptq_v2"
-        found["lm_head"] = "lm_head" in schemes
-    return found
+    return target.write_config(schemes, common, kept, kv_cache=bool(model.kv_cache))
 
 
-def _shape(checkpoint: Checkpoint, name: str, tensors: Mapping[str, TensorInfo], scheme: Scheme) -> tuple[int, int]:
+def _shape(
+    checkpoint: Checkpoint, name: str, tensors: Mapping[str, TensorInfo], scheme: StoredScheme
+) -> tuple[int, int]:
     """(out_features, in_features) of a quantized module."""
-    from vllm_quant_plugin.inspect import module_shape
-    from vllm_quant_plugin.quantize.io.shards import read_tensor
+    from vllm_quant_plugin.quantize.shards import read_tensor
 
     if "weight_shape" in tensors:
         n, k = read_tensor(checkpoint, f"{name}.weight_shape").tolist()
@@ -121,7 +110,7 @@ def _same(again: CanonicalWeight, weight: CanonicalWeight) -> bool:
     return torch.equal(again.dequantize(torch.float64), weight.dequantize(torch.float64))
 
 
-def _explicit(weight: CanonicalWeight, scheme: Scheme) -> CanonicalWeight:
+def _explicit(weight: CanonicalWeight, scheme: StoredScheme) -> CanonicalWeight:
     """The same weight with the zero points and the permutation that ``scheme`` stores even where they say nothing."""
     import torch
 
@@ -136,19 +125,18 @@ def _explicit(weight: CanonicalWeight, scheme: Scheme) -> CanonicalWeight:
 
 
 def _convert_module(
-    checkpoint: Checkpoint, name: str, before: Scheme, after: Scheme, tensors: Mapping[str, TensorInfo]
+    checkpoint: Checkpoint, name: str, before: StoredScheme, after: StoredScheme, tensors: Mapping[str, TensorInfo]
 ) -> dict[str, torch.Tensor]:
     """A module's tensors in its new format.
 
     Raises:
         UsageError: the new format cannot hold the weight exactly.
     """
-    from vllm_quant_plugin.formats import get_format
-    from vllm_quant_plugin.quantize.io.shards import read_tensor
+    from vllm_quant_plugin.quantize.shards import read_tensor
 
     n, k = _shape(checkpoint, name, tensors, before)
     source, target = get_format(before), get_format(after)
-    leaves = {leaf for leaf in source.specs(before, n, k) if leaf in tensors}
+    leaves = {leaf for leaf in source.tensors(before, n, k) if leaf in tensors}
     held = {leaf: read_tensor(checkpoint, f"{name}.{leaf}") for leaf in leaves}
     source.validate(name, held, before, n, k)
     weight = source.unpack(held, before, n, k).validate()
@@ -161,10 +149,15 @@ def _convert_module(
     if not _same(target.unpack(made, after, n, k), weight):
         dtype = str(weight.scales.dtype).removeprefix("torch.")
         raise UsageError(
-            f"{name}: its {dtype} scales cannot be kept exactly in {after.storage}",
+            f"{name}: its {dtype} scales cannot be kept exactly in {target.name}",
             "nothing was written; quantize the original model into the format instead",
         )
     return {**made, **{leaf: held[leaf] for leaf in _CARRIED if leaf in held}}
+
+
+def targets() -> list[str]:
+    """The formats that a model can be converted to."""
+    return [format.name for format in formats() if format.target]
 
 
 def convert_model(
@@ -187,15 +180,16 @@ def convert_model(
         CheckpointError: the input is missing, damaged, unquantized or of a kind that is not read.
         OutputError: the output exists or cannot be written.
     """
-    from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor
+    from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
 
     started = time.monotonic()
-    if to not in TARGETS:
-        raise UsageError(f"format {to!r} is not known", f"--to is one of {', '.join(TARGETS)}")
-    target: Target = to
+    target = next((format for format in formats() if format.name == to and format.target), None)
+    if target is None:
+        raise UsageError(f"format {to!r} is not known", f"--to is one of {', '.join(targets())}")
     folder = resolve_model(model)
     checkpoint = read_checkpoint(folder)
     scheme, plan = _plan(checkpoint, target)
+    config = _config(checkpoint, scheme, plan, target)
     place = OutputFolder(Path(output), overwrite=overwrite, source=folder)
     # A shard's spool lives beside the shard while that is written.
     if free_disk(place.final.parent) < 2 * checkpoint.nbytes:
@@ -217,20 +211,17 @@ def convert_model(
                         raise
                     raise CheckpointError(f"{name}: {err}", "the checkpoint is damaged") from None
                 writer.add_module(name, made)
-                from vllm_quant_plugin.formats import get_format
-
                 n, k = _shape(checkpoint, name, tensors, before)
-                leaves -= set(get_format(before).specs(before, n, k))
+                leaves -= set(get_format(before).tensors(before, n, k))
                 done += 1
                 progress(name, done, len(plan))
             for leaf in sorted(leaves):
                 stored = f"{name}.{leaf}" if name else leaf
                 writer.add(stored, read_tensor(checkpoint, stored))
         writer.close()
-        config = {k: v for k, v in checkpoint.config.items() if k not in ("quantization_config", "compression_config")}
-        config["quantization_config"] = _config(checkpoint, scheme, plan, target)
-        write_json(work / "config.json", config)
-        copy_auxiliary_files(folder, work)
+        whole = {k: v for k, v in checkpoint.config.items() if k not in ("quantization_config", "compression_config")}
+        write_json(work / "config.json", whole | {"quantization_config": config})
+        copy_companions(folder, work)
         report.bytes_after = read_checkpoint(work).nbytes
         report.files = hash_tensor_files(work)
         report.seconds = round(time.monotonic() - started, 2)

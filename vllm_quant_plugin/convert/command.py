@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from vllm_quant_plugin.console import progress_bar
-from vllm_quant_plugin.convert.target import TARGETS
+from vllm_quant_plugin.convert.api import targets
+from vllm_quant_plugin.quantize.progress import progress_bar
 
 
 def convert(
     model: Annotated[str, typer.Argument(help="Folder with a quantized model, or hub id.")],
-    to: Annotated[str, typer.Option(help=f"Format: {', '.join(TARGETS)}.")],
+    to: Annotated[str, typer.Option(help=f"Format: {', '.join(targets())}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

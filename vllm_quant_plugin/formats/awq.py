@@ -90,9 +90,13 @@ class AwqFormat(Format):
                 f"AWQ's layout has one scheme for all modules, this model has {listed}", "--to gptq has more"
             )
         if "lm_head" in schemes:
-            raise UsageError("lm_head is quantized, which AWQ's layout does not know", "--to gptq or compressed-tensors")
+            raise UsageError(
+                "lm_head is quantized, which AWQ's layout does not know", "--to gptq or compressed-tensors"
+            )
         if kv_cache:
-            raise UsageError("the model has KV-cache scales, which AWQ's config does not know", "--to compressed-tensors")
+            raise UsageError(
+                "the model has KV-cache scales, which AWQ's config does not know", "--to compressed-tensors"
+            )
         return {
             "quant_method": "awq",
             "version": "gemm",

@@ -1,4 +1,4 @@
-"""What every on-disk format answers. A format is one module, and the only place that knows how it is spelled and stored.
+"""What every on-disk format answers. A format is one module: the only one that knows how it is spelled and stored.
 
 Importing a format needs no torch: only ``unpack`` and ``pack`` work on tensors. N is out_features, K in_features.
 """
@@ -95,11 +95,14 @@ class Format(ABC):
         name: as ``Storage.format``.
         methods: the values of ``quant_method`` that mean it, in lower case.
         target: whether ``convert --to`` and ``quantize`` can write it.
+        removed: vLLM dropped its method and the plugin has none: such a checkpoint is sized, so that the refusal can
+            say how large it is.
     """
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
     target: ClassVar[bool] = False
+    removed: ClassVar[bool] = False
 
     # ------------------------------------------------------------------------------------------ the config
 
@@ -183,7 +186,7 @@ class Format(ABC):
         return None
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
-        """Of vLLM's own methods, which cut the stored tensors. The plugin cuts canonical weights: ``canonical_step``."""
+        """Of vLLM's own methods, which cut stored tensors. The plugin cuts canonical weights: ``canonical_step``."""
         return canonical_step(scheme)
 
     def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
@@ -250,7 +253,7 @@ ITEM_SIZE = {
 
 
 def canonical_step(scheme: WeightScheme) -> ShardStep:
-    """Cuts of a canonical weight: whole groups along the input; anywhere with act-order, whose ranks keep all scales."""
+    """Cuts of a canonical weight: whole groups along the input, or anywhere with act-order (ranks keep all scales)."""
     if scheme.block is not None:
         return ShardStep(columns=scheme.block[1], columns_unit="block")
     if scheme.group_size > 0 and not scheme.act_order:

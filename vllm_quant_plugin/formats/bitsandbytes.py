@@ -1,6 +1,6 @@
-"""bitsandbytes' own layout: NF4 or FP4 with a maximum per 64 elements, or INT8 with one scale per row. Sized, not served.
+"""bitsandbytes' own layout: NF4 or FP4 with a maximum per 64 elements, or INT8 with one scale per row.
 
-With nested scales the maxima are 8-bit themselves, with a float32 per 256 of them. Sources: bitsandbytes
+Sized, not served: vLLM dropped the method. With nested scales the maxima are 8-bit themselves, with a float32 per 256 of them. Sources: bitsandbytes
 functional.py (quantize_4bit, QuantState) and int8 vectorwise quantization (Dettmers et al., arXiv:2208.07339).
 """
 
@@ -26,6 +26,7 @@ _HARMLESS = (
 class BitsAndBytesFormat(Format):
     name: ClassVar[str] = "bitsandbytes"
     methods: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
+    removed: ClassVar[bool] = True
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_kernels.scheme import PER_CHANNEL
+from vllm_quant_plugin.errors import CheckpointError
 
 Config = Mapping[str, Any]
 _REQUIRED: Any = object()

@@ -58,9 +58,8 @@ _HARMLESS = (
 )  # fmt: skip
 
 
-def storage(v2: bool = False) -> Storage:
-    """GPTQ's storage: v1 keeps zero points minus one, v2 as they are."""
-    return Storage.of("gptq", zero_offset=0 if v2 else 1)
+# v1 keeps zero points minus one, v2 as they are.
+GPTQ_V1, GPTQ_V2 = (Storage.of("gptq", zero_offset=offset) for offset in (1, 0))
 
 
 class GptqFormat(Format):
@@ -83,7 +82,7 @@ class GptqFormat(Format):
             check_group_size(fields.integer("group_size")),
             symmetric=fields.boolean("sym", default=True),
             act_order=fields.boolean("desc_act", default=False),
-            storage=storage(v2=layout == "gptq_v2"),
+            storage=GPTQ_V2 if layout == "gptq_v2" else GPTQ_V1,
         )
         rules = dynamic_rules(fields, scheme, _check_bits)
         rules += tuple(Rule(n, None, "contains") for n in fields.names("modules_to_not_convert"))
@@ -111,7 +110,9 @@ class GptqFormat(Format):
                 "symmetric and asymmetric modules cannot share a GPTQ checkpoint", "--to compressed-tensors holds both"
             )
         if kv_cache:
-            raise UsageError("the model has KV-cache scales, which GPTQ's config does not know", "--to compressed-tensors")
+            raise UsageError(
+                "the model has KV-cache scales, which GPTQ's config does not know", "--to compressed-tensors"
+            )
         found: dict[str, Any] = {
             "quant_method": "gptq",
             "checkpoint_format": "gptq" if common.storage["zero_offset"] else "gptq_v2",
@@ -189,7 +190,7 @@ class GptqFormat(Format):
     def store(self, scheme: StoredScheme) -> StoredScheme:
         refuse_unless_weight_only_int(scheme, "gptq", BITS)
         # v2 keeps zero points as they are; v1's "minus one" cannot say zero to every reader.
-        return replace(scheme, storage=storage(v2=not scheme.symmetric), group_size=per_channel(scheme))
+        return replace(scheme, storage=GPTQ_V1 if scheme.symmetric else GPTQ_V2, group_size=per_channel(scheme))
 
     def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
         import torch

@@ -10,7 +10,7 @@ from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.methods.kv_cache import VqpKVCacheMethod
 from vllm_quant_plugin.methods.linear import VqpLinearMethod
 from vllm_quant_plugin.methods.moe import VqpMoEMethod
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
     from vllm_quant_plugin.methods.config import VqpConfig
@@ -39,7 +39,7 @@ def method_for(config: VqpConfig, layer: torch.nn.Module, prefix: str) -> Any:
     return None
 
 
-def _experts_scheme(config: VqpConfig, layer: Any, prefix: str) -> Scheme | None:
+def _experts_scheme(config: VqpConfig, layer: Any, prefix: str) -> StoredScheme | None:
     """One scheme for all experts, read off expert 0: vLLM stacks them into one tensor."""
     stem = prefix.removesuffix(".routed_experts")
     names = (layer.ckpt_gate_proj_name, layer.ckpt_down_proj_name, layer.ckpt_up_proj_name)

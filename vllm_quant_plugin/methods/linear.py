@@ -17,19 +17,21 @@ from vllm_quant_plugin import compat
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.eight_bit import kind_of
+from vllm_quant_plugin.formats.registry import legal_tp
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.methods.sharding import Part, ShardId, ShardPlan, plan_shards
 from vllm_quant_plugin.methods.staging import Staging, placeholder
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 
-def check_columns(name: str, scheme: Scheme, in_features: int, tp_size: int) -> None:
+def check_columns(name: str, scheme: StoredScheme, in_features: int, tp_size: int) -> None:
     """Refuse a row-parallel split that cuts a quantization group.
 
     Raises:
         CheckpointError: naming the TP sizes that work.
     """
-    legal = scheme.legal_tp(in_features, range(1, 65))
+    legal = legal_tp(scheme, in_features, range(1, 65))
     if tp_size not in legal:
         step = scheme.block[1] if scheme.block else scheme.group_size
         sizes = ", ".join(map(str, legal))
@@ -69,7 +71,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
         name: the layer's name, for messages.
     """
 
-    def __init__(self, scheme: Scheme, name: str) -> None:
+    def __init__(self, scheme: StoredScheme, name: str) -> None:
         self.scheme = scheme
         self.name = name
 
@@ -86,7 +88,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
         plan = plan_shards(layer, input_size, input_size_per_partition, output_size)
         if plan.splits_columns:
             check_columns(self.name, self.scheme, input_size, layer.tp_size)
-        specs = get_format(self.scheme).specs(self.scheme, sum(p.rows for p in plan.parts), input_size)
+        specs = get_format(self.scheme).tensors(self.scheme, sum(p.rows for p in plan.parts), input_size)
         leaves = list(specs)
         by_part = [(part.shard_id, leaf) for part in plan.parts for leaf in leaves]
         fused_on_disk = [(None, leaf) for leaf in leaves]
@@ -197,7 +199,7 @@ def uses_dummy_weights() -> bool:
     return str(compat.get_current_vllm_config().load_config.load_format) == "dummy"
 
 
-def fill_with_dummies(staging: Staging, scheme: Scheme, plan: ShardPlan) -> None:
+def fill_with_dummies(staging: Staging, scheme: StoredScheme, plan: ShardPlan) -> None:
     """Small random weights in the layer's own format, for benchmarks without a checkpoint."""
     generator = torch.Generator().manual_seed(0)
     layout = get_format(scheme)
@@ -206,16 +208,18 @@ def fill_with_dummies(staging: Staging, scheme: Scheme, plan: ShardPlan) -> None
             staging.put(part.shard_id, leaf, tensor)
 
 
-def dummy_tensors(layout: Any, scheme: Scheme, n: int, k: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def dummy_tensors(
+    layout: Any, scheme: StoredScheme, n: int, k: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
     """Tensors of a random (n, k) module, as ``layout`` stores them."""
     groups = scheme.groups(k)
     codes = torch.randint(0, 1 << scheme.bits, (n, k), dtype=torch.uint8, generator=generator)
-    if scheme.kind != "int":
+    if not scheme.is_int:
         codes &= 0xBF  # magnitude below 2: never NaN
     scales = torch.full((n, groups), 0.01 / (1 << scheme.bits))
-    zeros = None if scheme.symmetric or scheme.kind != "int" else torch.full((n, groups), 1 << (scheme.bits - 1))
+    zeros = None if scheme.symmetric or not scheme.is_int else torch.full((n, groups), 1 << (scheme.bits - 1))
     g_idx = (torch.arange(k) // scheme.group_of(k)).int() if scheme.act_order else None
-    weight = CanonicalWeight(codes, scales, scheme.bits, scheme.group_of(k), zeros, scheme.kind, g_idx)
+    weight = CanonicalWeight(codes, scales, scheme.bits, scheme.group_of(k), zeros, kind_of(scheme), g_idx)
     tensors = layout.pack(weight, scheme)
     if scheme.activation is not None and not scheme.activation.dynamic:
         tensors["input_scale"] = torch.tensor(0.05)

@@ -26,7 +26,7 @@ from vllm_quant_plugin.methods.linear import (
     uses_dummy_weights,
 )
 from vllm_quant_plugin.methods.staging import Staging, placeholder
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 
 class VqpMoEMethod(layers.FusedMoEMethodBase):
@@ -38,7 +38,7 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         name: the layer's name, for messages.
     """
 
-    def __init__(self, scheme: Scheme, moe: Any, name: str) -> None:
+    def __init__(self, scheme: StoredScheme, moe: Any, name: str) -> None:
         super().__init__(moe)
         self.scheme = scheme
         self.name = name
@@ -62,7 +62,7 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         layer.vqp_stacks = {}
         gated = self.moe.is_act_and_mul
         layer.vqp_shards = {"w13": ("w1", "w3") if gated else ("w1",), "w2": ("w2",)}
-        specs = get_format(self.scheme).specs(self.scheme, intermediate, hidden_size)
+        specs = get_format(self.scheme).tensors(self.scheme, intermediate, hidden_size)
         leaves = list(specs)
         device = torch.empty(0).device
         layer.vqp_staging = {

@@ -62,14 +62,14 @@ class Staging:
         self._tensors.clear()
 
 
-def placeholder(loader: Callable[..., Any], dtypes: Sequence[torch.dtype]) -> torch.nn.Parameter:
+def placeholder(loader: Callable[..., Any], dtypes: Sequence[str]) -> torch.nn.Parameter:
     """An empty parameter whose only purpose is its name and its ``weight_loader``.
 
     Args:
-        dtypes: those a checkpoint may bring. vLLM warns of each tensor whose dtype is not the
+        dtypes: those a checkpoint may bring, as torch spells them. vLLM warns of each tensor whose dtype is not the
             parameter's, unless a float is widened.
     """
-    dtype = torch.float32 if torch.float32 in dtypes else dtypes[0]
+    dtype = getattr(torch, "float32" if "float32" in dtypes else dtypes[0])
     parameter = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
     parameter.weight_loader = loader  # type: ignore[attr-defined]
     return parameter

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.evaluate.api import evaluate_model
-from vllm_quant_plugin.in_tree import Host
+from vllm_quant_plugin.formats import Host
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.inspect import inspect_checkpoint
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.mixed import api
@@ -20,7 +22,7 @@ from vllm_quant_plugin.quantize.mixed.recipe_file import apply_lines
 from vllm_quant_plugin.quantize.mixed.sensitivity import measure_units, measured_candidates
 from vllm_quant_plugin.quantize.modules import check_input, siblings
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 LINES = {"layers.0.self_attn": 8, "layers.1.mlp.down_proj": 16, "mlp": {"bits": 3, "group_size": 64}}
 
@@ -91,7 +93,9 @@ def test_target(small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_sensitivities_fall_with_bits_and_leave_the_model_alone(small_model: Path) -> None:
     checkpoint = read_checkpoint(small_model)
     units = find_units(check_input(checkpoint))
-    candidates = [Scheme("pack-quantized", bits=b, group_size=g, symmetric=False) for b in (2, 4, 8) for g in (128, 64)]
+    candidates = [
+        StoredScheme(Int(b), g, symmetric=False, storage=PACK_QUANTIZED) for b in (2, 4, 8) for g in (128, 64)
+    ]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, 4096, (2, 32), generator=generator).tolist()
     losses = measure_units(checkpoint, units, candidates, make_recipe("rtn"), tokens, lambda *_: None)

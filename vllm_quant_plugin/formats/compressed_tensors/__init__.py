@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_quant_plugin.formats.compressed_tensors.layout import CompressedTensorsFormat, storage
+from vllm_quant_plugin.formats.compressed_tensors.config import FLOAT_QUANTIZED, INT_QUANTIZED, PACK_QUANTIZED, storage
+from vllm_quant_plugin.formats.compressed_tensors.layout import CompressedTensorsFormat
 
-__all__ = ["CompressedTensorsFormat", "storage"]
+__all__ = ["FLOAT_QUANTIZED", "INT_QUANTIZED", "PACK_QUANTIZED", "CompressedTensorsFormat", "storage"]

@@ -40,6 +40,9 @@ def storage(layout: str) -> Storage:
     return Storage.of("compressed-tensors", layout=layout)
 
 
+PACK_QUANTIZED, INT_QUANTIZED, FLOAT_QUANTIZED = (storage(layout) for layout in LAYOUTS)
+
+
 def parse(config: Config) -> ModelScheme:
     """See ``Format.parse``."""
     fields = Fields(config)
@@ -71,7 +74,7 @@ def _refuse_transforms(fields: Fields) -> None:
     transforms = fields.get("transform_config") or {}
     if not isinstance(transforms, Mapping) or transforms.get("config_groups"):
         raise CheckpointError(
-            "quantization_config.transform_config: online transforms (Hadamard, rotations) are not applied by this plugin",
+            "quantization_config.transform_config: online transforms (Hadamard, rotations) are not applied",
             "requantize the model without them",
         )
 
@@ -81,7 +84,8 @@ def _refuse_sparsity(fields: Fields) -> None:
     layout = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else sparsity
     if layout not in ("dense", None):
         raise CheckpointError(
-            f"quantization_config.sparsity_config: format {layout!r} is not read", "requantize the model without sparsity"
+            f"quantization_config.sparsity_config: format {layout!r} is not read",
+            "requantize the model without sparsity",
         )
 
 
@@ -135,10 +139,10 @@ def _scheme(group: Fields, layout: str) -> StoredScheme:
     layout = str(group.get("format") or layout).lower()
     arguments, inputs = group.get("weights"), group.get("input_activations")
     group.refuse("output_activations", "quantized outputs are not computed")
-    if not arguments:
-        raise CheckpointError("compressed-tensors group without 'weights'", "fix config.json")
     if layout in FP4_LAYOUTS:
         return StoredScheme.of(FP4_LAYOUTS[layout], storage(layout))
+    if not arguments:
+        raise CheckpointError("compressed-tensors group without 'weights'", "fix config.json")
     fields = Fields(arguments, "quantization_config weights")
     fields.harmless(_HARMLESS_ARGUMENTS)
     fields.refuse("dynamic", "weights are quantized once", "fix config.json")
