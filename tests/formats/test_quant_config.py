@@ -102,7 +102,7 @@ def test_scheme_of_a_module(config: dict[str, Any], expected: StoredScheme | Non
     ("config", "message"),
     [
         ({}, "quant_method 'missing' is not one"),
-        ({"quant_method": "squeezellm"}, "quant_method 'squeezellm' is not one"),
+        ({"quant_method": "squeezellm"}, "vLLM has no squeezellm method any more"),
         ({**AWQ, "bits": 3}, "AWQ with 3 bits"),
         ({**AWQ, "bits": 1}, "AWQ with 1 bits"),
         ({**AWQ, "version": "gemv"}, "AWQ layout 'gemv'"),
@@ -125,12 +125,66 @@ def test_scheme_of_a_module(config: dict[str, Any], expected: StoredScheme | Non
         (ct(activations={**TOKEN, "num_bits": 4}), "activations of 4 bits"),
         (ct(strategy="attn_head"), "weight strategy 'attn_head'"),
         ({**CT, "config_groups": {}}, "without config_groups"),
+        # What would change numbers without a word.
+        ({**GPTQ, "invented": 3}, "quantization_config.invented is not known"),
+        ({**AWQ, "invented": {"a": 1}}, "quantization_config.invented is not known"),
+        ({**FP8, "invented": "x"}, "quantization_config.invented is not known"),
+        ({**CT, "invented": 3}, "quantization_config.invented is not known"),
+        (ct(invented=3), "weights.invented is not known"),
+        (ct(activations={**TOKEN, "invented": 3}), "input_activations.invented is not known"),
+        ({**GPTQ, "dynamic": {".*": {"invented": 3}}}, r"dynamic\['\.\*'\].invented is not known"),
+        ({**GPTQ, "rotation": "hadamard"}, "rotation: rotations are not applied"),
+        ({**GPTQ, "is_marlin_format": True}, "Marlin's own layout"),
+        ({**GPTQ, "desc_act": "maybe"}, "desc_act must be true or false"),
+        ({**AWQ, "desc_act": True}, "AWQ's layout has no act-order"),
+        ({**FP8, "activation_scheme": "sometimes"}, "activation_scheme 'sometimes' is not supported"),
+        ({**FP8, "fmt": "e3m4"}, "fmt 'e3m4' is not supported"),
+        ({**CT, "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "online transforms"),
+        ({**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config: format 'sparse-24-bitmask'"),
+        (ct(actorder="sideways"), "actorder 'sideways' is not supported"),
+        (ct(strategy="channel", group_size=64), "group_size 64 and strategy 'channel'"),
     ],
 )
 def test_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as error:
         parse_quantization_config(config)
     assert error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [("group", True), ("GROUP", True), ("dynamic", True), ("Dynamic", True), (True, True), ("weight", False),
+     ("static", False), ("Static", False), (False, False), (None, False)],
+)  # fmt: skip
+def test_every_spelling_of_actorder(order: Any, expected: bool) -> None:
+    config = ct("pack-quantized", None, num_bits=4, strategy="group", group_size=64, actorder=order)
+    found = parse_quantization_config(config).scheme_for(MODULE)
+    assert found is not None
+    assert found.act_order is expected
+
+
+@pytest.mark.parametrize(
+    ("weights", "group_size"), [({}, PER_TENSOR), ({"group_size": -1}, PER_CHANNEL), ({"group_size": 64}, 64)]
+)
+def test_a_missing_strategy_is_inferred_as_the_library_does(weights: dict[str, Any], group_size: int) -> None:
+    config = ct("pack-quantized", None, num_bits=4, strategy=None, **weights)
+    found = parse_quantization_config(config).scheme_for(MODULE)
+    assert found is not None
+    assert found.group_size == group_size
+
+
+@pytest.mark.parametrize("structure", [[64, 128], "64x128"])
+def test_block_structure(structure: Any) -> None:
+    config = ct("float-quantized", None, type="float", strategy="block", block_structure=structure)
+    found = parse_quantization_config(config).scheme_for(MODULE)
+    assert found is not None
+    assert (found.block, found.group_size) == ((64, 128), 128)
+
+
+def test_unused_keys_are_harmless() -> None:
+    for value in (None, False, "", [], {}):
+        for config in (AWQ, GPTQ, FP8, CT):
+            assert parse_quantization_config({**config, "invented": value}) == parse_quantization_config(config)
 
 
 def test_compressed_tensors_targets_are_tried_before_classes() -> None:
