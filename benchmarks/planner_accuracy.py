@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError
+from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_serve.plan.exact.ask import ExactAnswer, ExactJob, ask_vllm
 from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
 from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.model.families import describe
-from vllm_quant_serve.plan.model.schemes import read_scheme
 from vllm_quant_serve.plan.search.context import installed_version
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "serve" / "plan" / "configs"
@@ -86,7 +86,8 @@ def planned(config: dict[str, Any], tp: int, pp: int, answer: ExactAnswer) -> di
         arch = describe(config)
     except NoFeasiblePlanError as error:
         return {"refusal": error.message}
-    scheme = read_scheme(config.get("quantization_config"))
+    stored = config.get("quantization_config")
+    scheme = parse_quantization_config(stored) if stored else None
     weights, place = WeightModel(arch, scheme, 2), Placement(tp, pp)
     refusal = next(iter(weights.refusals(place)), "")
     if refusal or answer.error:

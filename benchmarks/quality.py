@@ -30,7 +30,7 @@ from benchmarks.quality_table import check_claims, write_table  # noqa: E402
 from vllm_quant_plugin.checkpoint import read_checkpoint  # noqa: E402
 from vllm_quant_plugin.errors import VqpError  # noqa: E402
 from vllm_quant_plugin.evaluate.api import Recording, evaluate_model, record_reference  # noqa: E402
-from vllm_quant_plugin.formats import parse_quantization_config  # noqa: E402
+from vllm_quant_plugin.formats import parse_quantization_config, plugin_method  # noqa: E402
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model  # noqa: E402
 
 BUNDLED = ROOT / "vllm_quant_plugin" / "data" / "stdlib-llama"

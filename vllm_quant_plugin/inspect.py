@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
-from vllm_quant_kernels.scheme import E4M3, E5M2
+from vllm_quant_kernels.kernel import Device
+from vllm_quant_kernels.registry import choose
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.formats import (
     Host,
+    get_format,
     parse_quantization_config,
     plugin_method,
     stored_scheme,
@@ -97,19 +98,11 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
     )
 
 
-def kernel_name(scheme: StoredScheme | None, device: DeviceType) -> str:
-    """The kernel that serves a module with this plugin."""
-    if scheme is None:
+def kernel_name(scheme: StoredScheme | None, n: int, k: int, device: DeviceType) -> str:
+    """What the kernel that serves an (n, k) module with this plugin is called; ``vLLM`` where the plugin reads none."""
+    if scheme is None or not get_format(scheme).readable(scheme):
         return "vLLM"
-    if device == "cuda" and (os.environ.get("VQP_CUDA_KERNELS") != "1" or scheme.value == E5M2):
-        return "dequantize"
-    act = scheme.activation
-    if act is not None and scheme.is_int and scheme.symmetric and scheme.group_size <= 0:
-        return "vqp W8A8"
-    # GPUs without FP8 tensor cores take the weight-only kernel instead: docs/internals/cuda-w8a8.md.
-    if device == "cuda" and act is not None and scheme.value == E4M3 and os.environ.get("VQP_CUDA_FP8") != "w8a16":
-        return "vqp W8A8"
-    return f"vqp W{scheme.bits}A16"
+    return choose(scheme.weight, n, k, Device(device)).kernel.label(scheme.weight)
 
 
 def verdict(found: Inspection) -> str:
@@ -148,7 +141,7 @@ def as_dict(found: Inspection) -> dict[str, Any]:
                 "out_features": m.out_features,
                 "in_features": m.in_features,
                 "nbytes": m.nbytes,
-                "kernel": kernel_name(m.scheme, found.device) if m.in_features else None,
+                "kernel": kernel_name(m.scheme, m.out_features, m.in_features, found.device) if m.in_features else None,
                 "row_parallel_tp": list(m.legal_tp),
             }
             for m in found.modules
@@ -192,7 +185,7 @@ def inspect(
             str(count),
             f"{example.out_features} x {example.in_features}" if matrix else "",
             f"{nbytes / 1e6:,.2f}",
-            kernel_name(example.scheme, found.device) if matrix else "",
+            kernel_name(example.scheme, example.out_features, example.in_features, found.device) if matrix else "",
             " ".join(map(str, example.legal_tp)) if example.scheme else "",
         )
     console = Console()

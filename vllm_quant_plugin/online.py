@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, ActivationScheme, Int
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.scheme import PER_CHANNEL, ActivationScheme, ModelScheme, Rule, Scheme
+from vllm_quant_plugin.schemes import ModelScheme, Rule, StoredScheme
 
 Options = Mapping[str, Any]
 _COMMON = ("quant_method", "modules_to_not_convert")
@@ -59,19 +60,19 @@ def _check(name: str, options: Options, known: tuple[str, ...]) -> None:
         raise CheckpointError(f"{name}: activations {activations!r} is not known", "it is 'dynamic' or 'none'")
 
 
-def _fp8(options: Options) -> Scheme:
+def _fp8(options: Options) -> StoredScheme:
     _check("vqp_fp8", options, ("weight_block_size", "activations"))
     block, dynamic = options.get("weight_block_size"), options.get("activations", "dynamic") == "dynamic"
     if block is None:
-        activation = ActivationScheme("fp8_e4m3") if dynamic else None
-        return Scheme("dense", "fp8_e4m3", 8, PER_CHANNEL, activation=activation)
+        activation = ActivationScheme(E4M3) if dynamic else None
+        return StoredScheme(E4M3, PER_CHANNEL, activation=activation)
     if not isinstance(block, list | tuple) or len(block) != 2 or not all(isinstance(b, int) and b > 0 for b in block):
         raise CheckpointError(f"vqp_fp8: weight_block_size {block!r} is impossible", "it is two positive integers")
-    activation = ActivationScheme("fp8_e4m3", strategy="group", group_size=block[1]) if dynamic else None
-    return Scheme("dense", "fp8_e4m3", 8, block[1], block=(block[0], block[1]), activation=activation)
+    activation = ActivationScheme(E4M3, strategy="group", group_size=block[1]) if dynamic else None
+    return StoredScheme(E4M3, block[1], block=(block[0], block[1]), activation=activation)
 
 
-def _int8(options: Options) -> Scheme:
+def _int8(options: Options) -> StoredScheme:
     _check("vqp_int8", options, ("activations", "group_size"))
     dynamic = options.get("activations", "dynamic") == "dynamic"
     group_size = options.get("group_size", PER_CHANNEL)
@@ -79,7 +80,7 @@ def _int8(options: Options) -> Scheme:
         raise CheckpointError(f"vqp_int8: group_size {group_size!r} is impossible", "it is -1 or positive")
     if group_size != PER_CHANNEL and dynamic:
         raise CheckpointError("vqp_int8: group_size needs activations 'none' (W8A16)", "leave group_size out")
-    return Scheme("dense", bits=8, group_size=group_size, activation=ActivationScheme("int") if dynamic else None)
+    return StoredScheme(Int(8), group_size, activation=ActivationScheme(Int(8)) if dynamic else None)
 
 
-_METHODS: dict[str, Callable[[Options], Scheme]] = {"vqp_fp8": _fp8, "vqp_int8": _int8, "int8": _int8}
+_METHODS: dict[str, Callable[[Options], StoredScheme]] = {"vqp_fp8": _fp8, "vqp_int8": _int8, "int8": _int8}

@@ -15,8 +15,7 @@ from vllm_quant_plugin.backends.process import Worker
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import BackendError, UsageError
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.engine import library
 from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor

@@ -10,9 +10,8 @@ import torch
 from tests.quantize.conftest import short_text, small_model
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.convert.api import stored_scheme
-from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.inspect import module_shape
-from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.io.shards import read_tensor
 
 __all__ = ["short_text", "small_model"]

@@ -15,7 +15,7 @@ from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.convert.api import convert_model
 from vllm_quant_plugin.errors import OutputError, UsageError
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_plugin.quantize.io.report import hash_tensor_files
 
 KEPT = [
@@ -42,7 +42,9 @@ def test_every_weight_is_the_same_number(sources: Sources, tmp_path: Path, sourc
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     made = read_checkpoint(tmp_path / "out")
     model = parse_quantization_config(made.quantization_config)
-    assert model.scheme_for("model.layers.0.mlp.up_proj").storage == storage
+    stored = model.scheme_for("model.layers.0.mlp.up_proj").storage
+    assert stored.format == to
+    assert storage == (stored["layout"] if to == "compressed-tensors" else to)
     assert model.scheme_for("lm_head") is None
     assert report.bytes_after == made.nbytes
     assert report.files == hash_tensor_files(tmp_path / "out")

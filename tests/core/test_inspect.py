@@ -75,10 +75,15 @@ def test_the_kernel_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     fp8 = StoredScheme(E4M3, 0, activation=ActivationScheme(E4M3), storage=Storage("fp8"))
     monkeypatch.delenv("VQP_CUDA_KERNELS", raising=False)
-    assert [kernel_name(s, "cpu") for s in (None, int4, int8, fp8)] == ["vLLM", "vqp W4A16", "vqp W8A8", "vqp W8A16"]
-    assert {kernel_name(s, "cuda") for s in (int4, int8, fp8)} == {"dequantize"}
+    assert [kernel_name(s, 128, 256, "cpu") for s in (None, int4, int8, fp8)] == [
+        "vLLM",
+        "vqp W4A16",
+        "vqp W8A8",
+        "vqp W8A16",
+    ]
+    assert {kernel_name(s, 128, 256, "cuda") for s in (int4, int8, fp8)} == {"dequantize"}
     monkeypatch.setenv("VQP_CUDA_KERNELS", "1")
-    assert [kernel_name(s, "cuda") for s in (int4, int8, fp8)] == ["vqp W4A16", "vqp W8A8", "vqp W8A8"]
+    assert [kernel_name(s, 128, 256, "cuda") for s in (int4, int8, fp8)] == ["vqp W4A16", "vqp W8A8", "vqp W8A8"]
     monkeypatch.setenv("VQP_CUDA_FP8", "w8a16")
-    assert kernel_name(fp8, "cuda") == "vqp W8A16"
-    assert kernel_name(StoredScheme(E5M2, 0, storage=Storage("fp8")), "cuda") == "dequantize"
+    assert kernel_name(fp8, 128, 256, "cuda") == "vqp W8A16"
+    assert kernel_name(StoredScheme(E5M2, 0, storage=Storage("fp8")), 128, 256, "cuda") == "dequantize"

@@ -15,12 +15,14 @@ from vllm_quant_kernels.cuda import ops as cuda_ops
 from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
 from vllm_quant_kernels.cuda.stack import split_rows, stack_cuda
 from vllm_quant_kernels.kernel import Device
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.gptq import GPTQ_V2
 from vllm_quant_plugin.methods import cuda_experts, kernel
 from vllm_quant_plugin.methods.cuda_experts import ExpertStack, run_experts
 from vllm_quant_plugin.methods.moe import VqpMoEMethod
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 HIDDEN, INNER, EXPERTS, TOP_K = 96, 80, 5, 2
 FORMATS: dict[str, dict[str, Any]] = {
@@ -223,7 +225,7 @@ def test_the_method_loads_a_rank_into_stacks(act_order: bool, monkeypatch: pytes
     monkeypatch.setattr("vllm_quant_kernels.cuda.library.load", lambda: None)
     monkeypatch.setattr(layers, "moe_align_block_size", align)
     monkeypatch.setattr("vllm_quant_plugin.methods.moe.uses_dummy_weights", lambda: False)
-    scheme = Scheme("gptq", bits=4, group_size=16, symmetric=False, act_order=act_order)
+    scheme = StoredScheme(Int(4), 16, symmetric=False, act_order=act_order, storage=GPTQ_V2)
     moe = SimpleNamespace(has_bias=False, tp_size=2, tp_rank=1, is_act_and_mul=True)
     method, layer = VqpMoEMethod(scheme, moe, "experts"), layer_of(None, False)
     layer._map_global_expert_id_to_local_expert_id = lambda e: e

@@ -13,18 +13,20 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda.w8a8 import activation
 from vllm_quant_kernels.cuda.w8a8 import native as w8a8_native
 from vllm_quant_kernels.kernel import Packed
+from vllm_quant_kernels.scheme import E4M3, ActivationScheme, Int
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
 from vllm_quant_plugin.methods.fp8 import VqpFp8Config
 from vllm_quant_plugin.methods.int8 import VqpInt8Config
-from vllm_quant_plugin.methods.kernel import PackedLinear, pack_weight, weight_scheme
-from vllm_quant_plugin.scheme import ActivationScheme, Scheme
+from vllm_quant_plugin.methods.kernel import PackedLinear, pack_weight
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 GPU = torch.device("cuda")
-INT8 = Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int"))
-FP8 = Scheme("fp8", "fp8_e4m3", 8, 0, activation=ActivationScheme("fp8_e4m3"))
-BLOCK_ACT = ActivationScheme("fp8_e4m3", strategy="group", group_size=128)
-BLOCKS = Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128), activation=BLOCK_ACT)
+INT8 = StoredScheme(Int(8), -1, activation=ActivationScheme(Int(8)), storage=INT_QUANTIZED)
+FP8 = StoredScheme(E4M3, 0, activation=ActivationScheme(E4M3), storage=Storage("fp8"))
+BLOCK_ACT = ActivationScheme(E4M3, strategy="group", group_size=128)
+BLOCKS = StoredScheme(E4M3, 128, block=(128, 128), activation=BLOCK_ACT, storage=Storage("fp8"))
 
 
 def int8_weight(n: int = 40, k: int = 96, seed: int = 0) -> CanonicalWeight:
@@ -51,9 +53,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def built(
-    weight: CanonicalWeight, scheme: Scheme, static: dict[str, torch.Tensor] | None = None, device: torch.device = GPU
+    weight: CanonicalWeight,
+    scheme: StoredScheme,
+    static: dict[str, torch.Tensor] | None = None,
+    device: torch.device = GPU,
 ) -> Packed:
-    return pack_weight(weight, weight_scheme(scheme), static or {}, device, torch.bfloat16)
+    return pack_weight(weight, scheme.weight, static or {}, device, torch.bfloat16)
 
 
 def promotes(packed: Packed) -> bool:
@@ -64,9 +69,9 @@ def promotes(packed: Packed) -> bool:
 def test_what_runs_with_eight_bit_activations(gpu: pytest.MonkeyPatch) -> None:
     for weight, scheme in ((int8_weight(), INT8), (fp8_weight(), FP8), (block_weight(), BLOCKS)):
         assert built(weight, scheme).kernel.name == "cuda-w8a8"
-    without = Scheme("fp8", "fp8_e4m3", 8, 0)
+    without = StoredScheme(E4M3, 0, storage=Storage("fp8"))
     grouped = random_weight(40, 256, 8, 32)
-    tokens = Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128), activation=ActivationScheme("fp8_e4m3"))
+    tokens = StoredScheme(E4M3, 128, block=(128, 128), activation=ActivationScheme(E4M3), storage=Storage("fp8"))
     for weight, scheme in ((fp8_weight(), without), (grouped, INT8), (block_weight(), tokens)):
         assert built(weight, scheme).kernel.name == "cuda-wna16"
 
@@ -104,8 +109,12 @@ def test_fp8_with_16_bit_activations_is_an_option(gpu: pytest.MonkeyPatch) -> No
 def test_a_layer_computes_the_reference(gpu: pytest.MonkeyPatch, case: str) -> None:
     kind = "int" if case.startswith("int8") else "fp8_e4m3"
     static = {"low": torch.tensor(-3.0), "high": torch.tensor(2.9), "scale": torch.tensor(0.025)}
-    act = ActivationScheme(kind, dynamic=not case.endswith("static"), symmetric=not case.endswith("asymmetric"))  # type: ignore[arg-type]
-    scheme = BLOCKS if case == "fp8-blocks" else Scheme("int-quantized", kind, 8, -1, activation=act)  # type: ignore[arg-type]
+    act = ActivationScheme(
+        Int(8) if kind == "int" else E4M3,
+        dynamic=not case.endswith("static"),
+        symmetric=not case.endswith("asymmetric"),
+    )
+    scheme = BLOCKS if case == "fp8-blocks" else StoredScheme(act.value, -1, activation=act, storage=INT_QUANTIZED)  # type: ignore[arg-type]
     weight = {"int": int8_weight(), "fp8_e4m3": fp8_weight()}[kind] if case != "fp8-blocks" else block_weight()
     linear, layer = PackedLinear([built(weight, scheme, static)]), torch.nn.Module()
     linear.register(layer)
@@ -126,7 +135,7 @@ def test_a_layer_computes_the_reference(gpu: pytest.MonkeyPatch, case: str) -> N
 def test_static_int8_is_the_cpu_layer(gpu: pytest.MonkeyPatch) -> None:
     """The same layer on both devices: with a static scale the codes, and so the results, are equal bits."""
     static = {"low": torch.tensor(-3.2), "high": torch.tensor(3.175), "scale": torch.tensor(0.025)}
-    scheme = Scheme("int-quantized", bits=8, group_size=-1, activation=ActivationScheme("int", dynamic=False))
+    scheme = StoredScheme(Int(8), -1, activation=ActivationScheme(Int(8), dynamic=False), storage=INT_QUANTIZED)
     x, results = torch.randn(5, 96, dtype=torch.bfloat16), []
     for device in (GPU, torch.device("cpu")):
         packed = built(int8_weight(), scheme, static, device)

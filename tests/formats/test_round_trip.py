@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.canonical import CanonicalWeight, kind_of
 from vllm_quant_kernels.scheme import E4M3, E5M2, PER_CHANNEL, PER_TENSOR, Float, Int
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
@@ -19,7 +19,6 @@ from vllm_quant_plugin.formats.bits import (
 )
 from vllm_quant_plugin.formats.compressed_tensors import FLOAT_QUANTIZED, INT_QUANTIZED, PACK_QUANTIZED
 from vllm_quant_plugin.formats.dense import rows_at_a_time
-from vllm_quant_plugin.formats.eight_bit import kind_of
 from vllm_quant_plugin.formats.gptq import GPTQ_V1, GPTQ_V2
 from vllm_quant_plugin.formats.words import dense_words, padded_words
 from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
@@ -39,7 +38,7 @@ def random_weight(scheme: StoredScheme, n: int, k: int, seed: int, *, zeros: boo
     if scheme.act_order:
         g_idx = (torch.arange(k) // scheme.group_of(k))[torch.randperm(k, generator=generator)].int()
     return CanonicalWeight(
-        codes, scales, scheme.bits, scheme.group_of(k), points if zeros else None, kind_of(scheme), g_idx
+        codes, scales, scheme.bits, scheme.group_of(k), points if zeros else None, kind_of(scheme.value), g_idx
     )
 
 

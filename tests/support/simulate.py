@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.io.shards import read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules
 from vllm_quant_plugin.text.windows import HELD_OUT, load_tokenizer, read_windows
@@ -48,7 +47,7 @@ def log_probabilities(source: Path, made: Path | None = None, windows: int = 8, 
             layout.validate(module.name, tensors, scheme, *shape)
             weight = layout.unpack(tensors, scheme, *shape).validate()
             parameters[f"{module.name}.weight"].data.copy_(weight.dequantize())
-            if scheme.activation is not None and scheme.activation.kind == "int":
+            if scheme.activation is not None and scheme.is_int:
                 static = tensors.get("input_scale")
                 model.get_submodule(module.name).register_forward_pre_hook(
                     lambda _module, args, static=static: (_round_int8(args[0], static),)

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint, write_json
+from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
 from vllm_quant_plugin.formats import Format, formats, get_format, parse_quantization_config, stored_scheme
 from vllm_quant_plugin.formats.registry import module_shape
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_files, free_disk
+from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.modules import kept_modules
-from vllm_quant_plugin.quantize.output import OutputFolder, copy_companions, free_disk, write_json
-from vllm_quant_plugin.quantize.progress import Progress, no_progress
-from vllm_quant_plugin.quantize.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _shape(
     checkpoint: Checkpoint, name: str, tensors: Mapping[str, TensorInfo], scheme: StoredScheme
 ) -> tuple[int, int]:
     """(out_features, in_features) of a quantized module."""
-    from vllm_quant_plugin.quantize.shards import read_tensor
+    from vllm_quant_plugin.quantize.io.shards import read_tensor
 
     if "weight_shape" in tensors:
         n, k = read_tensor(checkpoint, f"{name}.weight_shape").tolist()
@@ -132,7 +132,7 @@ def _convert_module(
     Raises:
         UsageError: the new format cannot hold the weight exactly.
     """
-    from vllm_quant_plugin.quantize.shards import read_tensor
+    from vllm_quant_plugin.quantize.io.shards import read_tensor
 
     n, k = _shape(checkpoint, name, tensors, before)
     source, target = get_format(before), get_format(after)
@@ -180,7 +180,7 @@ def convert_model(
         CheckpointError: the input is missing, damaged, unquantized or of a kind that is not read.
         OutputError: the output exists or cannot be written.
     """
-    from vllm_quant_plugin.quantize.shards import ModelWriter, read_tensor
+    from vllm_quant_plugin.quantize.io.shards import ModelWriter, read_tensor
 
     started = time.monotonic()
     target = next((format for format in formats() if format.name == to and format.target), None)
@@ -221,7 +221,7 @@ def convert_model(
         writer.close()
         whole = {k: v for k, v in checkpoint.config.items() if k not in ("quantization_config", "compression_config")}
         write_json(work / "config.json", whole | {"quantization_config": config})
-        copy_companions(folder, work)
+        copy_auxiliary_files(folder, work)
         report.bytes_after = read_checkpoint(work).nbytes
         report.files = hash_tensor_files(work)
         report.seconds = round(time.monotonic() - started, 2)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vllm_quant_plugin.console import progress_bar
 from vllm_quant_plugin.convert.api import targets
-from vllm_quant_plugin.quantize.progress import progress_bar
 
 
 def convert(

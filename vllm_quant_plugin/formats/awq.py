@@ -54,6 +54,7 @@ _HARMLESS = (
 class AwqFormat(Format):
     name: ClassVar[str] = "awq"
     methods: ClassVar[tuple[str, ...]] = ("awq",)
+    leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
     target: ClassVar[bool] = True
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:

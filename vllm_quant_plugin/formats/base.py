@@ -94,6 +94,7 @@ class Format(ABC):
     Attributes:
         name: as ``Storage.format``.
         methods: the values of ``quant_method`` that mean it, in lower case.
+        leaves: last name components of its tensors; the first holds the codes, the rest belongs to them.
         target: whether ``convert --to`` and ``quantize`` can write it.
         removed: vLLM dropped its method and the plugin has none: such a checkpoint is sized, so that the refusal can
             say how large it is.
@@ -101,6 +102,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
+    leaves: ClassVar[tuple[str, ...]] = ("weight",)
     target: ClassVar[bool] = False
     removed: ClassVar[bool] = False
 
@@ -172,6 +174,10 @@ class Format(ABC):
         return total
 
     # ------------------------------------------------------------------------------------------ who serves it
+
+    def readable(self, scheme: StoredScheme) -> bool:
+        """Whether ``unpack`` reads the scheme; else vLLM alone can serve it."""
+        return True
 
     def method(self, scheme: WeightScheme) -> str | None:
         """The vLLM method of this plugin that serves the scheme; None when only its kernels or vLLM itself do."""

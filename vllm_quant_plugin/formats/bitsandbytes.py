@@ -1,7 +1,8 @@
 """bitsandbytes' own layout: NF4 or FP4 with a maximum per 64 elements, or INT8 with one scale per row.
 
-Sized, not served: vLLM dropped the method. With nested scales the maxima are 8-bit themselves, with a float32 per 256 of them. Sources: bitsandbytes
-functional.py (quantize_4bit, QuantState) and int8 vectorwise quantization (Dettmers et al., arXiv:2208.07339).
+Sized, not served: vLLM dropped the method. With nested scales the maxima are 8-bit themselves, with a float32 per 256
+of them. Sources: bitsandbytes functional.py (quantize_4bit, QuantState) and int8 vectorwise quantization (Dettmers et
+al., arXiv:2208.07339).
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ class BitsAndBytesFormat(Format):
         """(0, 0) for 4 bits: the codes are one column, and their quant_state is not in the headers."""
         weight = headers["weight"]
         return (weight.shape[0], weight.shape[1]) if scheme.is_int else (0, 0)
+
+    def readable(self, scheme: StoredScheme) -> bool:
+        return False
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         return "bitsandbytes checkpoints (vLLM dropped the method)"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm_quant_kernels.scheme import PER_TENSOR
+from vllm_quant_kernels.scheme import PER_TENSOR, WeightScheme
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import FLOATS, Format, Headers, TensorSpec, check_group
-from vllm_quant_plugin.formats.eight_bit import weight_shape
+from vllm_quant_plugin.formats.eight_bit import eight_bit_bytes, weight_shape
 from vllm_quant_plugin.schemes import ModelScheme, Storage, StoredScheme
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ class DenseFormat(Format):
         if scheme.is_int:
             check_group(scheme, k, "online quantization")
         return {"weight": TensorSpec(((n, k),), FLOATS)}
+
+    def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
+        return "float32"
+
+    def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
+        return eight_bit_bytes(scheme, n, k, full_k)
 
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
         return "weight" in headers

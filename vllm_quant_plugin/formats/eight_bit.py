@@ -5,9 +5,9 @@ No torch at import.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from vllm_quant_kernels.scheme import E4M3, E5M2, PER_TENSOR, Float, Int, ValueType, WeightScheme
+from vllm_quant_kernels.scheme import E4M3, E5M2, PER_TENSOR, Float, ValueType, WeightScheme
 from vllm_quant_plugin.formats.base import FLOATS, Headers, ShardStep, TensorSpec, canonical_step
 from vllm_quant_plugin.formats.host import Host
 
@@ -16,21 +16,6 @@ if TYPE_CHECKING:
 
 FP8_DTYPE: dict[ValueType, str] = {E4M3: "float8_e4m3fn", E5M2: "float8_e5m2"}
 _STORED = ("I8", "U8", "F8_E4M3", "F8_E5M2")  # as safetensors names them
-
-
-def kind_of(scheme: WeightScheme) -> Literal["int", "fp8_e4m3", "fp8_e5m2"]:
-    """How a ``CanonicalWeight`` names the value type.
-
-    Raises:
-        ValueError: neither an integer nor FP8.
-    """
-    if isinstance(scheme.value, Int):
-        return "int"
-    if scheme.value == E4M3:
-        return "fp8_e4m3"
-    if scheme.value == E5M2:
-        return "fp8_e5m2"
-    raise ValueError(f"{scheme.describe()} has no canonical form")
 
 
 def input_scale(scheme: WeightScheme) -> TensorSpec:

@@ -57,6 +57,9 @@ class Fp4Format(Format):
         n, half = headers[self.leaf].shape[-2:]
         return n, 2 * half
 
+    def readable(self, scheme: StoredScheme) -> bool:
+        return False
+
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         return fp4_step(scheme)
 

@@ -22,7 +22,6 @@ from vllm_quant_plugin.formats.eight_bit import (
     fp8_in_tree,
     holds_eight_bit,
     input_scale,
-    kind_of,
     weight_shape,
 )
 from vllm_quant_plugin.formats.fields import Fields, check_block
@@ -44,6 +43,7 @@ _SCALE_FORMATS = {"float": "float", "ue8m0": "ue8m0"}
 class Fp8Format(Format):
     name: ClassVar[str] = "fp8"
     methods: ClassVar[tuple[str, ...]] = ("fp8",)
+    leaves: ClassVar[tuple[str, ...]] = ("weight", "weight_scale", "weight_scale_inv", "input_scale")
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)
@@ -125,7 +125,7 @@ class Fp8Format(Format):
     def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
         import torch
 
-        from vllm_quant_kernels.canonical import CanonicalWeight
+        from vllm_quant_kernels.canonical import CanonicalWeight, kind_of
 
         if scheme.block:
             scales = block_rows(tensors["weight_scale_inv"].float(), scheme.block[0], n)
@@ -133,12 +133,12 @@ class Fp8Format(Format):
         else:
             scales, group = tensors["weight_scale"].float().reshape(1, 1).expand(n, 1).contiguous(), k
         codes = tensors["weight"].contiguous().view(torch.uint8)
-        return CanonicalWeight(codes, scales, 8, group, kind=kind_of(scheme))
+        return CanonicalWeight(codes, scales, 8, group, kind=kind_of(scheme.value))
 
     def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
-        from vllm_quant_kernels.canonical import FP8_DTYPES
+        from vllm_quant_kernels.canonical import FP8_DTYPES, kind_of
 
-        tensors = {"weight": weight.codes.view(FP8_DTYPES[kind_of(scheme)])}
+        tensors = {"weight": weight.codes.view(FP8_DTYPES[kind_of(scheme.value)])}
         if scheme.block:
             tensors["weight_scale_inv"] = weight.scales.float()[:: scheme.block[0]].contiguous()
         else:

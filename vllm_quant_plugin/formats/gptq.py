@@ -65,6 +65,7 @@ GPTQ_V1, GPTQ_V2 = (Storage.of("gptq", zero_offset=offset) for offset in (1, 0))
 class GptqFormat(Format):
     name: ClassVar[str] = "gptq"
     methods: ClassVar[tuple[str, ...]] = ("gptq",)
+    leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
     target: ClassVar[bool] = True
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:

@@ -29,6 +29,7 @@ def _excluded(glob: str) -> Rule:
 class ModelOptFormat(Fp4Format):
     name: ClassVar[str] = "modelopt"
     methods: ClassVar[tuple[str, ...]] = ("modelopt", "modelopt_fp4")
+    leaves: ClassVar[tuple[str, ...]] = ("weight", "weight_scale", "weight_scale_2", "input_scale")
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         nested = config.get("quantization")

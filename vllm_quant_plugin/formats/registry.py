@@ -35,6 +35,16 @@ def format_named(name: str) -> Format:
     return _FORMATS[name]
 
 
+def code_leaves() -> set[str]:
+    """Last name components that only packed codes have, in any format."""
+    return {format.leaves[0] for format in formats()} - {"weight"}
+
+
+def side_leaves() -> set[str]:
+    """Last name components of what belongs to a module's codes, in any format, and of KV-cache scales."""
+    return {"k_scale", "v_scale"}.union(*(format.leaves[1:] for format in formats()))
+
+
 def get_format(scheme: StoredScheme) -> Format:
     """The format that ``scheme`` is stored in."""
     return _FORMATS[scheme.storage.format]

@@ -9,10 +9,10 @@ import torch
 
 from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.in_tree import Host, has_experts, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats import Host, parse_quantization_config, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats.registry import has_experts
 from vllm_quant_plugin.online import online_scheme
-from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 logger = compat.init_logger(__name__)
 
@@ -133,8 +133,8 @@ class VqpConfig(compat.QuantizationConfig):
                 rules.append(rule)
         self.model = replace(self.model, rules=tuple(rules))
 
-    def scheme_of(self, prefix: str, cls_name: str = "Linear") -> Scheme | None:
-        """Scheme of the vLLM module ``prefix``, fused parts agreeing."""
+    def scheme_of(self, prefix: str, cls_name: str = "Linear") -> StoredScheme | None:
+        """StoredScheme of the vLLM module ``prefix``, fused parts agreeing."""
         parts = self.packed_modules_mapping.get(prefix.rpartition(".")[2])
         if not parts:
             return self.model.scheme_for(prefix, cls_name)

@@ -28,15 +28,15 @@ from vllm_quant_kernels.registry import NoKernelError
 from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.methods.kernel import choose_kernel, weight_scheme
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.methods.kernel import choose_kernel
+from vllm_quant_plugin.schemes import StoredScheme
 
 _SUFFIXES = {"": "data", "_scales": "scales", "_zeros": "zeros", "_perm": "perm"}
 _NONE = torch.empty(0)
 
 
 def pack_for_stack(
-    parts: list[CanonicalWeight], scheme: Scheme, device: torch.device, dtype: torch.dtype
+    parts: list[CanonicalWeight], scheme: StoredScheme, device: torch.device, dtype: torch.dtype
 ) -> list[PackedCuda] | None:
     """One expert's matrix, in pieces along the output, for :class:`ExpertStack`.
 
@@ -45,7 +45,7 @@ def pack_for_stack(
     Raises:
         BackendError: the kernels are switched on and their library cannot be used.
     """
-    plain = weight_scheme(scheme)
+    plain = scheme.weight
     packed = []
     for part in parts:
         try:

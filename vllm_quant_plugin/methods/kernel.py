@@ -13,31 +13,11 @@ from vllm_quant_kernels import registry
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.env import SettingError
 from vllm_quant_kernels.kernel import Kernel, Operation, Packed, Tensors
-from vllm_quant_kernels.scheme import E4M3, E5M2, Int, ValueType, WeightScheme
-from vllm_quant_kernels.scheme import ActivationScheme as KernelActivation
+from vllm_quant_kernels.scheme import WeightScheme
 from vllm_quant_kernels.shared_library import LibraryError
 from vllm_quant_kernels.torch_device import device_of, dtype_name
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.scheme import Scheme
-
-
-def weight_scheme(scheme: Scheme) -> WeightScheme:
-    """``scheme`` without its storage."""
-    act = scheme.activation
-    return WeightScheme(
-        _value(scheme.kind, scheme.bits),
-        scheme.group_size,
-        scheme.block,
-        scheme.symmetric,
-        scheme.act_order,
-        activation=None
-        if act is None
-        else KernelActivation(_value(act.kind, act.bits), act.strategy, act.dynamic, act.symmetric, act.group_size),
-    )
-
-
-def _value(kind: str, bits: int) -> ValueType:
-    return Int(bits) if kind == "int" else E4M3 if kind == "fp8_e4m3" else E5M2
+from vllm_quant_plugin.schemes import StoredScheme
 
 
 def choose_kernel(
@@ -103,14 +83,13 @@ class PackedLinear:
     def build(
         cls,
         weights: list[CanonicalWeight],
-        scheme: Scheme,
+        scheme: StoredScheme,
         static: dict[str, torch.Tensor],
         device: torch.device,
         dtype: torch.dtype,
     ) -> PackedLinear:
         """Pack ``weights``, the pieces of one layer along the output. Raises as :func:`pack_weight`."""
-        plain = weight_scheme(scheme)
-        return cls([pack_weight(weight, plain, static, device, dtype) for weight in weights])
+        return cls([pack_weight(weight, scheme.weight, static, device, dtype) for weight in weights])
 
     @property
     def nbytes(self) -> int:

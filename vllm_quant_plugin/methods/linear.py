@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 
-from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.canonical import CanonicalWeight, kind_of
 from vllm_quant_kernels.unpack_weight import stack_rows
 from vllm_quant_plugin import compat
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.formats.eight_bit import kind_of
 from vllm_quant_plugin.formats.registry import legal_tp
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.methods.sharding import Part, ShardId, ShardPlan, plan_shards
@@ -219,7 +218,7 @@ def dummy_tensors(
     scales = torch.full((n, groups), 0.01 / (1 << scheme.bits))
     zeros = None if scheme.symmetric or not scheme.is_int else torch.full((n, groups), 1 << (scheme.bits - 1))
     g_idx = (torch.arange(k) // scheme.group_of(k)).int() if scheme.act_order else None
-    weight = CanonicalWeight(codes, scales, scheme.bits, scheme.group_of(k), zeros, kind_of(scheme), g_idx)
+    weight = CanonicalWeight(codes, scales, scheme.bits, scheme.group_of(k), zeros, kind_of(scheme.value), g_idx)
     tensors = layout.pack(weight, scheme)
     if scheme.activation is not None and not scheme.activation.dynamic:
         tensors["input_scale"] = torch.tensor(0.05)

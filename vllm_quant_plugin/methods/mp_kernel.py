@@ -15,11 +15,13 @@ import torch
 
 from vllm_quant_kernels import env
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin import compat_kernels as kernels
 from vllm_quant_plugin.errors import BackendError, UsageError
 from vllm_quant_plugin.formats.bits import unpack_dense
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.methods.kernel import PackedLinear
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 
 class VqpLinearKernel(kernels.MPLinearKernel):
@@ -52,7 +54,7 @@ class VqpLinearKernel(kernels.MPLinearKernel):
             group_size=self.config.group_size if self.config.group_size > 0 else k,
             zeros=self._zeros(layer, bits, n),
         )
-        scheme = Scheme("pack-quantized", bits=bits, group_size=self.config.group_size)
+        scheme = StoredScheme(Int(bits), self.config.group_size, storage=PACK_QUANTIZED)
         for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
             if name is not None and hasattr(layer, name):
                 delattr(layer, name)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
-
-_PACKED = frozenset({"qweight", "weight_packed"})
+from vllm_quant_plugin.formats.registry import code_leaves, has_experts
 
 
 @dataclass(frozen=True)
@@ -37,16 +36,16 @@ def model_size(checkpoint: Checkpoint, bits: int | None) -> ModelSize | None:
         bits: bits per weight of packed layers, None when unknown.
     """
     config = checkpoint.text_config
-    if any(config.get(key) for key in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")):
+    if has_experts(config):
         return None
     tied = bool(config.get("tie_word_embeddings", checkpoint.config.get("tie_word_embeddings", False)))
-    weights = unread = 0
+    weights, unread, packed = 0, 0, code_leaves()
     for name, info in checkpoint.tensors.items():
         leaf = name.rpartition(".")[2]
         if "embed_tokens" in name or name.endswith("wte.weight"):
             weights += _elements(info) if tied else 0
             unread += 0 if tied else info.nbytes
-        elif leaf in _PACKED:
+        elif leaf in packed:
             if bits is None:
                 return None
             weights += info.nbytes * 8 // bits

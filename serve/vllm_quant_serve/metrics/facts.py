@@ -12,8 +12,8 @@ from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.quant_config import parse_quantization_config
-from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.metrics.accounting import ModelSize, model_size
 
 UNQUANTIZED = "16-bit"

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 import vllm_quant_plugin
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_serve.metrics.catalogue import METRICS, metrics
 from vllm_quant_serve.metrics.facts import read_facts
 from vllm_quant_serve.metrics.rates import SlidingRate

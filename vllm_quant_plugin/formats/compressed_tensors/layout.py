@@ -35,7 +35,6 @@ from vllm_quant_plugin.formats.eight_bit import (
     holds_eight_bit,
     input_scale,
     input_zero_point,
-    kind_of,
     weight_shape,
 )
 from vllm_quant_plugin.formats.fp4 import fp4_bytes, fp4_step
@@ -57,6 +56,10 @@ _METHODS = {"float-quantized": "vqp_fp8", "int-quantized": "vqp_int8"}
 class CompressedTensorsFormat(Format):
     name: ClassVar[str] = "compressed-tensors"
     methods: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
+    leaves: ClassVar[tuple[str, ...]] = (
+        "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape", "input_scale",
+        "input_zero_point",
+    )  # fmt: skip
     target: ClassVar[bool] = True
 
     def matches(self, config: Mapping[str, Any]) -> bool:
@@ -110,7 +113,10 @@ class CompressedTensorsFormat(Format):
 
     def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
         assert isinstance(scheme, StoredScheme)
-        return "float32" if scheme.storage["layout"] == "int-quantized" else model
+        return model if _is_packed(scheme) else "float32"
+
+    def readable(self, scheme: StoredScheme) -> bool:
+        return scheme.storage["layout"] not in FP4_LAYOUTS
 
     def method(self, scheme: WeightScheme) -> str | None:
         assert isinstance(scheme, StoredScheme)
@@ -274,7 +280,7 @@ def _pack_words(weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torc
 def _unpack_plain(tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
     import torch
 
-    from vllm_quant_kernels.canonical import CanonicalWeight
+    from vllm_quant_kernels.canonical import CanonicalWeight, kind_of
 
     codes, zeros = tensors["weight"].contiguous().view(torch.uint8), None
     if scheme.is_int:
@@ -288,7 +294,7 @@ def _unpack_plain(tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> Can
         8,
         scheme.block[1] if scheme.block else scheme.group_of(k),
         zeros,
-        kind_of(scheme),
+        kind_of(scheme.value),
         _group_index(tensors, scheme),
     )
 
@@ -296,12 +302,12 @@ def _unpack_plain(tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> Can
 def _pack_plain(weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
     import torch
 
-    from vllm_quant_kernels.canonical import FP8_DTYPES
+    from vllm_quant_kernels.canonical import FP8_DTYPES, kind_of
 
     if scheme.is_int:
         values = (weight.codes ^ 0x80).view(torch.int8)
     else:
-        values = weight.codes.view(FP8_DTYPES[kind_of(scheme)])
+        values = weight.codes.view(FP8_DTYPES[kind_of(scheme.value)])
     scales = weight.scales
     if scheme.block:
         scales = scales[:: scheme.block[0]].contiguous()

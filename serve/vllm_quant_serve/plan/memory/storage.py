@@ -1,7 +1,8 @@
 """Bytes that one rank holds of one parameter, by quantization scheme. No torch.
 
-The figures are those of the parameters that vLLM's methods create for the storage format
-(codes, scales, zero points, permutation), which is also what a rank holds while it loads.
+The figures are those of the parameters that vLLM's methods create for the storage format (codes, scales, zero points,
+permutation), which is also what a rank holds while it loads, or of what the plugin's kernel keeps. Formats and kernels
+answer; this module only cuts.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_kernels.kernel import Device
+from vllm_quant_kernels.registry import choose
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.base import ITEM_SIZE
+from vllm_quant_plugin.schemes import StoredScheme
 from vllm_quant_serve.plan.model.arch import VOCAB_PADDING, Parameter
-from vllm_quant_serve.plan.model.schemes import BitsAndBytes, FloatScheme
 
 Server = Literal["", "cpu", "cuda"]
 
@@ -86,7 +90,7 @@ def local_shape(parameter: Parameter, place: Placement) -> tuple[int, tuple[int,
 
 
 def parameter_bytes(
-    parameter: Parameter, place: Placement, scheme: Scheme | None, itemsize: int, plugin: Server = ""
+    parameter: Parameter, place: Placement, scheme: StoredScheme | None, itemsize: int, plugin: Server = ""
 ) -> int:
     """Bytes of ``parameter`` on one rank.
 
@@ -102,62 +106,19 @@ def parameter_bytes(
         return count * math.prod(shape) * (parameter.itemsize or itemsize)
     rows_cut = parameter.role in ("row", "expert_row") and shape[1] != parameter.shape[1]
     full_in = parameter.shape[1] if rows_cut else shape[1]
-    if plugin and not isinstance(scheme, FloatScheme):
-        return count * packed_bytes(scheme, shape[0], shape[1], full_in, itemsize, plugin)
-    return count * matrix_bytes(scheme, shape[0], shape[1], full_in, itemsize)
+    if plugin:
+        return count * kernel_bytes(scheme, shape[0], shape[1], full_in, itemsize, plugin)
+    return count * get_format(scheme).in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize)
 
 
-def packed_bytes(
-    scheme: Scheme, out_features: int, in_features: int, full_in: int, itemsize: int, device: Server
-) -> int:
-    """Bytes of one matrix in this plugin's packed layout (vllm_quant_kernels: cpu/ and cuda/, layout.py and pack.py).
-
-    Rows are padded to 16; columns to 32 on a CPU, to 64 on CUDA and for W8A8 on a CPU; each row has a
-    scale per group, and a byte of zero point where the scheme is asymmetric.
-    """
-    rows = 16 * math.ceil(out_features / 16)
-    act = scheme.activation
-    wide = scheme.storage in ("dense", "fp8", "float-quantized", "int-quantized")  # scales in float32
-    if device == "cpu" and act is not None and act.kind == "int" and scheme.kind == "int" and scheme.group_size == -1:
-        return rows * 64 * math.ceil(in_features / 64) + 8 * rows + (0 if act.dynamic else 4)
-    groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(in_features)
-    unit = 32 if device == "cpu" else 64
-    columns = unit * math.ceil(in_features / unit)
-    permutation = 0
-    if scheme.act_order and groups > 1:
-        # Runs of a group are padded to 16 columns: none is needed where each rank's groups are whole.
-        permutation = 4 * (columns + groups + 1)
-    zeros = 0 if scheme.symmetric or scheme.kind != "int" else rows * groups
-    return rows * columns * scheme.bits // 8 + rows * groups * (4 if wide else itemsize) + zeros + permutation
-
-
-def matrix_bytes(scheme: Scheme, out_features: int, in_features: int, full_in: int, itemsize: int) -> int:
-    """Bytes of one quantized matrix of a rank: codes, scales, zero points, permutation.
+def kernel_bytes(scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int, device: Server) -> int:
+    """Bytes that this plugin's kernel keeps of one rank's (n, k) shard of a matrix with ``full_k`` input features.
 
     Args:
-        out_features: N on this rank.
-        in_features: K on this rank.
-        full_in: K of the whole matrix: act-order keeps every group's scale on each rank.
-        itemsize: bytes of a 16-bit scale.
+        itemsize: bytes per element of the model's dtype.
+        device: where the kernel runs.
     """
-    n, k = out_features, in_features
-    if isinstance(scheme, FloatScheme | BitsAndBytes):
-        return scheme.matrix_bytes(n, k)
-    groups = scheme.groups(full_in) if scheme.act_order else scheme.groups(k)
-    words = 4 * math.ceil(k * scheme.bits / 32)
-    if scheme.storage == "awq":
-        codes = 4 * math.ceil(n * scheme.bits / 32)
-        return k * codes + groups * (codes + n * itemsize)
-    if scheme.storage == "gptq":
-        zeros = 4 * math.ceil(n * scheme.bits / 32)
-        return n * words + groups * (zeros + n * itemsize) + (4 * k if scheme.act_order else 0)
-    if scheme.storage == "pack-quantized":
-        zeros = 0 if scheme.symmetric else 4 * math.ceil(n * scheme.bits / 32)
-        order = 4 * k if scheme.act_order else 0
-        return n * words + groups * (zeros + n * itemsize) + order + 16
-    if scheme.block is not None:
-        return n * k + 4 * math.ceil(n / scheme.block[0]) * math.ceil(k / scheme.block[1])
-    static = 4 if scheme.activation is not None and not scheme.activation.dynamic else 0
-    if scheme.group_size == 0:
-        return n * k + 4 + static
-    return n * k + 4 * n * groups + static
+    dtype = {4: "float32", 2: "bfloat16"}[itemsize]
+    scales = ITEM_SIZE[get_format(scheme).scale_dtype(scheme, dtype)]
+    kernel = choose(scheme.weight, n, k, Device(device), dtype).kernel
+    return kernel.packed_bytes(scheme.weight, n, k, full_k, scales)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.base import canonical_step, fits_columns
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_serve.plan.memory.storage import Placement, Server, padded_vocab, parameter_bytes
 from vllm_quant_serve.plan.model.arch import ModelArch, Parameter
 
@@ -44,7 +46,7 @@ class WeightModel:
         self._layers: dict[tuple[int, int, bool], tuple[list[int], list[int]]] = {}
 
     @cache  # noqa: B019  # one model per process, and the key is a module name
-    def scheme_of(self, module: str) -> Scheme | None:
+    def scheme_of(self, module: str) -> StoredScheme | None:
         return self.scheme.scheme_for(module) if self.scheme is not None else None
 
     def bytes_of(self, parameter: Parameter, place: Placement) -> int:
@@ -130,7 +132,7 @@ class WeightModel:
 
     def _scheme_refusals(self, place: Placement) -> Iterator[str]:
         """Shards that are no whole number of groups, blocks or packed words; each kind of module and scheme once."""
-        seen: set[tuple[str, tuple[int, ...], Scheme]] = set()
+        seen: set[tuple[str, tuple[int, ...], StoredScheme]] = set()
         for parameter in self.arch.parameters():
             if not parameter.linear or len(parameter.shape) != 2:
                 continue
@@ -146,7 +148,9 @@ class WeightModel:
             yield from _shard_refusal(parameter, scheme, leaf, tp, packed_words=not self.plugin)
 
 
-def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int, *, packed_words: bool) -> Iterator[str]:
+def _shard_refusal(
+    parameter: Parameter, scheme: StoredScheme, leaf: str, tp: int, *, packed_words: bool
+) -> Iterator[str]:
     """Why a matrix cannot be cut for ``tp`` ranks.
 
     Args:
@@ -154,17 +158,17 @@ def _shard_refusal(parameter: Parameter, scheme: Scheme, leaf: str, tp: int, *, 
             words and blocks. This plugin unpacks the matrix first and slices its rows anywhere, columns between groups.
     """
     out_features, in_features = parameter.shape
+    step = get_format(scheme).shard_step(scheme, in_features) if packed_words else canonical_step(scheme)
     if parameter.role in ("row", "expert_row") and in_features % tp == 0:
-        if tp not in scheme.legal_tp(in_features, (tp,)):
-            step, kind = (scheme.block[1], "block") if scheme.block else (scheme.group_size, "group")
-            legal = [t for t in scheme.legal_tp(in_features, range(2, 65)) if t & (t - 1) == 0]
+        if not fits_columns(step, in_features, tp):
+            legal = [t for t in (2, 4, 8, 16, 32, 64) if fits_columns(step, in_features, t)]
             works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"
-            yield f"{leaf} {in_features}/{tp} = {in_features // tp} is not a multiple of {kind} {step}{works}"
-        elif packed_words and scheme.storage == "gptq" and in_features // tp * scheme.bits % 32:
-            yield f"{leaf} {in_features}/{tp} = {in_features // tp} does not fill 32-bit words at {scheme.bits} bits"
-    elif packed_words and parameter.role in ("column", "kv", "expert_column"):
+            yield _not_whole(leaf, in_features, tp, in_features // tp, step.columns, step.columns_unit, works)
+    elif parameter.role in ("column", "kv", "expert_column"):
         shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
-        if scheme.block is not None and shard % scheme.block[0]:
-            yield f"{leaf} {out_features}/{tp} = {shard} is not a multiple of block {scheme.block[0]}"
-        elif scheme.storage == "awq" and shard * scheme.bits % 32:
-            yield f"{leaf} {out_features}/{tp} = {shard} does not fill 32-bit words at {scheme.bits} bits"
+        if shard % step.rows:
+            yield _not_whole(leaf, out_features, tp, shard, step.rows, step.rows_unit, "")
+
+
+def _not_whole(leaf: str, size: int, tp: int, shard: int, step: int, unit: str, works: str) -> str:
+    return f"{leaf} {size}/{tp} = {shard} is not a multiple of {unit} {step}{works}"

@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.formats.registry import code_leaves, module_shape, side_leaves
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_serve.plan.model.arch import ModelArch, Parameter, Role
 
 _COLUMN = {"q_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "fc1", "c_fc", "wq", "q_b_proj", "kv_b_proj",
@@ -25,9 +26,6 @@ _ROW = {"o_proj", "down_proj", "w2", "wo", "out_proj", "dense", "fc2", "c_proj",
 _VOCAB = {"embed_tokens", "lm_head", "tok_embeddings", "output", "wte", "word_embeddings"}
 _FLOAT32 = {"A_log", "e_score_correction_bias", "correct_output_scale"}
 _CERTAIN = ("column", "row", "vocab", "replicated")
-_QUANTIZED_LEAVES = {"qweight", "weight_packed"}
-_SIDE_LEAVES = {"qzeros", "scales", "g_idx", "weight_scale", "weight_scale_inv", "weight_zero_point", "weight_shape",
-                "weight_g_idx", "input_scale", "k_scale", "v_scale", "weight_scale_2", "input_zero_point"}  # fmt: skip
 _LAYER = re.compile(r"^(?:model\.|language_model\.|transformer\.|backbone\.|decoder\.)*(?:layers|h|blocks)\.(\d+)\.")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _SKIP = ("rotary_emb.inv_freq", "rotary_pos_emb", ".masked_bias", ".attn.bias")
@@ -44,20 +42,6 @@ def role_of(module: str) -> Role:
     if leaf in _KV:
         return "kv"
     return "vocab" if leaf in _VOCAB else "replicated"
-
-
-def logical_shape(leaf: str, info: TensorInfo, scheme: Scheme | None) -> tuple[int, ...] | None:
-    """(out_features, in_features) of a packed tensor; None where it is unknown."""
-    if leaf not in _QUANTIZED_LEAVES:
-        return info.shape
-    if scheme is None or len(info.shape) != 2:
-        return None
-    rows, columns = info.shape
-    if leaf == "weight_packed":
-        return rows, columns * 32 // scheme.bits
-    if scheme.storage == "awq":
-        return columns * 32 // scheme.bits, rows
-    return columns, rows * 32 // scheme.bits
 
 
 def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | None) -> ModelArch:
@@ -131,15 +115,18 @@ def _counted(parameter: Parameter, experts: Counter[tuple[str, str, tuple[int, .
 
 
 def _parameters(
-    module: str, leaf: str, info: TensorInfo, leaves: dict[str, TensorInfo], scheme: Scheme | None, arch: ModelArch,
-    kv_heads: int,
+    module: str, leaf: str, info: TensorInfo, leaves: dict[str, TensorInfo], scheme: StoredScheme | None,
+    arch: ModelArch, kv_heads: int,
 ) -> list[Parameter]:  # fmt: skip
     """The logical parameters that one tensor of a module stands for."""
-    packed = bool(_QUANTIZED_LEAVES & leaves.keys()) or "weight_scale" in leaves or "weight_scale_inv" in leaves
-    if scheme is not None and packed and leaf in _SIDE_LEAVES:
+    codes = code_leaves()
+    packed = bool(codes & leaves.keys()) or "weight_scale" in leaves or "weight_scale_inv" in leaves
+    if scheme is not None and packed and leaf in side_leaves():
         return []  # counted with the weight, by the scheme
-    role = role_of(module) if leaf in ("weight", "bias") or leaf in _QUANTIZED_LEAVES else role_of(f"{module}.{leaf}")
-    shape = logical_shape(leaf, info, scheme)
+    role = role_of(module) if leaf in ("weight", "bias") or leaf in codes else role_of(f"{module}.{leaf}")
+    shape: tuple[int, ...] | None = info.shape
+    if leaf in codes:
+        shape = module_shape(leaves, scheme) if scheme is not None and len(info.shape) == 2 else None
     itemsize = 4 if leaf in _FLOAT32 else 0
     if shape is None or info.dtype in ("U8", "F4") or (scheme is None and packed):
         if len(info.shape) > 2 and module.endswith(".experts"):
@@ -147,7 +134,7 @@ def _parameters(
                 Parameter(f"{module}.{leaf}", info.shape[1:], _raw_role(role), count=info.shape[0], nbytes=info.nbytes)
             ]
         return [Parameter(f"{module}.{leaf}", info.shape, _raw_role(role), nbytes=info.nbytes)]
-    name = f"{module}.{'weight' if leaf in _QUANTIZED_LEAVES else leaf}"
+    name = f"{module}.{'weight' if leaf in codes else leaf}"
     looked_up = role == "vocab" and module.rpartition(".")[2] not in ("lm_head", "output")
     is_weight = name.endswith(".weight") and len(shape) == 2 and not looked_up
     quantized = is_weight and (packed or scheme is None or "weight" in leaves)

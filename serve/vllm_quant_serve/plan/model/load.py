@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.in_tree import has_experts
+from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.formats.registry import has_experts
 from vllm_quant_plugin.online import quantizes_online
-from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.model.arch import ModelArch
 from vllm_quant_serve.plan.model.families import describe
 from vllm_quant_serve.plan.model.headers import with_headers
 from vllm_quant_serve.plan.model.online import scheme_while_loading
-from vllm_quant_serve.plan.model.schemes import read_scheme
 from vllm_quant_serve.plan.model.source import read_model
 from vllm_quant_serve.plan.request import PlanRequest
 
@@ -56,7 +56,8 @@ def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Mo
     if not isinstance(checkpoint.config, dict):
         raise CheckpointError("config.json: expected a JSON object", "copy the file again")
     arch = describe(checkpoint.config)
-    scheme = read_scheme(checkpoint.quantization_config)
+    config = checkpoint.quantization_config
+    scheme = parse_quantization_config(config) if config else None
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, scheme)
         if arch.guessed:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, PER_TENSOR
 from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.formats.compressed_tensors import FLOAT_QUANTIZED
 from vllm_quant_plugin.online import online_scheme, quantizes_online
-from vllm_quant_plugin.scheme import PER_CHANNEL, PER_TENSOR, ModelScheme, Scheme
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 # vLLM's own methods; the scale of the activations is not stored, so that only the weights count here.
 _IN_TREE = {
-    "fp8": Scheme("float-quantized", "fp8_e4m3", 8, PER_TENSOR),
-    "fp8_per_channel": Scheme("float-quantized", "fp8_e4m3", 8, PER_CHANNEL),
+    "fp8": StoredScheme(E4M3, PER_TENSOR, storage=FLOAT_QUANTIZED),
+    "fp8_per_channel": StoredScheme(E4M3, PER_CHANNEL, storage=FLOAT_QUANTIZED),
 }
 
 

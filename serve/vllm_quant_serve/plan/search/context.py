@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_quant_plugin.errors import NoFeasiblePlanError
-from vllm_quant_plugin.in_tree import Host, plugin_method, why_in_tree_rejects
-from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_plugin.formats import Host, get_format, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.devices.pool import DEFAULT_UTILIZATION, Devices
 from vllm_quant_serve.plan.memory.kv import KvLayout, KvSettings, kv_layouts
@@ -17,7 +17,6 @@ from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.model.arch import ModelArch
 from vllm_quant_serve.plan.model.families.decoder import DTYPE_BYTES
 from vllm_quant_serve.plan.model.load import Model
-from vllm_quant_serve.plan.model.schemes import SIZE_ONLY, FloatScheme
 from vllm_quant_serve.plan.request import PlanRequest
 from vllm_quant_serve.plan.search.engine_defaults import (
     block_size,
@@ -79,10 +78,10 @@ def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> s
 def served_by_plugin(model: Model, devices: Devices, quantization: str | None) -> Server:
     """The device whose packed layout holds the weights when this plugin serves them, else "".
 
-    By flag, or because vLLM's own methods refuse the checkpoint (``vllm_quant_plugin.in_tree``).
+    By flag, or because vLLM's own methods refuse the checkpoint (``vllm_quant_plugin.formats``).
     """
     scheme = model.scheme
-    if scheme is None or any(isinstance(s, FloatScheme) for s in (scheme.default, *(r.scheme for r in scheme.rules))):
+    if scheme is None or not all(get_format(s).readable(s) for s in scheme.schemes()):
         return ""
     device: Literal["cpu", "cuda"] = "cpu" if devices.is_cpu else "cuda"
     asked = scheme.method if model.online else quantization or ""
@@ -104,7 +103,7 @@ def with_scheme(context: Context, scheme: ModelScheme | None) -> Context:
 
 
 def _refuse_unserved(scheme: ModelScheme | None, weights: WeightModel) -> None:
-    if scheme is not None and scheme.method in SIZE_ONLY:
+    if scheme is not None and any(get_format(s).removed for s in scheme.schemes()):
         held = weights.weights(Placement()).worst / GIB
         raise NoFeasiblePlanError(
             f"vLLM has no {scheme.method} method any more; the weights would take {held:.2f} GiB",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_quant_plugin.scheme import ActivationScheme, ModelScheme, Scheme
+from vllm_quant_kernels.scheme import E4M3, ActivationScheme, Int
+from vllm_quant_plugin.formats.compressed_tensors import FLOAT_QUANTIZED, INT_QUANTIZED
+from vllm_quant_plugin.formats.gptq import GPTQ_V2
+from vllm_quant_plugin.schemes import ModelScheme, Storage, StoredScheme
 
 _KURTIC = "Kurtic et al. 2024, arXiv:2411.02355"
 _AWQ = "Lin et al. 2023, arXiv:2306.00978, Llama-2 7B, WikiText-2"
@@ -24,14 +27,15 @@ METHODS = (
     Method("BF16", None, "none", ""),
     Method(
         "FP8",
-        ModelScheme("vqp_fp8", Scheme("float-quantized", "fp8_e4m3", 8, -1, activation=ActivationScheme("fp8_e4m3"))),
+        ModelScheme("vqp_fp8", StoredScheme(E4M3, -1, activation=ActivationScheme(E4M3), storage=FLOAT_QUANTIZED)),
         "below 1% of task accuracy", _KURTIC,
     ),
     Method(
-        "INT8", ModelScheme("vqp_int8", Scheme("int-quantized", "int", 8, -1, activation=ActivationScheme("int"))),
+        "INT8",
+        ModelScheme("vqp_int8", StoredScheme(Int(8), -1, activation=ActivationScheme(Int(8)), storage=INT_QUANTIZED)),
         "1 to 3% of task accuracy", _KURTIC,
     ),
-    Method("AWQ-4", ModelScheme("awq", Scheme("awq", bits=4, group_size=128, symmetric=False)),
+    Method("AWQ-4", ModelScheme("awq", StoredScheme(Int(4), 128, symmetric=False, storage=Storage("awq"))),
            "perplexity +2.4%", _AWQ),
-    Method("GPTQ-3", ModelScheme("gptq", Scheme("gptq", bits=3, group_size=128)), "perplexity +18%", _AWQ),
+    Method("GPTQ-3", ModelScheme("gptq", StoredScheme(Int(3), 128, storage=GPTQ_V2)), "perplexity +18%", _AWQ),
 )  # fmt: skip

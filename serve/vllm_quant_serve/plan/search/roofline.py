@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vllm_quant_plugin.scheme import ModelScheme
+from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.devices.gpus import Gpu
 from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.model.arch import Cache, Parameter
@@ -65,7 +65,7 @@ def compute_dtype(gpu: Gpu, scheme: ModelScheme | None) -> str:
     """The key of ``Gpu.flops`` at which the GEMMs run: 8 bits only where activations are quantized and the GPU can."""
     default = scheme.default if scheme is not None else None
     if default is not None and default.activation is not None and default.activation.bits == 8:
-        kind = "int8" if default.activation.kind == "int" else "fp8"
+        kind = "int8" if default.is_int else "fp8"
         return kind if kind in gpu.flops else "bf16"
     return "bf16"
 

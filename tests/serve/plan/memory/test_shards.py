@@ -2,7 +2,9 @@
 
 import pytest
 
-from vllm_quant_plugin.scheme import ModelScheme, Rule, Scheme
+from vllm_quant_kernels.scheme import E4M3, Int
+from vllm_quant_plugin.formats.gptq import GPTQ_V2
+from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.model.arch import Layer, ModelArch, Parameter
@@ -26,9 +28,21 @@ def refusals(weights, tp):
 @pytest.mark.parametrize(
     ("scheme", "shape", "role", "tp", "reason"),
     [
-        (Scheme("gptq", bits=3, group_size=-1), (64, 80), "row", 2, "o_proj 80/2 = 40 does not fill 32-bit words"),
-        (Scheme("awq", bits=4, group_size=32), (24, 64), "column", 2, "q_proj 24/2 = 12 does not fill 32-bit words"),
-        (Scheme("fp8", "fp8_e4m3", 8, 128, block=(128, 128)), (192, 256), "column", 2, "is not a multiple of block"),
+        (StoredScheme(Int(3), -1, storage=GPTQ_V2), (64, 80), "row", 2, "o_proj 80/2 = 40 does not fill 32-bit words"),
+        (
+            StoredScheme(Int(4), 32, storage=Storage("awq")),
+            (24, 64),
+            "column",
+            2,
+            "q_proj 24/2 = 12 does not fill 32-bit words",
+        ),
+        (
+            StoredScheme(E4M3, 128, block=(128, 128), storage=Storage("fp8")),
+            (192, 256),
+            "column",
+            2,
+            "is not a multiple of block",
+        ),
     ],
 )
 def test_only_vllms_own_methods_need_whole_words_and_blocks(scheme, shape, role, tp, reason):
@@ -41,20 +55,20 @@ def test_only_vllms_own_methods_need_whole_words_and_blocks(scheme, shape, role,
 
 @pytest.mark.parametrize("plugin", ["", "cpu", "cuda"])
 def test_nobody_cuts_a_group(plugin):
-    weights = model(ModelScheme("gptq", Scheme("gptq", bits=4, group_size=128)), (64, 384), plugin=plugin)
+    weights = model(ModelScheme("gptq", StoredScheme(Int(4), 128, storage=GPTQ_V2)), (64, 384), plugin=plugin)
     (refusal,) = refusals(weights, 2)
     assert refusal == "o_proj 384/2 = 192 is not a multiple of group 128; only TP 1 works"
 
 
 def test_a_first_layer_in_16_bits_hides_no_other():
-    quantized = Scheme("gptq", bits=4, group_size=128)
+    quantized = StoredScheme(Int(4), 128, storage=GPTQ_V2)
     weights = model(ModelScheme("gptq", quantized, (Rule("layers.0", None, "path"),)), (64, 384), (64, 384))
     assert len(refusals(weights, 2)) == 1
 
 
 def test_layers_of_the_same_shape_are_judged_by_their_own_schemes():
     """Mixed precision: the first layer's groups divide, the second's do not."""
-    fine, coarse = Scheme("gptq", bits=4, group_size=32), Scheme("gptq", bits=4, group_size=128)
+    fine, coarse = StoredScheme(Int(4), 32, storage=GPTQ_V2), StoredScheme(Int(4), 128, storage=GPTQ_V2)
     weights = model(ModelScheme("gptq", coarse, (Rule("layers.0", fine, "path"),)), *[(64, 384)] * 3)
     (refusal,) = refusals(weights, 2)
     assert "group 128" in refusal

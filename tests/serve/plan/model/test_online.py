@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vllm_quant_kernels.scheme import E4M3, Int
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
@@ -17,16 +18,16 @@ def online(folder, quantization, **options):
 
 
 @pytest.mark.parametrize(
-    ("quantization", "options", "kind"),
+    ("quantization", "options", "value"),
     [
-        ("vqp_fp8", {}, "fp8_e4m3"),
-        ("vqp_int8", {}, "int"),
-        ("int8", {}, "int"),
+        ("vqp_fp8", {}, E4M3),
+        ("vqp_int8", {}, Int(8)),
+        ("int8", {}, Int(8)),
         ("vqp_fp8", {"activations": "none"}, None),
         ("vqp_int8", {"activations": "none", "group_size": 128}, None),
     ],
 )
-def test_activations_are_planned_as_the_method_serves_them(model_folder, quantization, options, kind):
+def test_activations_are_planned_as_the_method_serves_them(model_folder, quantization, options, value):
     pytest.importorskip("vllm")
     from vllm_quant_plugin.methods.fp8 import VqpFp8Config
     from vllm_quant_plugin.methods.int8 import VqpInt8Config
@@ -35,7 +36,7 @@ def test_activations_are_planned_as_the_method_serves_them(model_folder, quantiz
     served = config.from_config({"quant_method": quantization, **options}).model
     scheme = online(model_folder("llama-3.2-1b"), quantization, **options)
     assert (scheme.method, scheme.default, scheme.rules) == (served.method, served.default, served.rules)
-    assert (scheme.default.activation.kind if scheme.default.activation else None) == kind
+    assert (scheme.default.activation.value if scheme.default.activation else None) == value
 
 
 def test_options_change_the_bytes(model_folder):

@@ -3,11 +3,10 @@
 import pytest
 
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.memory.overhead import all_reduce_bytes, overheads_of
-from vllm_quant_serve.plan.memory.storage import matrix_bytes
-from vllm_quant_serve.plan.model.schemes import read_scheme
 
 
 def test_an_8_bit_cache_is_taken_where_nothing_else_fits(model_folder):
@@ -116,10 +115,9 @@ def test_an_unknown_family_with_experts_is_not_guessed(model_folder):
 )  # fmt: skip
 def test_bitsandbytes_is_weighed_and_refused(model_folder, options, nbytes):
     config = {"quant_method": "bitsandbytes", **options}
-    scheme = read_scheme(config)
-    assert scheme is not None
+    scheme = parse_quantization_config(config)
     assert scheme.default is not None
-    assert matrix_bytes(scheme.default, 256, 1024, 1024, 2) == nbytes
+    assert get_format(scheme.default).in_tree_bytes(scheme.default, 256, 1024, 1024, 2) == nbytes
     with pytest.raises(NoFeasiblePlanError, match=r"no bitsandbytes method any more; the weights would take \d"):
         make_plan(PlanRequest(model_folder("llama-3.1-8b", quantization_config=config), gpu=("h100",)))
 
