@@ -19,6 +19,7 @@ from vllm_quant_kernels.scheme import Int, WeightScheme
 from vllm_quant_plugin.errors import CheckpointError, UsageError
 from vllm_quant_plugin.formats.base import (
     FLOATS,
+    WORD,
     Format,
     Headers,
     Provenance,
@@ -146,7 +147,7 @@ class AwqFormat(Format):
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         step = canonical_step(scheme)
-        return replace(step, rows=32 // scheme.bits, rows_unit="32-bit word")
+        return replace(step, rows=32 // scheme.bits, rows_unit=WORD)
 
     def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
         words = 4 * -(-n * scheme.bits // 32)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, torch.Tensor]
 
+# The unit of a step where packed words must stay whole.
+WORD = "32-bit word"
 FLOATS = ("float16", "bfloat16", "float32")
 INDICES = ("int32", "int64")
 # The expert count of a mixture of experts, by every name that a model family gives it.
@@ -66,7 +68,7 @@ class ShardStep:
     Attributes:
         rows: output features of a column-parallel shard.
         columns: input features of a row-parallel shard.
-        rows_unit, columns_unit: what one step is, for messages: ``group``, ``block``, ``32-bit word``.
+        rows_unit, columns_unit: what one step is, for messages: ``group``, ``block``, ``WORD``.
     """
 
     rows: int = 1

@@ -21,6 +21,7 @@ from vllm_quant_plugin.errors import CheckpointError, UsageError
 from vllm_quant_plugin.formats.base import (
     FLOATS,
     INDICES,
+    WORD,
     Format,
     Headers,
     Provenance,
@@ -180,7 +181,7 @@ class GptqFormat(Format):
         if step.columns > 1:
             return step
         # Whole words: 32 / bits columns; 3-bit fields cross words and meet a border every 32.
-        return ShardStep(columns=32 // scheme.bits if 32 % scheme.bits == 0 else 32, columns_unit="32-bit word")
+        return ShardStep(columns=32 // scheme.bits if 32 % scheme.bits == 0 else 32, columns_unit=WORD)
 
     def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
         groups = scheme.groups(full_k) if scheme.act_order else scheme.groups(k)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.formats.base import canonical_step, fits_columns
+from vllm_quant_plugin.formats.base import WORD, canonical_step, fits_columns
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_serve.plan.memory.storage import Placement, Server, padded_vocab, parameter_bytes
 from vllm_quant_serve.plan.model.arch import ModelArch, Parameter
@@ -163,12 +163,15 @@ def _shard_refusal(
         if not fits_columns(step, in_features, tp):
             legal = [t for t in (2, 4, 8, 16, 32, 64) if fits_columns(step, in_features, t)]
             works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"
-            yield _not_whole(leaf, in_features, tp, in_features // tp, step.columns, step.columns_unit, works)
+            cut = f"{leaf} {in_features}/{tp} = {in_features // tp}"
+            yield f"{cut} {_not_whole(step.columns, step.columns_unit, scheme)}{works}"
     elif parameter.role in ("column", "kv", "expert_column"):
         shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
         if shard % step.rows:
-            yield _not_whole(leaf, out_features, tp, shard, step.rows, step.rows_unit, "")
+            yield f"{leaf} {out_features}/{tp} = {shard} {_not_whole(step.rows, step.rows_unit, scheme)}"
 
 
-def _not_whole(leaf: str, size: int, tp: int, shard: int, step: int, unit: str, works: str) -> str:
-    return f"{leaf} {size}/{tp} = {shard} is not a multiple of {unit} {step}{works}"
+def _not_whole(step: int, unit: str, scheme: StoredScheme) -> str:
+    if unit == WORD:
+        return f"does not fill 32-bit words at {scheme.bits} bits"
+    return f"is not a multiple of {unit} {step}"
