@@ -7,7 +7,7 @@ A ``StoredScheme`` is a ``WeightScheme`` (what the weight is) with a ``Storage``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -33,6 +33,11 @@ class Storage:
     def __getitem__(self, name: str) -> Any:
         return dict(self.options)[name]
 
+    @property
+    def label(self) -> str:
+        """The most specific name: of the layout where the format has several, else of the format."""
+        return str(dict(self.options).get("layout", self.format))
+
 
 @dataclass(frozen=True)
 class StoredScheme(WeightScheme):
@@ -44,6 +49,15 @@ class StoredScheme(WeightScheme):
     def of(cls, weight: WeightScheme, storage: Storage) -> StoredScheme:
         """``weight``, stored as ``storage`` says."""
         return cls(**{f.name: getattr(weight, f.name) for f in fields(WeightScheme)}, storage=storage)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``from_json`` is its inverse."""
+        return {**self.weight.to_json(), "storage": {"format": self.storage.format, **dict(self.storage.options)}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StoredScheme:
+        """The scheme that ``to_json`` wrote."""
+        return cls.of(WeightScheme.from_json(values), Storage.of(**values["storage"]))
 
     @property
     def weight(self) -> WeightScheme:

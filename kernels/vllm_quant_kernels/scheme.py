@@ -8,8 +8,9 @@ channel and ``PER_TENSOR`` one scale for the whole tensor. N is out_features, K 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 PER_CHANNEL = -1
 PER_TENSOR = 0
@@ -143,6 +144,31 @@ class WeightScheme:
     activation: ActivationScheme | None = None
     transform: str | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``from_json`` is its inverse."""
+        act = self.activation
+        return {
+            **{f.name: getattr(self, f.name) for f in fields(WeightScheme)},
+            "value": _value_to_json(self.value),
+            "scale": asdict(self.scale),
+            "activation": None if act is None else {**asdict(act), "value": _value_to_json(act.value)},
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> WeightScheme:
+        """The scheme that ``to_json`` wrote; further keys are left alone."""
+        known = {f.name: values[f.name] for f in fields(WeightScheme)}
+        act, block = known["activation"], known["block"]
+        return cls(
+            **{
+                **known,
+                "value": _value_from_json(known["value"]),
+                "block": tuple(block) if block else None,
+                "scale": ScaleType(**known["scale"]),
+                "activation": ActivationScheme(**{**act, "value": _value_from_json(act["value"])}) if act else None,
+            }
+        )
+
     @property
     def bits(self) -> int:
         """Bits per code, rounded up for vector codebooks of less than a whole bit per weight."""
@@ -189,5 +215,19 @@ class WeightScheme:
         return name
 
 
+_VALUE_TYPES: dict[str, type[ValueType]] = {
+    "int": Int, "float": Float, "codebook": Codebook, "vectors": VectorCodebook
+}  # fmt: skip
+
+
+def _value_to_json(value: ValueType) -> dict[str, Any]:
+    kind = next(name for name, cls in _VALUE_TYPES.items() if isinstance(value, cls))
+    return {"type": kind, **asdict(value)}
+
+
+def _value_from_json(values: Mapping[str, Any]) -> ValueType:
+    return _VALUE_TYPES[values["type"]](**{name: value for name, value in values.items() if name != "type"})
+
+
 # Value type, group and scale that together have a name of their own.
-_STANDARD = {(E2M1, 32, "e8m0"): "MXFP4", (E2M1, 16, "e4m3"): "NVFP4"}
+_STANDARD: dict[tuple[ValueType, int, str], str] = {(E2M1, 32, "e8m0"): "MXFP4", (E2M1, 16, "e4m3"): "NVFP4"}

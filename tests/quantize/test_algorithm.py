@@ -13,9 +13,11 @@ import torch
 import typer
 
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.quantize import algorithm as registry
 from vllm_quant_plugin.quantize.algorithm import Algorithm, Cost, LayerTask, SolvedLayer, register_algorithm
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
@@ -23,7 +25,7 @@ from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
 from vllm_quant_plugin.rtn import quantize_int
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,9 @@ class Toy(Algorithm):
     bits = (3, 4)
     options = ToyOptions
 
-    def scheme(self, request: SchemeRequest) -> Scheme:
+    def scheme(self, request: SchemeRequest) -> StoredScheme:
         bits, group_size = self.integer_weights(request, group_size=64)
-        return Scheme("pack-quantized", "int", bits, group_size)
+        return StoredScheme(Int(bits), group_size, storage=PACK_QUANTIZED)
 
     def cost(self, layer: Sequence[Linear], tokens: int, options: ToyOptions) -> Cost:
         return Cost(seconds=1000.0)
@@ -59,7 +61,7 @@ class Toy(Algorithm):
             solved.weights[name] = quantize_int(weight, scheme.bits, scheme.group_size, scale_dtype=task.dtype)
         return solved
 
-    def round_weight(self, weight: torch.Tensor, scheme: Scheme, peak: float | None = None) -> CanonicalWeight:
+    def round_weight(self, weight: torch.Tensor, scheme: StoredScheme, peak: float | None = None) -> CanonicalWeight:
         raise AssertionError("it needs data")
 
 

@@ -14,9 +14,10 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import OutputError
 from vllm_quant_plugin.formats import get_format, parse_quantization_config
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.io.report import hash_tensor_files
-from vllm_quant_plugin.quantize.modules import linear_modules, siblings
+from vllm_quant_plugin.quantize.modules import linear_modules
 
 MODULES = 2 * 7
 

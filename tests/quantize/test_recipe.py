@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_plugin.quantize.algorithm import default_method
 from vllm_quant_plugin.quantize.io.config_writer import quantization_config
 from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
@@ -37,7 +37,7 @@ LEVELS = [
 @pytest.mark.parametrize(("method", "level", "scheme", "storage"), LEVELS)
 def test_level(method: str, level: str | None, scheme: str, storage: str) -> None:
     recipe = make_recipe(method, level=level)
-    assert (recipe.scheme.describe(), recipe.scheme.storage) == (scheme, storage)
+    assert (recipe.scheme.describe(), recipe.scheme.storage.label) == (scheme, storage)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ EIGHT_BIT = [
 @pytest.mark.parametrize(("method", "options", "scheme", "storage", "smooth"), EIGHT_BIT)
 def test_measured_scales(method: str, options: dict, scheme: str, storage: str, smooth: object) -> None:
     recipe = make_recipe(method, **options)
-    assert (recipe.scheme.describe(), recipe.scheme.storage, getattr(recipe.options, "smooth", None)) == (
+    assert (recipe.scheme.describe(), recipe.scheme.storage.label, getattr(recipe.options, "smooth", None)) == (
         scheme,
         storage,
         smooth,

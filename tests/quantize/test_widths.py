@@ -32,7 +32,7 @@ def test_run(small_model: Path, short_text: str, tmp_path: Path, method: str, op
     for module in linear_modules(before):
         scheme = model.scheme_for(module.name)
         assert scheme == recipe.scheme
-        assert scheme.storage == storage
+        assert scheme.storage.label == storage
         names = [n for n in after.tensors if n.rpartition(".")[0] == module.name]
         tensors = {n.rpartition(".")[2]: read_tensor(after, n) for n in names}
         layout, shape = get_format(scheme), (module.out_features, module.in_features)

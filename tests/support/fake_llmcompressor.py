@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.algorithms.rtn import quantize_weight
 from vllm_quant_plugin.quantize.io.shards import read_tensor
 from vllm_quant_plugin.quantize.modules import linear_modules

@@ -57,6 +57,7 @@ class AwqFormat(Format):
     methods: ClassVar[tuple[str, ...]] = ("awq",)
     leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
     target: ClassVar[bool] = True
+    mixed: ClassVar[bool] = False
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)

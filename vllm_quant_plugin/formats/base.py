@@ -98,6 +98,7 @@ class Format(ABC):
         methods: the values of ``quant_method`` that mean it, in lower case.
         leaves: last name components of its tensors; the first holds the codes, the rest belongs to them.
         target: whether ``convert --to`` and ``quantize`` can write it.
+        mixed: whether modules of one checkpoint may have different bits.
         removed: vLLM dropped its method and the plugin has none: such a checkpoint is sized, so that the refusal can
             say how large it is.
     """
@@ -106,6 +107,7 @@ class Format(ABC):
     methods: ClassVar[tuple[str, ...]]
     leaves: ClassVar[tuple[str, ...]] = ("weight",)
     target: ClassVar[bool] = False
+    mixed: ClassVar[bool] = True
     removed: ClassVar[bool] = False
 
     # ------------------------------------------------------------------------------------------ the config

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vllm_quant_kernels.scheme import PER_CHANNEL, ActivationScheme
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest
-from vllm_quant_plugin.scheme import PER_CHANNEL, ActivationScheme, Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +76,7 @@ class LayerTask:
     """
 
     layer: nn.Module
-    schemes: Mapping[str, Scheme]
+    schemes: Mapping[str, StoredScheme]
     batches: list[torch.Tensor]
     kwargs: Mapping[str, Any]
     options: Any
@@ -119,8 +120,8 @@ class Library:
     """
 
     name: str
-    job: Callable[[Scheme, Any], dict[str, Any]]
-    refusal: Callable[[Scheme], str | None] = lambda scheme: None
+    job: Callable[[StoredScheme, Any], dict[str, Any]]
+    refusal: Callable[[StoredScheme], str | None] = lambda scheme: None
     own_environment: bool = False
 
 
@@ -150,14 +151,14 @@ class Algorithm(ABC):
     libraries: ClassVar[tuple[Library, ...]] = ()
 
     @abstractmethod
-    def scheme(self, request: SchemeRequest) -> Scheme:
+    def scheme(self, request: SchemeRequest) -> StoredScheme:
         """What a linear module becomes.
 
         Raises:
             UsageError: the algorithm cannot make it.
         """
 
-    def resolve(self, given: Mapping[str, Any], scheme: Scheme, library: Library | None) -> Any:
+    def resolve(self, given: Mapping[str, Any], scheme: StoredScheme, library: Library | None) -> Any:
         """``options`` from those the user gave; here is where a default depends on the scheme or the library.
 
         Raises:
@@ -165,7 +166,7 @@ class Algorithm(ABC):
         """
         return self.options(**given)
 
-    def calibrated(self, scheme: Scheme, options: Any) -> bool:
+    def calibrated(self, scheme: StoredScheme, options: Any) -> bool:
         """Whether a run needs calibration text."""
         return not self.data_free or (scheme.activation is not None and not scheme.activation.dynamic)
 
@@ -177,7 +178,7 @@ class Algorithm(ABC):
     def solve(self, task: LayerTask) -> SolvedLayer:
         """Quantize one decoder layer with calibration data."""
 
-    def round_weight(self, weight: torch.Tensor, scheme: Scheme, peak: float | None = None) -> CanonicalWeight:
+    def round_weight(self, weight: torch.Tensor, scheme: StoredScheme, peak: float | None = None) -> CanonicalWeight:
         """Quantize one (N, K) weight without data.
 
         Args:
@@ -188,7 +189,7 @@ class Algorithm(ABC):
         """
         raise NotImplementedError(f"{self.name} needs calibration data")
 
-    def solve_module(self, weight: torch.Tensor, scheme: Scheme, options: Any, moments: Moments) -> torch.Tensor:
+    def solve_module(self, weight: torch.Tensor, scheme: StoredScheme, options: Any, moments: Moments) -> torch.Tensor:
         """The float32 (N, K) weight after quantization, as far as one module alone shows it; see ``mixed_bits``."""
         raise NotImplementedError(f"{self.name} has no mixed precision")
 
@@ -241,7 +242,7 @@ class Algorithm(ABC):
         if request.quantize_activations:
             raise UsageError(f"{self.name} quantizes weights only", "use -m int8 for 8-bit activations")
 
-    def with_activations(self, scheme: Scheme, activations: str | None) -> Scheme:
+    def with_activations(self, scheme: StoredScheme, activations: str | None) -> StoredScheme:
         """``scheme`` with dynamic or static activation scales as ``--activations`` says.
 
         Raises:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
 from vllm_quant_plugin.errors import CheckpointError, UsageError
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.io.storage import alignment_problem
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|decoder_layers)\.\d+\.")
 # Towers and heads that vLLM runs in 16 bits, and small projections that decide, not transform.
@@ -21,9 +22,6 @@ MOMENT_BYTES = 1 << 30
 # From this size on the matrix that GPTQ works on is spilled to disk, not copied.
 SPILL_BYTES = 1 << 29
 FLOAT_DTYPES = ("BF16", "F16", "F32")
-# Modules that vLLM loads as one matrix.
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
-FUSED_NAMES = {FUSED[0]: "qkv_proj", FUSED[1]: "gate_up_proj", FUSED[2]: "w13"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Linear:
 class QuantizedLinear(Linear):
     """A linear module and what it becomes."""
 
-    scheme: Scheme
+    scheme: StoredScheme
 
 
 def _matrices(checkpoint: Checkpoint) -> Iterator[Linear]:
@@ -69,15 +67,6 @@ def kept_modules(checkpoint: Checkpoint, chosen: Container[str]) -> list[str]:
     """Matrices outside ``chosen`` that vLLM may build as a linear module: heads, routers, towers."""
     kept = [m.name for m in _matrices(checkpoint) if m.name not in chosen and "embed_tokens" not in m.name]
     return sorted({"lm_head", *kept})
-
-
-def siblings(name: str) -> tuple[str, ...]:
-    """The modules that vLLM fuses with ``name``, itself included, in vLLM's order."""
-    stem, _, leaf = name.rpartition(".")
-    for parts in FUSED:
-        if leaf in parts:
-            return tuple(f"{stem}.{part}" for part in parts)
-    return (name,)
 
 
 def layer_of(module: str) -> str:
@@ -110,7 +99,7 @@ def check_input(checkpoint: Checkpoint) -> list[Linear]:
     return found
 
 
-def check_schemes(modules: Sequence[Linear], scheme_for: Callable[[str], Scheme | None]) -> list[QuantizedLinear]:
+def check_schemes(modules: Sequence[Linear], scheme_for: Callable[[str], StoredScheme | None]) -> list[QuantizedLinear]:
     """The modules that get a scheme; refuses one that a module's shape cannot hold, or that vLLM cannot fuse.
 
     Raises:

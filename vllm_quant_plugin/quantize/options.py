@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from vllm_quant_kernels.scheme import PER_CHANNEL
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.scheme import PER_CHANNEL
 
 LEVEL_EXAMPLES = "4bit, 4bit-64g, 4bit-128g, 4bit-actorder, 3bit, 8bit, W8A8, W8A16, W4A16, channel, tensor, block"
 _BITS_LEVEL = re.compile(r"^(?P<bits>\d+)bit(?P<more>(-(\d+g|channel|actorder|sym|asym))*)$")
@@ -24,7 +24,7 @@ class SchemeOptions:
 
     Attributes:
         level: a preset, e.g. ``4bit-64g`` or ``W8A8``; explicit values win over it.
-        bits, group_size, act_order, symmetric: see ``Scheme``.
+        bits, group_size, act_order, symmetric: see ``StoredScheme``.
         activations: ``dynamic`` or ``static``; static scales are measured on calibration text.
         kv_cache: measure and store the scales of an FP8 KV cache.
     """

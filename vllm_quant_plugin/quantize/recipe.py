@@ -14,7 +14,7 @@ from vllm_quant_plugin.option_groups import sort_into
 from vllm_quant_plugin.quantize.algorithm import Algorithm, Library, algorithms, get_algorithm
 from vllm_quant_plugin.quantize.io.storage import storage_with_kv_scales
 from vllm_quant_plugin.quantize.options import Calibration, SchemeOptions, read_request
-from vllm_quant_plugin.scheme import ActivationScheme, Rule, Scheme
+from vllm_quant_plugin.schemes import Rule, StoredScheme
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Recipe:
     """
 
     method: str
-    scheme: Scheme
+    scheme: StoredScheme
     options: Any
     backend: str = "builtin"
     calibration: Calibration | None = None
@@ -49,8 +49,8 @@ class Recipe:
         """The library that runs it, None for the built-in engine."""
         return self.algorithm.library(self.backend)
 
-    def scheme_for(self, module: str) -> Scheme | None:
-        """Scheme of a module by its name in the checkpoint, None when it stays in 16 bits."""
+    def scheme_for(self, module: str) -> StoredScheme | None:
+        """StoredScheme of a module by its name in the checkpoint, None when it stays in 16 bits."""
         return next((rule.scheme for rule in self.rules if rule.matches(module)), self.scheme)
 
     def describe(self) -> str:
@@ -61,7 +61,7 @@ class Recipe:
             what = f"mixed {'/'.join(map(str, bits))}-bit"
         data = self.calibration
         parts = [
-            f"{self.method.upper()} {what} as {self.scheme.storage} by {self.backend}",
+            f"{self.method.upper()} {what} as {self.scheme.storage.label} by {self.backend}",
             self.algorithm.describe(self.options),
             "FP8 KV-cache scales" if self.kv_cache else "",
             f"{data.samples} x {data.seq_len} tokens" if data else "",
@@ -70,7 +70,11 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; ``from_json`` is its inverse."""
-        return asdict(self)
+        return {
+            **asdict(self),
+            "scheme": self.scheme.to_json(),
+            "rules": [{**asdict(rule), "scheme": rule.scheme and rule.scheme.to_json()} for rule in self.rules],
+        }
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Recipe:
@@ -81,29 +85,18 @@ class Recipe:
         """
         calibration = values["calibration"]
         rules = tuple(
-            Rule(rule["pattern"], _read_scheme(rule["scheme"]) if rule["scheme"] else None, rule["mode"])
+            Rule(rule["pattern"], rule["scheme"] and StoredScheme.from_json(rule["scheme"]), rule["mode"])
             for rule in values["rules"]
         )
         return Recipe(
             **{
                 **values,
-                "scheme": _read_scheme(values["scheme"]),
+                "scheme": StoredScheme.from_json(values["scheme"]),
                 "options": get_algorithm(values["method"]).options(**values["options"]),
                 "calibration": Calibration(**calibration) if calibration else None,
                 "rules": rules,
             }
         )
-
-
-def _read_scheme(values: dict[str, Any]) -> Scheme:
-    activation, block = values["activation"], values["block"]
-    return Scheme(
-        **{
-            **values,
-            "block": tuple(block) if block else None,
-            "activation": ActivationScheme(**activation) if activation else None,
-        }
-    )
 
 
 def build_recipe(

@@ -9,16 +9,17 @@ import torch
 
 from tests.support.outlier_model import write_outlier_model
 from tests.support.simulate import log_probabilities, mean_kl
+from vllm_quant_kernels.scheme import ActivationScheme, Int
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.algorithms.int8 import choose_scale, gemm_error, smoothing_scale
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.engine.fold import Fold
 from vllm_quant_plugin.quantize.engine.statistics import AttentionRanges, Group, InputRange, spaced_rows
 from vllm_quant_plugin.quantize.io.shards import read_tensor
-from vllm_quant_plugin.quantize.modules import linear_modules, siblings
+from vllm_quant_plugin.quantize.modules import linear_modules
 from vllm_quant_plugin.rtn import quantize_int
-from vllm_quant_plugin.scheme import ActivationScheme
 
 LAYERS = 2
 
@@ -154,7 +155,7 @@ def test_search_never_loses_to_no_smoothing() -> None:
     x = torch.randn(200, 32, generator=generator)
     x[:, 5] *= 40
     found = InputRange(x.abs().amax(0), x, 200)
-    activation = ActivationScheme("int")
+    activation = ActivationScheme(Int(8))
     group = Group(["a"])
 
     def rounded(weight: torch.Tensor) -> torch.Tensor:

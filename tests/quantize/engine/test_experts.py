@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.engine.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.io.report import describe_coverage

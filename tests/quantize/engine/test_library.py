@@ -11,8 +11,7 @@ from safetensors import safe_open
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import BackendError
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.engine import library
 from vllm_quant_plugin.quantize.modules import linear_modules

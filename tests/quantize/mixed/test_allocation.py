@@ -8,6 +8,7 @@ import pytest
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.api import make_recipe
 from vllm_quant_plugin.quantize.mixed.allocation import (
     Unit,
@@ -20,7 +21,7 @@ from vllm_quant_plugin.quantize.mixed.allocation import (
 )
 from vllm_quant_plugin.quantize.mixed.api import make_target
 from vllm_quant_plugin.quantize.mixed.recipe_file import read_lines
-from vllm_quant_plugin.quantize.modules import check_input, siblings
+from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.options import MixedOptions, SchemeOptions
 from vllm_quant_plugin.text.windows import BUNDLED
 

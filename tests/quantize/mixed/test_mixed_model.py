@@ -14,13 +14,14 @@ from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.evaluate.api import evaluate_model
 from vllm_quant_plugin.formats import Host
 from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.inspect import inspect_checkpoint
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.quantize.mixed import api
 from vllm_quant_plugin.quantize.mixed.allocation import find_units
 from vllm_quant_plugin.quantize.mixed.recipe_file import apply_lines
 from vllm_quant_plugin.quantize.mixed.sensitivity import measure_units, measured_candidates
-from vllm_quant_plugin.quantize.modules import check_input, siblings
+from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
 from vllm_quant_plugin.schemes import StoredScheme
 

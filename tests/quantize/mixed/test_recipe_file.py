@@ -8,7 +8,7 @@ import pytest
 
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_plugin.quantize.api import Recipe, make_recipe
 from vllm_quant_plugin.quantize.io.config_writer import config_for
 from vllm_quant_plugin.quantize.mixed.recipe_file import apply_lines, pattern_regex, read_recipe_file

@@ -189,7 +189,7 @@ def write(
         "format": layouts.pop() if len(layouts) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "version": VERSION,
-        "config_groups": {f"group_{i}": _group(scheme, targets) for i, (scheme, targets) in enumerate(groups)},
+        "config_groups": {f"group_{i}": group_config(scheme, targets) for i, (scheme, targets) in enumerate(groups)},
         "ignore": list(ignore),
         "kv_cache_scheme": KV_CACHE_SCHEME if kv_cache else None,
         "global_compression_ratio": None,
@@ -202,7 +202,7 @@ def _strategy(scheme: StoredScheme) -> str:
     return {PER_CHANNEL: "channel", PER_TENSOR: "tensor"}.get(scheme.group_size, "group")
 
 
-def _group(scheme: StoredScheme, targets: Sequence[str]) -> dict[str, Any]:
+def group_config(scheme: StoredScheme, targets: Sequence[str]) -> dict[str, Any]:
     """One entry of ``config_groups``."""
     kind = "int" if scheme.is_int else "float"
     activation, inputs = scheme.activation, None

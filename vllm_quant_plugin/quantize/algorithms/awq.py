@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vllm_quant_kernels.scheme import Int
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.quantize.algorithm import (
     ROUND_SECONDS,
     Algorithm,
@@ -29,7 +31,7 @@ from vllm_quant_plugin.quantize.algorithm import (
 from vllm_quant_plugin.quantize.io.storage import stored_scale_dtype
 from vllm_quant_plugin.quantize.modules import Linear, moment_sizes
 from vllm_quant_plugin.quantize.options import SchemeRequest
-from vllm_quant_plugin.scheme import Scheme, StorageFormat
+from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +50,7 @@ CHUNK_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class Grid:
-    """How weights are rounded: see ``Scheme``; ``scale_dtype`` is what scales are stored in."""
+    """How weights are rounded: see ``StoredScheme``; ``scale_dtype`` is what scales are stored in."""
 
     bits: int
     group_size: int
@@ -208,13 +210,14 @@ class Awq(Algorithm):
         Library("gptqmodel", lambda scheme, options: _library_job(scheme), lambda scheme: _library_refusal(scheme)),
     )
 
-    def scheme(self, request: SchemeRequest) -> Scheme:
+    def scheme(self, request: SchemeRequest) -> StoredScheme:
         bits, group_size = self.integer_weights(request)
         self.refuse_activations(request)
         symmetric = bool(request.symmetric)
         # AutoAWQ's layout always carries zero points, and its readers take 4 bits only.
-        storage: StorageFormat = "awq" if bits == 4 and not symmetric else "pack-quantized"
-        return self.with_activations(Scheme(storage, "int", bits, group_size, symmetric), request.activations)
+        storage = Storage("awq") if bits == 4 and not symmetric else PACK_QUANTIZED
+        made = StoredScheme(Int(bits), group_size, symmetric=symmetric, storage=storage)
+        return self.with_activations(made, request.activations)
 
     def cost(self, layer: Sequence[Linear], tokens: int, options: Any) -> Cost:
         """Each candidate scale multiplies a weight with its moment once: 2 N K^2."""
@@ -256,7 +259,7 @@ class Awq(Algorithm):
                 solved.tokens[name] = found.signal
         return solved
 
-    def solve_module(self, weight: torch.Tensor, scheme: Scheme, options: Any, moments: Moments) -> torch.Tensor:
+    def solve_module(self, weight: torch.Tensor, scheme: StoredScheme, options: Any, moments: Moments) -> torch.Tensor:
         import torch
 
         grid = Grid(scheme.bits, scheme.group_size, scheme.symmetric, stored_scale_dtype(scheme, torch.bfloat16))
@@ -266,14 +269,14 @@ class Awq(Algorithm):
         return quantize(weight * scale, grid, shrink).dequantize() / scale
 
 
-def _library_job(scheme: Scheme) -> dict[str, Any]:
+def _library_job(scheme: StoredScheme) -> dict[str, Any]:
     return {
         "method": "awq", "bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric
     }  # fmt: skip
 
 
-def _library_refusal(scheme: Scheme) -> str | None:
-    return None if scheme.storage == "awq" else "writes 4-bit AWQ with zero points only"
+def _library_refusal(scheme: StoredScheme) -> str | None:
+    return None if scheme.storage.format == "awq" else "writes 4-bit AWQ with zero points only"
 
 
 def _fold_scales(

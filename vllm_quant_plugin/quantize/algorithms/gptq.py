@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.console import suppress_output
 from vllm_quant_plugin.errors import BackendError, UsageError
+from vllm_quant_plugin.formats.gptq import GPTQ_V1
 from vllm_quant_plugin.quantize.algorithm import (
     Algorithm,
     Cost,
@@ -33,7 +35,7 @@ from vllm_quant_plugin.quantize.algorithm import (
 )
 from vllm_quant_plugin.quantize.modules import MOMENT_BYTES, SPILL_BYTES, Linear, moment_sizes
 from vllm_quant_plugin.quantize.options import SchemeRequest
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
     import torch
@@ -79,12 +81,12 @@ class Gptq(Algorithm):
     preset_pattern = r"actorder$"
     libraries = (Library("gptqmodel", lambda scheme, options: _library_job(scheme, options)),)
 
-    def scheme(self, request: SchemeRequest) -> Scheme:
+    def scheme(self, request: SchemeRequest) -> StoredScheme:
         bits, group_size = self.integer_weights(request)
         self.refuse_activations(request)
-        made = Scheme(
-            "gptq", "int", bits, group_size, request.symmetric is not False,
-            act_order=request.act_order is not False, zero_offset=1,
+        made = StoredScheme(
+            Int(bits), group_size, symmetric=request.symmetric is not False,
+            act_order=request.act_order is not False, storage=GPTQ_V1,
         )  # fmt: skip
         return self.with_activations(made, request.activations)
 
@@ -141,12 +143,12 @@ class Gptq(Algorithm):
         return solved
 
     def solve_module(
-        self, weight: torch.Tensor, scheme: Scheme, options: GptqOptions, moments: Moments
+        self, weight: torch.Tensor, scheme: StoredScheme, options: GptqOptions, moments: Moments
     ) -> torch.Tensor:
         return solve(weight, moments.hessian, moments.tokens, scheme, options).dequantize()
 
 
-def _library_job(scheme: Scheme, options: GptqOptions) -> dict[str, Any]:
+def _library_job(scheme: StoredScheme, options: GptqOptions) -> dict[str, Any]:
     return {
         "method": "gptq", "bits": scheme.bits, "group_size": scheme.group_size, "symmetric": scheme.symmetric,
         "act_order": scheme.act_order, "damp": options.damp, "mse": options.mse, "static_groups": options.static_groups,
@@ -177,7 +179,7 @@ def solve(
     weight: torch.Tensor,
     hessian: torch.Tensor,
     tokens: int,
-    scheme: Scheme,
+    scheme: StoredScheme,
     options: GptqOptions,
     *,
     restore: Callable[[], None] | None = None,
@@ -210,7 +212,7 @@ def solve(
     return to_canonical(found, scheme)
 
 
-def round_columns(weight: torch.Tensor, hessian: torch.Tensor, scheme: Scheme, options: GptqOptions) -> Rounded:
+def round_columns(weight: torch.Tensor, hessian: torch.Tensor, scheme: StoredScheme, options: GptqOptions) -> Rounded:
     """The algorithm itself.
 
     Args:
@@ -341,7 +343,7 @@ def _library() -> tuple[Any, Any]:
 
 
 def solve_with_library(
-    weight: torch.Tensor, hessian: torch.Tensor, tokens: int, scheme: Scheme, options: GptqOptions
+    weight: torch.Tensor, hessian: torch.Tensor, tokens: int, scheme: StoredScheme, options: GptqOptions
 ) -> Rounded:
     """The same by GPTQModel, which needs memory for several copies of ``hessian``; arguments as for ``solve``."""
     import torch
@@ -367,7 +369,7 @@ def solve_with_library(
     return Rounded(values, scales, zeros, g_idx.long().to(scales.device))
 
 
-def to_canonical(found: Rounded, scheme: Scheme) -> CanonicalWeight:
+def to_canonical(found: Rounded, scheme: StoredScheme) -> CanonicalWeight:
     """Codes of a rounded weight; they are exact integers up to float32 rounding."""
     import torch
 

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vllm_quant_kernels.scheme import PER_CHANNEL, ActivationScheme, Int
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
 from vllm_quant_plugin.quantize.algorithm import ROUND_SECONDS, Cost, LayerTask, Library, register_algorithm
 from vllm_quant_plugin.quantize.algorithms.fp8 import w8a8_refusal
 from vllm_quant_plugin.quantize.algorithms.rtn import RoundToNearest, quantize_weight, round_activations
 from vllm_quant_plugin.quantize.io.storage import stored_scale_dtype
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest
-from vllm_quant_plugin.scheme import PER_CHANNEL, ActivationScheme, Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
     import torch
@@ -70,15 +72,17 @@ class Int8(RoundToNearest):
         ),
     )
 
-    def scheme(self, request: SchemeRequest) -> Scheme:
+    def scheme(self, request: SchemeRequest) -> StoredScheme:
         _, group_size = self.integer_weights(request, bits=8, group_size=PER_CHANNEL)
-        activation = ActivationScheme("int") if request.quantize_activations is not False else None
+        activation = ActivationScheme(Int(8)) if request.quantize_activations is not False else None
         if activation and group_size != PER_CHANNEL:
             raise UsageError("INT8 W8A8 has one weight scale per channel", "leave --group-size, or use --level W8A16")
-        made = Scheme("int-quantized", "int", 8, group_size, request.symmetric is not False, activation=activation)
+        made = StoredScheme(
+            Int(8), group_size, symmetric=request.symmetric is not False, activation=activation, storage=INT_QUANTIZED
+        )
         return self.with_activations(made, request.activations)
 
-    def resolve(self, given: Mapping[str, Any], scheme: Scheme, library: Library | None) -> Int8Options:
+    def resolve(self, given: Mapping[str, Any], scheme: StoredScheme, library: Library | None) -> Int8Options:
         smooth = given.get("smooth")
         activation = scheme.activation
         if smooth is None:
@@ -96,7 +100,7 @@ class Int8(RoundToNearest):
             return Int8Options("search")
         return Int8Options(_read_strength(smooth))
 
-    def calibrated(self, scheme: Scheme, options: Int8Options) -> bool:
+    def calibrated(self, scheme: StoredScheme, options: Int8Options) -> bool:
         return super().calibrated(scheme, options) or options.smooth is not None
 
     def cost(self, layer: Sequence[Linear], tokens: int, options: Int8Options) -> Cost:
@@ -151,7 +155,7 @@ def _read_strength(text: str | float) -> float:
 Rounder = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
-def _rounder(scheme: Scheme, scale_dtype: torch.dtype) -> Rounder:
+def _rounder(scheme: StoredScheme, scale_dtype: torch.dtype) -> Rounder:
     """float32 (N, K) to what it is after rounding."""
     return lambda weight: quantize_weight(weight, scheme, scale_dtype).dequantize()
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vllm_quant_kernels.scheme import PER_TENSOR, ActivationScheme, Int
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.algorithm import (
     Algorithm,
     Cost,
@@ -17,9 +20,9 @@ from vllm_quant_plugin.quantize.algorithm import (
     register_algorithm,
 )
 from vllm_quant_plugin.quantize.io.storage import stored_scale_dtype
-from vllm_quant_plugin.quantize.modules import Linear, siblings
+from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest
-from vllm_quant_plugin.scheme import PER_TENSOR, ActivationScheme, Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
     import torch
@@ -40,22 +43,22 @@ class RoundToNearest(Algorithm):
     mixed_bits: ClassVar[tuple[int, ...]] = (2, 3, 4, 5, 6, 8)
     data_free = True
 
-    def scheme(self, request: SchemeRequest) -> Scheme:
+    def scheme(self, request: SchemeRequest) -> StoredScheme:
         bits, group_size = self.integer_weights(request)
         self.refuse_activations(request)
         symmetric = request.symmetric is not False
-        made = Scheme("pack-quantized", "int", bits, group_size, symmetric)
+        made = StoredScheme(Int(bits), group_size, symmetric=symmetric, storage=PACK_QUANTIZED)
         return self.with_activations(made, request.activations)
 
     def cost(self, layer: Sequence[Linear], tokens: int, options: Any) -> Cost:
         return Cost(flop=2 * matmul_flop(layer, tokens))
 
-    def round_weight(self, weight: torch.Tensor, scheme: Scheme, peak: float | None = None) -> CanonicalWeight:
+    def round_weight(self, weight: torch.Tensor, scheme: StoredScheme, peak: float | None = None) -> CanonicalWeight:
         if peak is not None:
             return quantize_with_scale(weight, peak / E4M3_MAX or 1.0)
         return quantize_weight(weight, scheme)
 
-    def solve_module(self, weight: torch.Tensor, scheme: Scheme, options: Any, moments: Moments) -> torch.Tensor:
+    def solve_module(self, weight: torch.Tensor, scheme: StoredScheme, options: Any, moments: Moments) -> torch.Tensor:
         return quantize_weight(weight, scheme).dequantize()
 
     def prepare(self, task: LayerTask, groups: Sequence[Group], ranges: Sequence[InputRange]) -> None:
@@ -89,7 +92,9 @@ class RoundToNearest(Algorithm):
         return solved
 
 
-def quantize_weight(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype | None = None) -> CanonicalWeight:
+def quantize_weight(
+    weight: torch.Tensor, scheme: StoredScheme, scale_dtype: torch.dtype | None = None
+) -> CanonicalWeight:
     """Round one (N, K) weight to ``scheme``.
 
     Args:
@@ -100,16 +105,11 @@ def quantize_weight(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dty
     """
     import torch
 
-    from vllm_quant_plugin.rtn import quantize_fp8, quantize_int
+    from vllm_quant_plugin.rtn import quantize
 
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("holds NaN or infinity")
-    if scheme.kind == "int":
-        dtype = scale_dtype or stored_scale_dtype(scheme, weight.dtype)
-        return quantize_int(weight, scheme.bits, scheme.group_size, symmetric=scheme.symmetric, scale_dtype=dtype)
-    if scheme.kind != "fp8_e4m3":
-        raise ValueError(f"{scheme.kind} is not written")
-    return quantize_fp8(weight, scheme.group_size, block_n=scheme.block[0] if scheme.block else 1)
+    return quantize(weight, scheme, scale_dtype or stored_scale_dtype(scheme, weight.dtype))
 
 
 def quantize_with_scale(weight: torch.Tensor, scale: float) -> CanonicalWeight:
@@ -127,7 +127,7 @@ def _round_module(task: LayerTask, name: str) -> CanonicalWeight:
     from vllm_quant_plugin.quantize.engine.statistics import weight_of
 
     weight, scheme = weight_of(task.layer, name), task.schemes[name]
-    if scheme.group_size == PER_TENSOR and scheme.kind != "int":
+    if scheme.group_size == PER_TENSOR and not scheme.is_int:
         # vLLM fuses these into one matrix with one scale.
         parts = [weight_of(task.layer, part) for part in siblings(name) if part in task.schemes]
         return quantize_with_scale(weight, max(float(p.abs().max()) for p in parts) / E4M3_MAX or 1.0)
@@ -145,13 +145,13 @@ def round_activations(x: torch.Tensor, activation: ActivationScheme | None, peak
 
     if activation is None or activation.strategy == "group":
         return x
-    top = INT8_MAX if activation.kind == "int" else E4M3_MAX
+    top = INT8_MAX if isinstance(activation.value, Int) else E4M3_MAX
     if activation.dynamic:
         scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-12) / top
     else:
         scale = torch.tensor(max(peak, 1e-12) / top, device=x.device)
     values = (x / scale).clamp(-top, top)
-    rounded = values.round() if activation.kind == "int" else values.to(torch.float8_e4m3fn).float()
+    rounded = values.round() if isinstance(activation.value, Int) else values.to(torch.float8_e4m3fn).float()
     return rounded * scale
 
 
@@ -160,7 +160,7 @@ def input_scale(found: InputRange, activation: ActivationScheme) -> torch.Tensor
     import torch
 
     peak = float(found.peak.max()) or UNSEEN_PEAK
-    return torch.tensor([peak / (INT8_MAX if activation.kind == "int" else E4M3_MAX)])
+    return torch.tensor([peak / (INT8_MAX if isinstance(activation.value, Int) else E4M3_MAX)])
 
 
 register_algorithm(RoundToNearest())

@@ -17,14 +17,13 @@ from vllm_quant_plugin.backends.process import find_worker, run_worker
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, write_json
 from vllm_quant_plugin.console import Progress
 from vllm_quant_plugin.errors import BackendError, CheckpointError, VqpError
-from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.quant_config import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
+from vllm_quant_plugin.formats.compressed_tensors.config import KV_CACHE_SCHEME, group_config
 from vllm_quant_plugin.quantize.algorithm import Library
-from vllm_quant_plugin.quantize.io.config_writer import KV_CACHE_SCHEME, ct_group
 from vllm_quant_plugin.quantize.io.shards import DTYPES, ModelWriter, read_tensor
 from vllm_quant_plugin.quantize.modules import QuantizedLinear, kept_modules
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 _CACHE_SCALES = (".k_scale", ".v_scale")
 
@@ -46,7 +45,7 @@ def _job(
     measured = recipe.kv_cache or recipe.algorithm.calibrated(recipe.scheme, recipe.options)
     return {
         **job,
-        "scheme": ct_group(recipe.scheme, ["Linear"]),
+        "scheme": group_config(recipe.scheme, ["Linear"]),
         "ignore": kept_modules(checkpoint, {m.name for m in modules}),
         "kv_cache": {k: v for k, v in KV_CACHE_SCHEME.items() if k != "observer"} if recipe.kv_cache else None,
         "tokens": tokens if measured else [],
@@ -99,10 +98,10 @@ def _check_config(made: Checkpoint, modules: Sequence[QuantizedLinear]) -> None:
     """The library's own config must describe the requested schemes."""
     model = parse_quantization_config(made.quantization_config or {})
 
-    def core(scheme: Scheme | None) -> tuple[object, ...] | None:
+    def core(scheme: StoredScheme | None) -> tuple[object, ...] | None:
         if scheme is None:
             return None
-        return scheme.kind, scheme.bits, scheme.group_size, scheme.activation and scheme.activation.dynamic
+        return scheme.value, scheme.group_size, scheme.activation and scheme.activation.dynamic
 
     for module in modules:
         found = model.scheme_for(module.name)
@@ -111,7 +110,7 @@ def _check_config(made: Checkpoint, modules: Sequence[QuantizedLinear]) -> None:
             raise CheckpointError(f"its config calls {module.name} {named}, not {module.scheme.describe()}")
 
 
-def _stored(name: str, leaf: str, tensor: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def _stored(name: str, leaf: str, tensor: torch.Tensor, scheme: StoredScheme) -> torch.Tensor:
     """A quantized module's tensor in the dtype that the builtin backend stores it in; refuses NaN and infinity."""
     if leaf in ("scales", "weight_scale", "input_scale") and not bool(torch.isfinite(tensor.float()).all()):
         raise CheckpointError(f"{name}.{leaf} holds NaN or infinity")
@@ -120,7 +119,7 @@ def _stored(name: str, leaf: str, tensor: torch.Tensor, scheme: Scheme) -> torch
         return tensor.half()
     if leaf == "input_scale":
         return tensor.float().reshape(1)
-    if leaf == "weight_scale" and scheme.storage in ("int-quantized", "float-quantized"):
+    if leaf == "weight_scale" and get_format(scheme).scale_dtype(scheme, "bfloat16") == "float32":
         return tensor.float()
     return tensor
 
@@ -128,7 +127,7 @@ def _stored(name: str, leaf: str, tensor: torch.Tensor, scheme: Scheme) -> torch
 def _copy_module(made: Checkpoint, module: QuantizedLinear, writer: ModelWriter) -> None:
     scheme, n, k = module.scheme, module.out_features, module.in_features
     layout = get_format(scheme)
-    leaves = [leaf for leaf in layout.specs(scheme, n, k) if f"{module.name}.{leaf}" in made.tensors]
+    leaves = [leaf for leaf in layout.tensors(scheme, n, k) if f"{module.name}.{leaf}" in made.tensors]
     tensors = {leaf: _stored(module.name, leaf, read_tensor(made, f"{module.name}.{leaf}"), scheme) for leaf in leaves}
     layout.validate(module.name, tensors, scheme, n, k)
     weight = layout.unpack(tensors, scheme, n, k).validate()

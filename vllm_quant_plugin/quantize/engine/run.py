@@ -8,18 +8,20 @@ from contextlib import nullcontext
 import torch
 from torch import nn
 
+from vllm_quant_kernels.scheme import PER_TENSOR
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.console import Progress
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.algorithm import Algorithm, LayerTask, SolvedLayer
 from vllm_quant_plugin.quantize.engine.journal import Journal
 from vllm_quant_plugin.quantize.engine.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.engine.statistics import AttentionRanges, weight_of
 from vllm_quant_plugin.quantize.io.shards import DTYPES, ModelWriter, read_tensor
-from vllm_quant_plugin.quantize.modules import QuantizedLinear, siblings
+from vllm_quant_plugin.quantize.modules import QuantizedLinear
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import PER_TENSOR, Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 E4M3_MAX = 448.0
 _KEY_MODULES = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
@@ -131,7 +133,7 @@ def quantize_layerwise(
     return journal.errors
 
 
-def _require_finite(layer: nn.Module, prefix: str, names: Mapping[str, Scheme]) -> None:
+def _require_finite(layer: nn.Module, prefix: str, names: Mapping[str, StoredScheme]) -> None:
     for name in names:
         if not bool(torch.isfinite(weight_of(layer, name)).all()):
             raise ValueError(f"{prefix}.{name}.weight holds NaN or infinity")
@@ -143,7 +145,7 @@ def _layer_tensors(
     prefix: str,
     names: list[str],
     solved: SolvedLayer,
-    schemes: Mapping[str, Scheme],
+    schemes: Mapping[str, StoredScheme],
 ) -> dict[str, torch.Tensor]:
     """A layer as it goes to disk: packed modules, and the rest as folding left it, in its stored dtype."""
     made = {
@@ -170,7 +172,7 @@ def _stored_dtype(checkpoint: Checkpoint) -> str:
     return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(name, "BF16")
 
 
-def _kv_scales(prefix: str, schemes: Mapping[str, Scheme], attention: AttentionRanges) -> dict[str, torch.Tensor]:
+def _kv_scales(prefix: str, schemes: Mapping[str, StoredScheme], attention: AttentionRanges) -> dict[str, torch.Tensor]:
     """FP8 scales of a layer's keys and values, float32 (1,), as llm-compressor names them."""
     owner = next((n.rpartition(".")[0] for n in schemes if n.rpartition(".")[2] in _KEY_MODULES), None)
     if owner is None or not attention.key:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.engine.layered_model import run_layer
-from vllm_quant_plugin.quantize.modules import MOMENT_BYTES, siblings
+from vllm_quant_plugin.quantize.modules import MOMENT_BYTES
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from vllm_quant_plugin.checkpoint import DTYPE_BYTES, Checkpoint
+from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import OutputError, UsageError
-from vllm_quant_plugin.in_tree import Device, Host, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats import Host, get_format, parse_quantization_config, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats.host import DeviceType
+from vllm_quant_plugin.formats.registry import legal_tp
 from vllm_quant_plugin.inspect import kernel_name
-from vllm_quant_plugin.quant_config import parse_quantization_config
 from vllm_quant_plugin.quantize.estimate.cost import disk_needed, estimate_seconds, measured_flops, memory_needed
 from vllm_quant_plugin.quantize.io.config_writer import config_for
-from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, packed_bytes
+from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, MODEL_DTYPES
 from vllm_quant_plugin.quantize.modules import QuantizedLinear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import ModelScheme, Scheme
+from vllm_quant_plugin.schemes import ModelScheme
 
 TP_SIZES = (1, 2, 4, 8)
 # Modules that vLLM splits along their input; the others are split along their output.
@@ -68,8 +69,7 @@ def _module_sizes(modules: Sequence[QuantizedLinear]) -> tuple[ModuleSize, ...]:
     return tuple(
         ModuleSize(
             m.name, m.out_features, m.in_features, m.weight.nbytes,
-            packed_bytes(m.scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype]))
-            + (4 if m.scheme.activation and not m.scheme.activation.dynamic else 0),
+            get_format(m.scheme).stored_bytes(m.scheme, m.out_features, m.in_features, MODEL_DTYPES[m.weight.dtype]),
         )
         for m in modules
     )  # fmt: skip
@@ -78,7 +78,7 @@ def _module_sizes(modules: Sequence[QuantizedLinear]) -> tuple[ModuleSize, ...]:
 def _tensor_parallel_problems(modules: Sequence[QuantizedLinear]) -> dict[int, tuple[str, ...]]:
     """Tensor-parallel size -> row-parallel modules whose shards would cut a group."""
     rows = [m for m in modules if m.name.rpartition(".")[2] in ROW_PARALLEL]
-    found = {tp: tuple(m.name for m in rows if tp not in m.scheme.legal_tp(m.in_features, (tp,))) for tp in TP_SIZES}
+    found = {tp: tuple(m.name for m in rows if not legal_tp(m.scheme, m.in_features, (tp,))) for tp in TP_SIZES}
     return {tp: names for tp, names in found.items() if names}
 
 
@@ -94,8 +94,7 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe:
         "cpu": why_in_tree_rejects(model, Host.local("cpu")),
         "cuda": why_in_tree_rejects(model, Host("cuda")),
     }
-    devices: tuple[Device, ...] = ("cpu", "cuda")
-    schemes = list(dict.fromkeys([recipe.scheme, *(m.scheme for m in modules)]))
+    devices: tuple[DeviceType, ...] = ("cpu", "cuda")
     return Preflight(
         recipe=recipe.describe(),
         modules=sizes,
@@ -106,14 +105,17 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe:
         disk_bytes=disk_needed(checkpoint, modules, recipe, after),
         tp_problems=_tensor_parallel_problems(modules),
         stock_vllm=rejects,
-        served_by={device: _who_serves(model, schemes, device, rejects[device]) for device in devices},
+        served_by={device: _who_serves(model, modules, device, rejects[device]) for device in devices},
         seconds=round(estimate_seconds(checkpoint, modules, recipe, after, measured_flops()), 1),
     )
 
 
-def _who_serves(model: ModelScheme, schemes: Sequence[Scheme], device: Device, in_tree_rejects: str | None) -> str:
+def _who_serves(
+    model: ModelScheme, modules: Sequence[QuantizedLinear], device: DeviceType, in_tree_rejects: str | None
+) -> str:
     """Who serves the output and with which kernels, as ``inspect`` will report it."""
-    kernels = ", ".join(dict.fromkeys(kernel_name(scheme, device) for scheme in schemes))
+    names = (kernel_name(m.scheme, m.out_features, m.in_features, device) for m in modules)
+    kernels = ", ".join(dict.fromkeys(names))
     method = plugin_method(model)
     if in_tree_rejects is None:
         return "vLLM's own kernels" + (f"; with --quantization {method}: {kernels}" if method else "")

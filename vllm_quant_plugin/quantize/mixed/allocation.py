@@ -6,15 +6,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vllm_quant_plugin.checkpoint import DTYPE_BYTES
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.algorithm import algorithms
-from vllm_quant_plugin.quantize.io.storage import packed_bytes
+from vllm_quant_plugin.quantize.io.storage import MODEL_DTYPES
 from vllm_quant_plugin.quantize.mixed.recipe_file import mixed_scheme
 from vllm_quant_plugin.quantize.mixed.solver import Solution, solve
-from vllm_quant_plugin.quantize.modules import Linear, siblings
+from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 GROUP_SIZES = (32, 64, 128)
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$", re.IGNORECASE)
@@ -33,7 +35,9 @@ def parse_size(text: str) -> int:
     return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
-def candidate_schemes(recipe: Recipe, units: Sequence[Unit], group_sizes: Sequence[int] | None = None) -> list[Scheme]:
+def candidate_schemes(
+    recipe: Recipe, units: Sequence[Unit], group_sizes: Sequence[int] | None = None
+) -> list[StoredScheme]:
     """Every scheme that a unit may get, by growing bits and falling group size.
 
     Args:
@@ -52,7 +56,7 @@ def candidate_schemes(recipe: Recipe, units: Sequence[Unit], group_sizes: Sequen
     fitting = [g for g in wanted if g == -1 or all(k % g == 0 for k in inputs)]
     if not fitting:
         raise UsageError(f"no group size of {wanted} divides every module's input", "give --group-size")
-    return [replace(base, bits=b, group_size=g) for b in bits for g in fitting]
+    return [replace(base, value=Int(b), group_size=g) for b in bits for g in fitting]
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class Allocation:
         uniform_loss, uniform_cost: its predicted KL and bytes.
     """
 
-    schemes: dict[str, Scheme | None]
+    schemes: dict[str, StoredScheme | None]
     solution: Solution
-    uniform: Scheme | None
+    uniform: StoredScheme | None
     uniform_loss: float
     uniform_cost: int
 
@@ -91,7 +95,7 @@ def budget_bytes(units: Sequence[Unit], total_bytes: int, bits_per_weight: float
     return size - (total_bytes - sum(u.stored_bytes(None) for u in units))
 
 
-def require_feasible(units: Sequence[Unit], candidates: Sequence[Scheme], budget: int) -> None:
+def require_feasible(units: Sequence[Unit], candidates: Sequence[StoredScheme], budget: int) -> None:
     """Refuse a budget that even the smallest candidates exceed.
 
     Raises:
@@ -107,15 +111,15 @@ def require_feasible(units: Sequence[Unit], candidates: Sequence[Scheme], budget
 
 
 def allocate(
-    units: Sequence[Unit], candidates: Sequence[Scheme], losses: Sequence[Sequence[float]], budget: int
+    units: Sequence[Unit], candidates: Sequence[StoredScheme], losses: Sequence[Sequence[float]], budget: int
 ) -> Allocation:
     """The schemes with the least total loss within the budget; 16 bits, without loss, are an option as well."""
-    options: list[Scheme | None] = [*candidates, None]
+    options: list[StoredScheme | None] = [*candidates, None]
     costs = [[u.stored_bytes(option) for option in options] for u in units]
     found = solve(costs, [[*row, 0.0] for row in losses], budget)
     assert found is not None
     schemes = {m.name: options[c] for unit, c in zip(units, found.choice, strict=True) for m in unit.modules}
-    uniform: tuple[float, int, Scheme] | None = None
+    uniform: tuple[float, int, StoredScheme] | None = None
     for c, scheme in enumerate(candidates):
         cost = sum(row[c] for row in costs)
         loss = sum(row[c] for row in losses)
@@ -144,13 +148,12 @@ class Unit:
     def weights(self) -> int:
         return sum(m.in_features * m.out_features for m in self.modules)
 
-    def stored_bytes(self, scheme: Scheme | None) -> int:
+    def stored_bytes(self, scheme: StoredScheme | None) -> int:
         """Bytes of all tensors of the unit's modules in ``scheme``; as they are for None."""
         if scheme is None:
             return sum(m.weight.nbytes for m in self.modules)
-        return sum(
-            packed_bytes(scheme, m.out_features, m.in_features, int(DTYPE_BYTES[m.weight.dtype])) for m in self.modules
-        )
+        stored = get_format(scheme).stored_bytes
+        return sum(stored(scheme, m.out_features, m.in_features, MODEL_DTYPES[m.weight.dtype]) for m in self.modules)
 
 
 def find_units(modules: Sequence[Linear]) -> list[Unit]:

@@ -21,13 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.io.storage import mixed_storage
-from vllm_quant_plugin.quantize.modules import Linear, check_input, siblings
+from vllm_quant_plugin.quantize.modules import Linear, check_input
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import Rule, Scheme
+from vllm_quant_plugin.schemes import Rule, StoredScheme
 
 _KEYS = ("method", "modules")
 _FIELDS = ("bits", "group_size", "sym", "act_order")
@@ -76,7 +78,7 @@ def read_recipe_file(path: Path) -> tuple[str | None, dict[str, Any]]:
     return value.get("method"), {str(k): v for k, v in lines.items()}
 
 
-def mixed_scheme(recipe: Recipe) -> Scheme:
+def mixed_scheme(recipe: Recipe) -> StoredScheme:
     """The recipe's scheme in a format that can hold modules of different bits.
 
     Raises:
@@ -87,7 +89,7 @@ def mixed_scheme(recipe: Recipe) -> Scheme:
     return mixed_storage(recipe.scheme)
 
 
-def _line_scheme(recipe: Recipe, base: Scheme, pattern: str, value: Any) -> Scheme | None:
+def _line_scheme(recipe: Recipe, base: StoredScheme, pattern: str, value: Any) -> StoredScheme | None:
     fields = value if isinstance(value, dict) else {"bits": value}
     unknown = sorted(set(map(str, fields)) - set(_FIELDS))
     bits = fields.get("bits", base.bits)
@@ -111,7 +113,7 @@ def _line_scheme(recipe: Recipe, base: Scheme, pattern: str, value: Any) -> Sche
             f"recipe line {pattern!r}: {recipe.method} has no act-order", "leave act_order out, or use -m gptq"
         )
     symmetric = bool(fields.get("sym", base.symmetric))
-    return replace(base, bits=bits, group_size=group, symmetric=symmetric, act_order=act_order)
+    return replace(base, value=Int(bits), group_size=group, symmetric=symmetric, act_order=act_order)
 
 
 def apply_lines(recipe: Recipe, lines: Mapping[str, Any], checkpoint: Checkpoint, modules: Sequence[Linear]) -> Recipe:
@@ -136,7 +138,7 @@ def apply_lines(recipe: Recipe, lines: Mapping[str, Any], checkpoint: Checkpoint
             raise UsageError(f"recipe line {pattern!r} matches no module", "see `vllm-quant inspect MODEL` for names")
         if scheme is not None:
             raise UsageError(f"recipe line {pattern!r}: these modules stay in 16 bits", f"write `{pattern}: 16`")
-    chosen: dict[str, Scheme | None] = {
+    chosen: dict[str, StoredScheme | None] = {
         m.name: next((scheme for _, regex, scheme in compiled if regex.search(m.name)), base) for m in modules
     }
     for name in chosen:
@@ -146,7 +148,7 @@ def apply_lines(recipe: Recipe, lines: Mapping[str, Any], checkpoint: Checkpoint
     return with_schemes(recipe, chosen)
 
 
-def with_schemes(recipe: Recipe, chosen: Mapping[str, Scheme | None]) -> Recipe:
+def with_schemes(recipe: Recipe, chosen: Mapping[str, StoredScheme | None]) -> Recipe:
     """The recipe with a rule for each module; its own scheme becomes the one that most modules have."""
     kept = [scheme for scheme in chosen.values() if scheme is not None]
     if not kept:

@@ -31,7 +31,7 @@ from vllm_quant_plugin.quantize.engine.statistics import (
 )
 from vllm_quant_plugin.quantize.mixed.allocation import Unit
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.scheme import Scheme
+from vllm_quant_plugin.schemes import StoredScheme
 
 # Memory for the branches' hidden states.
 BRANCH_BYTES = 2 << 30
@@ -51,7 +51,7 @@ class _Branches:
             self.hidden[key] = [run_layer(layer, hidden, kwargs) for hidden in self.hidden[key]]
 
 
-def measured_candidates(candidates: Sequence[Scheme], per_unit: int) -> list[int]:
+def measured_candidates(candidates: Sequence[StoredScheme], per_unit: int) -> list[int]:
     """Which candidates to measure: one per bit-width, its middle group size; at most ``per_unit``, evenly chosen."""
     by_bits: dict[int, list[int]] = {}
     for index, scheme in enumerate(candidates):
@@ -63,7 +63,7 @@ def measured_candidates(candidates: Sequence[Scheme], per_unit: int) -> list[int
     return sorted(set(chosen))
 
 
-def _nearest(index: int, measured: Sequence[int], candidates: Sequence[Scheme]) -> int:
+def _nearest(index: int, measured: Sequence[int], candidates: Sequence[StoredScheme]) -> int:
     return min(measured, key=lambda m: (abs(candidates[m].bits - candidates[index].bits), abs(m - index)))
 
 
@@ -71,7 +71,7 @@ def _nearest(index: int, measured: Sequence[int], candidates: Sequence[Scheme]) 
 def measure_units(
     checkpoint: Checkpoint,
     units: Sequence[Unit],
-    candidates: Sequence[Scheme],
+    candidates: Sequence[StoredScheme],
     recipe: Recipe,
     tokens: list[list[int]],
     progress: Progress,
@@ -124,7 +124,7 @@ def measure_units(
 
 
 def _with_rounded(
-    layer: nn.Module, names: Sequence[str], scheme: Scheme, recipe: Recipe, moments: Mapping[str, Moments],
+    layer: nn.Module, names: Sequence[str], scheme: StoredScheme, recipe: Recipe, moments: Mapping[str, Moments],
     batches: Batches, kwargs: Mapping[str, Any],
 ) -> Batches:  # fmt: skip
     """The layer's output with the named modules rounded; the layer is left as it was."""
@@ -138,7 +138,7 @@ def _with_rounded(
 
 
 def _error_ratios(
-    layer: nn.Module, names: Sequence[str], candidates: Sequence[Scheme], measured: Sequence[int],
+    layer: nn.Module, names: Sequence[str], candidates: Sequence[StoredScheme], measured: Sequence[int],
     moments: Mapping[str, Moments],
 ) -> list[float]:  # fmt: skip
     """Output error of each candidate over that of the measured one that stands for it, by round-to-nearest."""
