@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.algorithm import default_method
-from vllm_quant_plugin.quantize.io.config_writer import quantization_config
 from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
 
 LEVELS = [
@@ -54,10 +55,15 @@ def test_a_level_alone_is_a_recipe(level: str | None, method: str) -> None:
     assert make_recipe(default_method(level), level=level).method == method
 
 
+def written_config(recipe: Recipe) -> dict[str, Any]:
+    schemes = {"model.layers.0.mlp.up_proj": recipe.scheme}
+    return get_format(recipe.scheme).write_config(schemes, recipe.scheme, ["lm_head"], kv_cache=recipe.kv_cache)
+
+
 @pytest.mark.parametrize(("method", "level"), [(row[0], row[1]) for row in LEVELS])
 def test_config_json_reads_back_as_the_scheme(method: str, level: str | None) -> None:
     recipe = make_recipe(method, level=level)
-    model = parse_quantization_config(quantization_config(recipe.scheme, ["lm_head"], kv_cache=recipe.kv_cache))
+    model = parse_quantization_config(written_config(recipe))
     assert model.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
     assert model.scheme_for("lm_head") is None
 
@@ -92,7 +98,7 @@ def test_measured_scales(method: str, options: dict, scheme: str, storage: str, 
     )
     assert recipe.calibration is not None
     assert Recipe.from_json(recipe.to_json()) == recipe
-    model = parse_quantization_config(quantization_config(recipe.scheme, ["lm_head"], kv_cache=recipe.kv_cache))
+    model = parse_quantization_config(written_config(recipe))
     assert model.scheme_for("model.layers.0.mlp.up_proj") == recipe.scheme
     assert model.kv_cache == ("fp8" if recipe.kv_cache else None)
 
