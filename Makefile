@@ -7,6 +7,7 @@
 #   make bench      time the kernels beside vLLM's own
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
 #   make cuda       compile the CUDA kernels (takes minutes; needs nvcc, not a GPU)
+#   make ptx        compare the opcodes of every CUDA kernel with the recorded ones (3 minutes; needs nvcc)
 #   make gpu-check  run tests/gpu on an NVIDIA GPU; fails where there is none
 #   make lock       resolve requirements/*.in again
 #   make clean      remove what was built;  make distclean  removes .venv as well
@@ -35,7 +36,7 @@ NATIVE := $(BUILD)/.stamp-native
 # The folders are listed as well: their modification time changes when a file is added or removed.
 NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: all setup demo test lint format bench wheel cuda gpu-check lock clean distclean
+.PHONY: all setup demo test lint format bench wheel cuda ptx gpu-check lock clean distclean
 
 all: setup
 	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
@@ -81,6 +82,9 @@ wheel: $(ENVIRONMENT)
 cuda: setup
 	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
 	@$(BIN)/cmake --build build/cuda
+
+ptx: setup
+	@$(BIN)/python -m tests.cuda.ptx check
 
 gpu-check:
 	@bash scripts/gpu_check.sh $(ARGS)

@@ -44,9 +44,9 @@ typedef struct {
   const float *x_scales;   /* (m), or one element (x_scale_stride 0); grouped: [ceil(k / 128)][x_scale_stride] */
   const int32_t *x_zeros;  /* null, or like x_scales; INT8 only */
   const void *bias;        /* null, or (n) of bias_dtype */
+  int64_t x_stride;        /* elements */
   int64_t m, n, k;
   int64_t kp;              /* k rounded up to 16 */
-  int64_t x_stride;        /* elements */
   int64_t x_scale_stride;  /* 0 or 1; grouped: at least m, a multiple of 4 */
   int32_t kind;            /* 8: INT8; 9: FP8 E4M3, from compute capability 8.9 */
   int32_t y_dtype, bias_dtype;

@@ -27,7 +27,7 @@ class Product(ctypes.Structure):
     _fields_ = (
         [(name, ctypes.c_void_p) for name in ("x", "y", "w", "w_scales", "w_sums", "x_scales", "x_zeros")]
         + [("bias", ctypes.c_void_p)]
-        + [(name, ctypes.c_int64) for name in ("m", "n", "k", "kp", "x_stride", "x_scale_stride")]
+        + [(name, ctypes.c_int64) for name in ("x_stride", "m", "n", "k", "kp", "x_scale_stride")]
         + [(name, ctypes.c_int32) for name in ("kind", "y_dtype", "bias_dtype", "grouped", "promote")]
         + [(name, ctypes.c_int32) for name in ("quantize_x", "symmetric", "batch_invariant", "warpgroups", "dependent")]
     )
