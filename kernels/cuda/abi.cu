@@ -1,5 +1,5 @@
-/* The C interface: plan and enqueue. See include/vqp_cuda.h. */
-#include "kernels.h"
+/* The C interface of the weight-only GEMM: plan, launch, pack. See include/vqp_cuda.h. */
+#include "wna16_kernels.h"
 #include "pack_kernel.h"
 #include "runtime.h"
 #include "wna16_kernel.h"
@@ -9,11 +9,11 @@ namespace {
 
 template <class T>
 VQP_KERNEL(kThreads, 4)
-reduce(const VQP_PARAMETER Params p, int64_t rows, int tokens) {
-  reduce_block<T>(p, rows, tokens);
+wna16_reduce(const VQP_PARAMETER Wna16Params p, int64_t rows, int tokens) {
+  wna16_reduce_cta<T>(p, rows, tokens);
 }
 
-VQP_KERNEL(kThreads, 4) pack(const VQP_PARAMETER PackParams p) { pack_block(p); }
+VQP_KERNEL(kThreads, 4) pack(const VQP_PARAMETER PackParams p) { pack_cta(p); }
 
 const void *kernel_of(const vqp_cuda_linear &c, int tokens) {
   const bool half = c.x_dtype == VQP_CUDA_F16, zeros = float_zeros(c);
@@ -29,7 +29,7 @@ const void *kernel_of(const vqp_cuda_linear &c, int tokens) {
   }
 }
 
-/* Read once a device: a race writes the same values twice. */
+/* Read once per device. Concurrent first calls write the same values. */
 int device_of(int *index, Device *out) {
   static Device known[kMaxDevices];
   static volatile bool ready[kMaxDevices];
@@ -64,7 +64,7 @@ int vqp_cuda_linear_plan(const vqp_cuda_linear *call, int tokens, vqp_cuda_plan 
   int index;
   Device device;
   const int error = device_of(&index, &device);
-  return error ? error : make_plan(*call, device, tokens, plan);
+  return error ? error : make_wna16_plan(*call, device, tokens, plan);
 }
 
 int vqp_cuda_linear_run(const vqp_cuda_linear *call, const vqp_cuda_plan *plan, void *workspace,
@@ -77,12 +77,12 @@ int vqp_cuda_linear_run(const vqp_cuda_linear *call, const vqp_cuda_plan *plan, 
   if (workspace_bytes < plan->workspace_bytes) return VQP_CUDA_EWORKSPACE;
   if (plan->m_tiles == 0) return VQP_CUDA_OK;
   const void *kernel = kernel_of(*call, plan->tokens);
-  /* A bound of the kernel on this device. Always the most there is: two threads that set what their own calls need
-   * could lower it under each other's launch. Cheap, and safe during a capture. */
+  /* Always the maximum, not what this call needs: a concurrent call could lower the limit before this launch. Cheap,
+   * and allowed during graph capture. */
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_per_block);
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, device.smem_per_cta);
   if (error != cudaSuccess) return runtime_error(error);
-  Params p = make_params(*call, *plan, static_cast<float *>(workspace));
+  Wna16Params p = wna16_params(*call, *plan, static_cast<float *>(workspace));
   void *arguments[] = {&p};
   int failed = launch(kernel, dim3(plan->splits, plan->m_tiles, plan->n_tiles), plan->shared_bytes,
                       plan->clustered ? plan->splits : 1, arguments, stream, plan->dependent);
@@ -90,8 +90,8 @@ int vqp_cuda_linear_run(const vqp_cuda_linear *call, const vqp_cuda_plan *plan, 
   int64_t rows = static_cast<int64_t>(plan->m_tiles) * plan->tokens;
   int tokens = plan->tokens;
   void *reduce_arguments[] = {&p, &rows, &tokens};
-  const void *second = call->x_dtype == VQP_CUDA_F16 ? reinterpret_cast<const void *>(&reduce<Half>)
-                                                     : reinterpret_cast<const void *>(&reduce<BFloat16>);
+  const void *second = call->x_dtype == VQP_CUDA_F16 ? reinterpret_cast<const void *>(&wna16_reduce<Half>)
+                                                     : reinterpret_cast<const void *>(&wna16_reduce<BFloat16>);
   const int64_t grid_rows = call->rows ? call->sorted_rows : call->m;
   return launch(second, dim3(ceil_div(call->n, kThreads), grid_rows < 65535 ? grid_rows : 65535), 0, 1,
                 reduce_arguments, stream);

@@ -1,8 +1,8 @@
-/* Who holds what in mma.sync.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16"), as index maps.
+/* The fragment layouts of mma.sync.m16n8k16 (PTX ISA, "Matrix Fragments for mma.m16n8k16") as index maps.
  *
- * The weight is A (16 output channels x 16 input features), the activation is B (16 x 8 tokens):
- * the output is C (16 channels x 8 tokens), so a batch of 1 to 8 wastes columns of B, not rows of A.
- * Every register of A and B is a pair of neighbouring k, the lower one in the low half.
+ * The weight is A (16 output channels x 16 input features) and the activation is B (16 input features x 8 tokens), so C
+ * is 16 channels x 8 tokens. A batch of 1 to 8 tokens then leaves columns of B unused instead of rows of A.
+ * Every register of A and B holds two neighbouring k, the lower one in the low half.
  */
 #ifndef VQP_CUDA_FRAGMENTS_H
 #define VQP_CUDA_FRAGMENTS_H
@@ -17,7 +17,7 @@ VQP_HD constexpr int a_col(int lane, int reg, int half) { return 2 * (lane & 3) 
 VQP_HD constexpr int b_row(int lane, int reg, int half) { return 2 * (lane & 3) + half + 8 * reg; }
 VQP_HD constexpr int b_col(int lane) { return lane >> 2; }
 
-/* mma.m16n8k32 of 8-bit elements: the same bytes in the same registers, four neighbouring k in each. */
+/* mma.m16n8k32 of 8-bit elements: the same bytes in the same registers, with four neighbouring k in each. */
 VQP_HD constexpr int a8_col(int lane, int reg, int byte) { return 4 * (lane & 3) + byte + 16 * (reg >> 1); }
 VQP_HD constexpr int b8_row(int lane, int reg, int byte) { return 4 * (lane & 3) + byte + 16 * reg; }
 

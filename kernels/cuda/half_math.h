@@ -1,5 +1,5 @@
-/* Two 16-bit floats in one register: the few operations the kernels need, with a software twin for the CPU.
- * Conversions and arithmetic round to nearest, ties to even; subnormals are kept, as in the hardware.
+/* Pairs of 16-bit floats in one register: the few operations that the kernels need, each with a software equivalent
+ * for the CPU. Conversions and arithmetic round to nearest even and keep subnormals, as the hardware does.
  */
 #ifndef VQP_CUDA_HALF_MATH_H
 #define VQP_CUDA_HALF_MATH_H
@@ -14,7 +14,7 @@ namespace vqp {
 struct Half {
   static constexpr int kMantissa = 10, kBias = 15;
   static constexpr uint32_t kOne = 0x3C003C00u, kMinusOne = 0xBC00BC00u;
-  static constexpr uint32_t kMagic = 0x64006400u; /* 1024: an integer below 2^10 in the mantissa adds itself */
+  static constexpr uint32_t kMagic = 0x64006400u; /* 1024: or-ing an integer below 2^10 into the mantissa adds it */
 };
 struct BFloat16 {
   static constexpr int kMantissa = 7, kBias = 127;
@@ -45,7 +45,7 @@ VQP_HD uint32_t as_bits(float value) {
 
 /* The value of a 16-bit float with the format's mantissa and bias. */
 template <class T>
-double soft_value(uint32_t bits) {
+double emulated_value(uint32_t bits) {
   constexpr int kTop = (1 << (15 - T::kMantissa)) - 1;
   const int exponent = (bits >> T::kMantissa) & kTop, mantissa = bits & ((1 << T::kMantissa) - 1);
   double value;
@@ -61,9 +61,9 @@ double soft_value(uint32_t bits) {
   return bits & 0x8000 ? -value : value;
 }
 
-/* Round a double to the format, ties to even. */
+/* Round a double to the format, to nearest even. */
 template <class T>
-uint32_t soft_round(double value) {
+uint32_t emulated_round(double value) {
   uint64_t wide;
   memcpy(&wide, &value, 8);
   const uint32_t sign = wide >> 48 & 0x8000, infinity = 0x7FFF & ~((1u << T::kMantissa) - 1);
@@ -75,8 +75,8 @@ uint32_t soft_round(double value) {
   if (exponent < 1 - T::kBias) shift += 1 - T::kBias - exponent, exponent = 1 - T::kBias;
   if (shift > 54) return sign;
   uint64_t steps = mantissa >> shift;
-  const uint64_t rest = mantissa & ((1ull << shift) - 1), tie = 1ull << (shift - 1);
-  steps += rest > tie || (rest == tie && (steps & 1));
+  const uint64_t remainder = mantissa & ((1ull << shift) - 1), tie = 1ull << (shift - 1);
+  steps += remainder > tie || (remainder == tie && (steps & 1));
   return sign | static_cast<uint32_t>(steps + (static_cast<uint64_t>(exponent + T::kBias - 1) << T::kMantissa));
 }
 
@@ -89,7 +89,7 @@ VQP_HD float to_float<Half>(uint32_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(static_cast<uint16_t>(bits)));
   return value;
 #else
-  return static_cast<float>(soft_value<Half>(bits));
+  return static_cast<float>(emulated_value<Half>(bits));
 #endif
 }
 template <>
@@ -107,7 +107,7 @@ VQP_HD uint32_t to_pair<Half>(float low, float high) {
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 #else
-  return soft_round<Half>(low) | soft_round<Half>(high) << 16;
+  return emulated_round<Half>(low) | emulated_round<Half>(high) << 16;
 #endif
 }
 template <>
@@ -117,16 +117,16 @@ VQP_HD uint32_t to_pair<BFloat16>(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 #else
-  return soft_round<BFloat16>(low) | soft_round<BFloat16>(high) << 16;
+  return emulated_round<BFloat16>(low) | emulated_round<BFloat16>(high) << 16;
 #endif
 }
 
 template <class T>
-uint32_t soft_fma_pair(uint32_t a, uint32_t b, uint32_t c) {
+uint32_t emulated_fma_pair(uint32_t a, uint32_t b, uint32_t c) {
   uint32_t out = 0;
   for (int shift = 0; shift <= 16; shift += 16) {
-    const double x = soft_value<T>(a >> shift & 0xFFFF), y = soft_value<T>(b >> shift & 0xFFFF);
-    out |= soft_round<T>(x * y + soft_value<T>(c >> shift & 0xFFFF)) << shift;
+    const double x = emulated_value<T>(a >> shift & 0xFFFF), y = emulated_value<T>(b >> shift & 0xFFFF);
+    out |= emulated_round<T>(x * y + emulated_value<T>(c >> shift & 0xFFFF)) << shift;
   }
   return out;
 }
@@ -141,7 +141,7 @@ VQP_HD uint32_t fma_pair<Half>(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
   return out;
 #else
-  return soft_fma_pair<Half>(a, b, c);
+  return emulated_fma_pair<Half>(a, b, c);
 #endif
 }
 template <>
@@ -151,17 +151,17 @@ VQP_HD uint32_t fma_pair<BFloat16>(uint32_t a, uint32_t b, uint32_t c) {
   asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
   return out;
 #else
-  return soft_fma_pair<BFloat16>(a, b, c);
+  return emulated_fma_pair<BFloat16>(a, b, c);
 #endif
 }
 
-/* a + b on pairs. BF16 has no add before sm_90; fma by one is the same instruction there. */
+/* a + b on pairs. BF16 has no add before sm_90, and fma by one costs the same. */
 template <class T>
 VQP_HD uint32_t add_pair(uint32_t a, uint32_t b) {
   return fma_pair<T>(a, T::kOne, b);
 }
 
-/* (a & b) | c as one instruction: left to itself the compiler spends two when b and c are both constants. */
+/* (a & b) | c as one lop3. The compiler alone emits two instructions where b and c are both constants. */
 VQP_HD uint32_t and_or(uint32_t a, uint32_t b, uint32_t c) {
 #ifdef __CUDA_ARCH__
   uint32_t out;

@@ -1,17 +1,17 @@
 /* The packed weight of the CUDA kernels: A fragments of mma.m16n8k16 in bit planes. Drawn in docs/internals/cuda.md.
  *
- *   data   [N/16 row tiles][K/64 slabs][planes of one slab]      128 * bits bytes a slab
+ *   data   [N/16 row tiles][K/64 slabs][planes of one slab]      128 * bits bytes per slab
  *   slab   16 rows x 64 columns = 4 k16 steps; lane l holds the 8 codes of its A fragment of each step
  *   plane  of width p (bits 2: 2 | 3: 2,1 | 4: 4 | 5: 4,1 | 6: 4,2 | 7: 4,2,1 | 8: 8; low bits first):
- *          p words a lane, [lane][p words]; width 8: [2 halves][lane][4 words]
+ *          p words per lane, [lane][p words]; width 8: [2 halves][lane][4 words]
  *
  * Register r of step s keeps its pair (k, k + 1) at bit `position` of the low and high 16 bits of a word:
  *   width 8   word 2s + r/2   bit 8 (r % 2)
  *         4   word s          bit 4 r
  *         2   word s / 2      bit 4 r + 2 (s % 2)
  *         1   word 0          bit 4 r + s
- * so whatever the width, a 4-bit field of the 16 belongs to one register, and registers 0, 1 and 2, 3
- * are one shift by 8 apart.
+ * so for every width a 4-bit field of the 16 belongs to one register, and registers 0, 1 and 2, 3 are one shift by 8
+ * apart.
  */
 #ifndef VQP_CUDA_LAYOUT_H
 #define VQP_CUDA_LAYOUT_H
@@ -41,7 +41,7 @@ VQP_HD constexpr int field_position(int width, int step, int reg) {
   return width == 8 ? 8 * (reg & 1) : width == 4 ? 4 * reg : width == 2 ? 4 * reg + 2 * (step & 1) : 4 * reg + step;
 }
 
-/* Byte offset in a slab of a lane's words [word, word + 4) or fewer: planes before take 128 bytes a bit. */
+/* Byte offset in a slab of a lane's words [word, word + 4) or fewer: the planes before it take 128 bytes per bit. */
 VQP_HD constexpr int word_offset(int width, int base, int lane, int word) {
   return width == 8 ? (word >> 2) * 512 + lane * 16 + (word & 3) * 4 : base * 128 + (lane * width + word) * 4;
 }

@@ -1,5 +1,5 @@
 /* FP32 to and from 8-bit codes, as the PTX conversions round: nearest, ties to even, saturating.
- * Each has a software twin for the CPU, and E4M3 one for GPUs without the instruction (before sm_89).
+ * Each has a software equivalent for the CPU; that of E4M3 also serves GPUs without the instruction (before sm_89).
  */
 #ifndef VQP_CUDA_NUMERIC8_H
 #define VQP_CUDA_NUMERIC8_H
@@ -10,7 +10,7 @@ namespace vqp {
 
 constexpr float kE4m3Max = 448.0f;
 
-/* To an integer; NaN becomes 0, and what int32 does not hold its end. */
+/* To an integer. NaN becomes 0; values beyond the range of int32 saturate. */
 VQP_HD int32_t round_int32(float value) {
 #ifdef __CUDA_ARCH__
   return __float2int_rn(value);
@@ -24,13 +24,13 @@ VQP_HD int32_t round_int32(float value) {
 
 VQP_HD int32_t clamp_int8(int32_t value) { return value < -128 ? -128 : value > 127 ? 127 : value; }
 
-/* |value| <= 448 (or NaN) to the bits of E4M3, by integers alone: what cvt.rn.satfinite.e4m3x2.f32 gives. */
-VQP_HD uint32_t soft_e4m3(float value) {
+/* |value| <= 448 (or NaN) to the bits of E4M3 with integer operations: equals cvt.rn.satfinite.e4m3x2.f32. */
+VQP_HD uint32_t e4m3_by_integers(float value) {
   const uint32_t bits = as_bits(value), sign = bits >> 24 & 0x80, magnitude = bits & 0x7FFFFFFF;
   if (magnitude > 0x7F800000) return sign | 0x7F;
-  if (magnitude >= 0x43E80000) return sign | 0x7E; /* from 464, the middle of 448 and what would come next */
+  if (magnitude >= 0x43E80000) return sign | 0x7E; /* from 464, halfway to the next value, which E4M3 lacks */
   if (magnitude < 0x3C800000) {
-    /* Below 2^-6, in steps of 2^-9: adding 2^14 puts their units at the end of the mantissa. */
+    /* Subnormals: below 2^-6, in steps of 2^-9. Adding 2^14 aligns 2^-9 with the last bit of the mantissa. */
     return sign | (as_bits(as_float(magnitude) + 16384.0f) - as_bits(16384.0f));
   }
   const uint32_t rounded = magnitude + 0x7FFFF + (magnitude >> 20 & 1);
@@ -44,7 +44,7 @@ VQP_HD uint32_t to_e4m3_pair(float low, float high) {
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
   return pair;
 #else
-  return soft_e4m3(low) | soft_e4m3(high) << 8;
+  return e4m3_by_integers(low) | e4m3_by_integers(high) << 8;
 #endif
 }
 

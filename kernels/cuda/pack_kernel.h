@@ -1,9 +1,10 @@
-/* Packing on the device: one thread a word, through the same map as on the CPU. */
+/* Packing on the device: one thread per word, through the same map as on the CPU. */
 #ifndef VQP_CUDA_PACK_KERNEL_H
 #define VQP_CUDA_PACK_KERNEL_H
 
+#include "layout.h"
 #include "ptx.h"
-#include "schedule.h"
+#include "tiles.h"
 
 namespace vqp {
 
@@ -19,8 +20,8 @@ VQP_HD int64_t pack_words(const PackParams &p) {
   return ceil_div(p.n, kRowTile) * (p.k_padded / kSlab) * slab_bytes(p.bits) / 4;
 }
 
-VQP_DEVICE void pack_block(const PackParams &p) {
-  const int64_t at = static_cast<int64_t>(block_x()) * kThreads + thread_index();
+VQP_DEVICE void pack_cta(const PackParams &p) {
+  const int64_t at = static_cast<int64_t>(cta_x()) * kThreads + thread_index();
   if (at >= pack_words(p)) return;
   const int words = slab_bytes(p.bits) / 4;
   const int64_t slab = at / words, slabs = p.k_padded / kSlab;

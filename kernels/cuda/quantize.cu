@@ -8,13 +8,13 @@ namespace {
 template <class T, int kKind, bool kRegisters>
 VQP_KERNEL(kThreads, 4)
 quantize_rows(const VQP_PARAMETER QuantizeParams p) {
-  quantize_rows_block<T, kKind, kRegisters>(p);
+  quantize_rows_cta<T, kKind, kRegisters>(p);
 }
 
 template <class T>
 VQP_KERNEL(kThreads, 6)
 quantize_groups(const VQP_PARAMETER QuantizeParams p) {
-  quantize_groups_block<T>(p);
+  quantize_groups_cta<T>(p);
 }
 
 template <class T, int kKind>
@@ -42,13 +42,13 @@ int vqp_cuda_quantize_run(const vqp_cuda_quantize *call, void *stream) {
   if (failed == cudaSuccess) failed = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (failed != cudaSuccess) return runtime_error(failed);
   QuantizeParams p = quantize_params(*call, limit);
-  const int64_t blocks = quantize_blocks(p);
-  if (blocks > 0x7FFFFFFF) return VQP_CUDA_ESHAPE;
+  const int64_t ctas = quantize_ctas(p);
+  if (ctas > 0x7FFFFFFF) return VQP_CUDA_ESHAPE;
   const void *kernel = call->x_dtype == VQP_CUDA_F16 ? kernel_of<Half>(p) : kernel_of<BFloat16>(p);
-  const int shared = quantize_shared(p);
-  /* The most there is, not what this call needs: another thread's call could lower that before this launch. */
+  const int shared = quantize_smem_bytes(p);
+  /* Always the maximum, not what this call needs: a concurrent call could lower the limit before this launch. */
   failed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
   if (failed != cudaSuccess) return runtime_error(failed);
   void *arguments[] = {&p};
-  return launch(kernel, dim3(static_cast<unsigned>(blocks)), shared, 1, arguments, static_cast<cudaStream_t>(stream));
+  return launch(kernel, dim3(static_cast<unsigned>(ctas)), shared, 1, arguments, static_cast<cudaStream_t>(stream));
 }

@@ -7,13 +7,13 @@
  *                               zero = int32(-128 - low / scale)
  *         static                                                   q = int8(x / scale)
  *         static, with a zero                                      q = int8(int32(x * (1 / scale)) + zero)
- *   FP8   dynamic, a token      scale = max(absmax / 448, 1 / (448 * 512))     q = e4m3(x / scale)
+ *   FP8   dynamic, per token    scale = max(absmax / 448, 1 / (448 * 512))     q = e4m3(x / scale)
  *         static                                                               q = e4m3(x * (1 / scale))
  *         groups of 128         scale = max(absmax, 1e-10) / 448               q = e4m3(x / scale)
  *
- * Integers round to nearest, ties to even, and saturate; NaN becomes 0. E4M3 is clamped to 448 first, by
- * minimum and maximum that drop a NaN. NaN takes no part in absmax, high and low. There is one deviation:
- * the asymmetric range holds 0, as compressed-tensors has it; without, a constant row would get scale 0.
+ * Integers round to nearest even and saturate; NaN becomes 0. E4M3 is clamped to 448 first, by a minimum and a maximum
+ * that ignore NaN. NaN is also ignored in absmax, high and low. There is one deviation: the asymmetric range contains
+ * 0, as in compressed-tensors; otherwise a constant row would get scale 0.
  */
 #ifndef VQP_CUDA_QUANTIZE_MATH_H
 #define VQP_CUDA_QUANTIZE_MATH_H
@@ -26,11 +26,11 @@ namespace vqp {
 constexpr int kInt8 = 8; /* code kinds, beside kFp8 of layout.h */
 constexpr int kQuantizeGroup = 128;
 
-/* Range of the values seen: [low, high], which holds 0; low stays 0 where only magnitudes count. */
-struct Extent {
+/* The range [low, high] of the values seen; it contains 0. low stays 0 where only magnitudes matter. */
+struct ValueRange {
   float low = 0, high = 0;
 };
-VQP_HD void widen_extent(Extent &e, float value, bool asymmetric) {
+VQP_HD void extend_range(ValueRange &e, float value, bool asymmetric) {
   if (asymmetric) {
     e.low = fminf(e.low, value);
     e.high = fmaxf(e.high, value);
@@ -46,7 +46,7 @@ struct Quantizer {
   bool divide;
 };
 
-VQP_HD Quantizer dynamic_int8(const Extent &e, bool asymmetric) {
+VQP_HD Quantizer dynamic_int8(const ValueRange &e, bool asymmetric) {
   if (!asymmetric) return {e.high / 127.0f, e.high == 0 ? 0.0f : 127.0f / e.high, 0, false};
   const float scale = (e.high - e.low) / 255.0f;
   if (scale == 0) return {0, 0, 0, false};
@@ -55,12 +55,12 @@ VQP_HD Quantizer dynamic_int8(const Extent &e, bool asymmetric) {
 VQP_HD Quantizer static_int8(float scale, bool with_zero, int32_t zero) {
   return {scale, with_zero ? 1.0f / scale : scale, zero, !with_zero};
 }
-VQP_HD Quantizer dynamic_fp8(const Extent &e) {
+VQP_HD Quantizer dynamic_fp8(const ValueRange &e) {
   const float scale = fmaxf(e.high / kE4m3Max, 1.0f / (kE4m3Max * 512.0f));
   return {scale, scale, 0, true};
 }
 VQP_HD Quantizer static_fp8(float scale) { return {scale, 1.0f / scale, 0, false}; }
-VQP_HD Quantizer group_fp8(const Extent &e) {
+VQP_HD Quantizer group_fp8(const ValueRange &e) {
   const float scale = fmaxf(e.high, 1e-10f) / kE4m3Max;
   return {scale, scale, 0, true};
 }
@@ -68,13 +68,13 @@ VQP_HD Quantizer group_fp8(const Extent &e) {
 VQP_HD float scaled(const Quantizer &q, float value) { return q.divide ? value / q.by : value * q.by; }
 
 VQP_HD uint32_t int8_code(const Quantizer &q, float value) {
-  /* Far beyond the codes on either side, so that adding the zero point cannot wrap. */
+  /* Clamp well beyond the codes first, so that adding the zero point cannot overflow. */
   const int32_t whole = round_int32(scaled(q, value));
   const int32_t bounded = whole < -4096 ? -4096 : whole > 4096 ? 4096 : whole;
   return static_cast<uint32_t>(clamp_int8(bounded + q.zero)) & 0xFF;
 }
 
-/* In a group NaN becomes -448, elsewhere 448: the order of the two comparisons in vLLM. */
+/* NaN becomes -448 with group scales and 448 otherwise, by the order of the two comparisons in vLLM. */
 template <bool kGroup>
 VQP_HD float clamp_e4m3(float value) {
   return kGroup ? fminf(fmaxf(value, -kE4m3Max), kE4m3Max) : fmaxf(-kE4m3Max, fminf(value, kE4m3Max));

@@ -1,10 +1,11 @@
-/* What the C interfaces share of the CUDA runtime: error codes, a device's limits, launches. Host code only. */
+/* CUDA runtime helpers of the C interfaces: error codes, the limits of a device, launches. Host code only. */
 #ifndef VQP_CUDA_RUNTIME_H
 #define VQP_CUDA_RUNTIME_H
 
 #include <cuda_runtime.h>
 
-#include "schedule.h"
+#include "cost_model.h"
+#include "vqp_cuda.h"
 
 namespace vqp {
 
@@ -14,17 +15,17 @@ inline int runtime_error(cudaError_t error) {
   return error == cudaSuccess ? VQP_CUDA_OK : VQP_CUDA_ERUNTIME + error;
 }
 
-/* Limits of device `index`; clusters only where the code of `probe` was compiled for sm_90: PTX of older targets
- * has none. `capability` is 10 * major + minor, of the code of `probe` if that is lower. */
+/* Limits of device `index`. It has clusters only where the code of `probe` was compiled for sm_90; code from the PTX of
+ * an older target has none. `capability` is 10 * major + minor of the device or of the code of `probe`, the lower. */
 inline int read_device(int index, const void *probe, Device *device, int *capability) {
   int major = 0, minor = 0;
   cudaFuncAttributes attributes = {};
   Device d = {};
-  cudaError_t error = cudaDeviceGetAttribute(&d.multiprocessors, cudaDevAttrMultiProcessorCount, index);
+  cudaError_t error = cudaDeviceGetAttribute(&d.sms, cudaDevAttrMultiProcessorCount, index);
   if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&d.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+    error = cudaDeviceGetAttribute(&d.smem_per_cta, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
   if (error == cudaSuccess)
-    error = cudaDeviceGetAttribute(&d.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
+    error = cudaDeviceGetAttribute(&d.smem_per_sm, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index);
   if (error == cudaSuccess && major < 8) return VQP_CUDA_EDEVICE;
@@ -36,7 +37,7 @@ inline int read_device(int index, const void *probe, Device *device, int *capabi
   return VQP_CUDA_OK;
 }
 
-/* `dependent`: the kernel may start before the one ahead of it in the stream has ended; it waits itself. */
+/* `dependent`: the kernel may start before the preceding one in the stream has ended, and waits for it itself. */
 inline int launch(const void *kernel, dim3 grid, int shared, int cluster, void **arguments, cudaStream_t stream,
                   bool dependent = false, int threads = kThreads) {
   cudaLaunchConfig_t config = {};

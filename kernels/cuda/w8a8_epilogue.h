@@ -1,19 +1,20 @@
-/* From sums to outputs: zero points, scales, bias, rounding; in the kernel itself or in the second pass of split-K. */
+/* The epilogue of the W8A8 GEMM: zero points, scales, bias, rounding; in the GEMM itself or in the split-K
+ * reduction. */
 #ifndef VQP_CUDA_W8A8_EPILOGUE_H
 #define VQP_CUDA_W8A8_EPILOGUE_H
 
-#include "params.h"
+#include "wna16_params.h"
 #include "ptx.h"
 #include "w8a8_schedule.h"
 
 namespace vqp {
 
 template <int kKind>
-struct Sum8 {
+struct Accumulator8 {
   typedef int32_t Type;
 };
 template <>
-struct Sum8<kFp8> {
+struct Accumulator8<kFp8> {
   typedef float Type;
 };
 
@@ -22,7 +23,7 @@ VQP_DEVICE uint32_t word_of(float value) { return as_bits(value); }
 VQP_DEVICE uint32_t add_words(uint32_t a, uint32_t b, int32_t) { return a + b; }
 VQP_DEVICE uint32_t add_words(uint32_t a, uint32_t b, float) { return as_bits(as_float(a) + as_float(b)); }
 
-/* One rounding each: the compiler may not join a multiplication and an addition. */
+/* One rounding each: the compiler must not contract a multiplication and an addition to an fma. */
 VQP_HD float multiply(float a, float b) {
 #ifdef __CUDA_ARCH__
   return __fmul_rn(a, b);
@@ -44,7 +45,7 @@ VQP_DEVICE float bias_of(const vqp_cuda_w8a8 &c, int64_t channel) {
       [&](int64_t i) { return load_global(static_cast<const float *>(c.bias) + i); });
 }
 
-/* An output from its sum, the row's scale and zero point: as reference.w8a8_linear rounds. */
+/* An output from its accumulator and the scale and zero point of the row. Rounds as reference.w8a8_linear does. */
 template <int kKind>
 VQP_DEVICE float finish(const vqp_cuda_w8a8 &c, uint32_t word, int64_t channel, float scale, int32_t zero) {
   float value;
@@ -59,7 +60,7 @@ VQP_DEVICE float finish(const vqp_cuda_w8a8 &c, uint32_t word, int64_t channel, 
   return value;
 }
 
-/* Two neighbouring outputs, the second only if it exists. */
+/* Store two neighbouring outputs, the second only if it exists. */
 VQP_DEVICE void store_pair(const vqp_cuda_w8a8 &c, int64_t row, int64_t channel, float low, float high) {
   const uint32_t pair = c.y_dtype == VQP_CUDA_F16 ? to_pair<Half>(low, high) : to_pair<BFloat16>(low, high);
   uint16_t *const y = static_cast<uint16_t *>(c.y) + row * c.n + channel;
@@ -68,15 +69,15 @@ VQP_DEVICE void store_pair(const vqp_cuda_w8a8 &c, int64_t row, int64_t channel,
   if (channel + 1 < c.n) store_global(y + 1, static_cast<uint16_t>(pair >> 16));
 }
 
-/* Second pass of split-K without clusters: the same sum in the same order. One thread two channels. */
+/* The split-K reduction without clusters: the same sum in the same order. Each thread handles two channels. */
 template <int kKind>
-VQP_DEVICE void w8a8_reduce_block(const W8Params &p, int64_t rows) {
-  typedef typename Sum8<kKind>::Type Sum;
+VQP_DEVICE void w8a8_reduce_cta(const W8a8Params &p, int64_t rows) {
+  typedef typename Accumulator8<kKind>::Type Sum;
   const vqp_cuda_w8a8 &c = p.call;
-  const int64_t channel = 2 * (static_cast<int64_t>(block_x()) * kThreads + thread_index());
+  const int64_t channel = 2 * (static_cast<int64_t>(cta_x()) * kThreads + thread_index());
   if (channel >= c.n) return;
   const bool pair = channel + 1 < c.n;
-  for (int64_t row = block_y(); row < c.m; row += grid_y()) {
+  for (int64_t row = cta_y(); row < c.m; row += grid_dim_y()) {
     uint32_t low = 0, high = 0;
     for (int split = 0; split < p.splits; ++split) {
       const uint32_t *const at = p.partial + (split * rows + row) * c.n + channel;

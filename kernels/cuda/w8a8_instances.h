@@ -1,11 +1,12 @@
-/* The kernels of one code kind: included by one file a kind, with VQP_KIND defined, so that they compile apart. */
+/* The kernels of one code kind. A .cu file per kind defines VQP_KIND and includes this, so that kinds compile in
+ * parallel. */
 #include "w8a8_kernel.h"
 #include "w8a8_kernels.h"
 
 namespace vqp {
 
-/* Blocks that share a multiprocessor: two up to 128 registers. */
-VQP_HD constexpr int blocks_of(int kind, int tokens, bool grouped) {
+/* CTAs per SM: two where a thread needs at most 128 registers. */
+VQP_HD constexpr int max_ctas_per_sm_of(int kind, int tokens, bool grouped) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   if (kind == kFp8 && tokens >= 64) return 1;
 #endif
@@ -13,13 +14,13 @@ VQP_HD constexpr int blocks_of(int kind, int tokens, bool grouped) {
 }
 
 template <int kKind, int kTokens, bool kGrouped, bool kFused>
-VQP_KERNEL(kThreads, blocks_of(kKind, kTokens, kGrouped))
-w8a8(const VQP_PARAMETER W8Params p) {
+VQP_KERNEL(kThreads, max_ctas_per_sm_of(kKind, kTokens, kGrouped))
+w8a8(const VQP_PARAMETER W8a8Params p) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
-  w8a8_block<kKind, kTokens, kGrouped, kFused>(p);
+  w8a8_cta<kKind, kTokens, kGrouped, kFused>(p);
 #else
   /* E4M3 tensor cores came with sm_89; make_w8a8_plan refuses such calls. */
-  if constexpr (kKind != kFp8) w8a8_block<kKind, kTokens, kGrouped, kFused>(p);
+  if constexpr (kKind != kFp8) w8a8_cta<kKind, kTokens, kGrouped, kFused>(p);
 #endif
 }
 
@@ -28,7 +29,7 @@ template <int kTokens, bool kFused>
 const void *instance(bool grouped) {
   if constexpr (VQP_KIND == kFp8 && !kFused && kTokens <= kMaxGroupedTokens)
     if (grouped) return reinterpret_cast<const void *>(&w8a8<VQP_KIND, kTokens, true, kFused>);
-  /* A product with its quantization is decode, where taking sums over costs nothing: FP8 always does. */
+  /* A fused quantization means decode, where accumulating in FP32 is free: FP8 always does. */
   return reinterpret_cast<const void *>(&w8a8<VQP_KIND, kTokens, VQP_KIND == kFp8 && kFused, kFused>);
 }
 }  // namespace

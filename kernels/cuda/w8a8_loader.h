@@ -1,4 +1,4 @@
-/* Global memory to shared memory for the 8-bit product: tiles of codes, block scales, and the rows of a 16-bit x. */
+/* Global to shared memory for the W8A8 GEMM: tiles of codes, block scales, and the rows of a 16-bit x. */
 #ifndef VQP_CUDA_W8A8_LOADER_H
 #define VQP_CUDA_W8A8_LOADER_H
 
@@ -7,16 +7,16 @@
 namespace vqp {
 
 template <int kTokens, bool kGrouped, bool kFused>
-struct W8Loader {
-  static constexpr int kPieces = kRow / 16; /* of a row in a tile */
+struct W8a8Loader {
+  static constexpr int kPieces = kRow / 16; /* 16-byte pieces per row of a tile */
 
-  const W8Params &p;
-  const uint8_t *w, *x;       /* this thread's first piece of each; rows 32 apart follow */
-  int w_rows, x_rows;         /* from this thread's first row on, that exist */
-  const float *scales;        /* block scales: this thread's four, or null */
+  const W8a8Params &p;
+  const uint8_t *w, *x;       /* this thread's first piece of each; its others are 32 rows apart */
+  int w_rows, x_rows;         /* rows that exist, from this thread's first one */
+  const float *scales;        /* with block scales: this thread's four, or null */
   uint64_t policy;
 
-  VQP_DEVICE W8Loader(const W8Params &params, int m_tile, int n_tile) : p(params) {
+  VQP_DEVICE W8a8Loader(const W8a8Params &params, int m_tile, int n_tile) : p(params) {
     const vqp_cuda_w8a8 &c = p.call;
     const int thread = thread_index(), row = thread / kPieces, piece = thread % kPieces;
     const int64_t channel = static_cast<int64_t>(n_tile) * kTileN, token = static_cast<int64_t>(m_tile) * kTokens;
@@ -27,7 +27,7 @@ struct W8Loader {
     scales = kGrouped && c.grouped && 4 * thread < kTokens && token + 4 * thread < c.x_scale_stride
                  ? c.x_scales + token + 4 * thread
                  : nullptr;
-    policy = p.read_once ? read_once_policy() : read_again_policy();
+    policy = p.evict_first ? evict_first_policy() : evict_normal_policy();
   }
 
   VQP_DEVICE bool inside(int tile) const { return tile * kRow + 16 * (thread_index() % kPieces) < p.call.kp; }
@@ -39,7 +39,7 @@ struct W8Loader {
     for (int j = 0; j < kTileN / 32; ++j) {
       const bool valid = in_k && 32 * j < w_rows;
       const void *from = valid ? w + 32 * j * p.call.kp + static_cast<int64_t>(tile) * kRow : p.call.w;
-      copy_async(stage + tile_offset(row + 32 * j, piece), from, valid, policy);
+      cp_async(stage + tile_offset(row + 32 * j, piece), from, valid, policy);
     }
   }
 
@@ -52,21 +52,21 @@ struct W8Loader {
       if (kTokens < 32 && row >= kTokens) break;
       const bool valid = in_k && 32 * j < x_rows;
       const void *from = valid ? x + 32 * j * p.call.x_stride + static_cast<int64_t>(tile) * kRow : p.call.x;
-      copy_async(stage + p.x_at + tile_offset(row + 32 * j, piece), from, valid);
+      cp_async(stage + p.x_offset + tile_offset(row + 32 * j, piece), from, valid);
     }
     if (kGrouped && p.call.grouped && 4 * thread_index() < kTokens) {
       const void *from = scales ? scales + tile * p.call.x_scale_stride : p.call.x_scales;
-      copy_async(stage + p.scales_at + 16 * thread_index(), from, scales != nullptr);
+      cp_async(stage + p.scales_offset + 16 * thread_index(), from, scales != nullptr);
     }
   }
 };
 
-/* The block's rows of a 16-bit x as codes in shared memory, for the K tiles of `range`, and their scales. All of
- * a row is read for its own range of values, by as many threads as there are for each row. */
+/* Quantize the CTA's rows of a 16-bit x into shared memory: the codes for the K tiles of `range`, and the scales. The
+ * threads are divided evenly among the rows; without a static scale they read the whole row first for its range. */
 constexpr int kBatch = 8;
 
 template <class T, int kKind, int kTokens>
-VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *shared) {
+VQP_DEVICE void quantize_into_shared(const W8a8Params &p, Range range, char *shared) {
   const vqp_cuda_w8a8 &c = p.call;
   const int rows = static_cast<int>(c.m); /* one tile of tokens */
   QuantizeParams q = {};
@@ -79,7 +79,7 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
   q.row_threads = kThreads;
   while (q.row_threads > 32 && kThreads / q.row_threads < rows) q.row_threads /= 2;
   const int thread = thread_index() % q.row_threads, rows_at_once = kThreads / q.row_threads;
-  float *const scales = reinterpret_cast<float *>(shared + p.table_at), *const ranges = scales + 2 * kTokens;
+  float *const scales = reinterpret_cast<float *>(shared + p.table_offset), *const ranges = scales + 2 * kTokens;
   int32_t *const zeros = reinterpret_cast<int32_t *>(scales + kTokens);
   const int first = range.begin * (kRow / kChunk), last = range.end * (kRow / kChunk);
   const int all = static_cast<int>(ceil_div(c.k, kChunk));
@@ -87,9 +87,9 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
     const int row = start + thread_index() / q.row_threads;
     const bool exists = row < rows;
     const uint16_t *const x = static_cast<const uint16_t *>(c.x) + (exists ? row * c.x_stride : 0);
-    Extent extent;
+    ValueRange extent;
     if (!c.x_scales && start < rows) {
-      /* Loads together, for their latency; the registers of both blocks on a multiprocessor allow eight. */
+      /* Eight loads in flight hide their latency; more would not leave registers for two CTAs per SM. */
       for (int base = thread; exists && base < all; base += kBatch * q.row_threads) {
         Chunk batch[kBatch];
         VQP_UNROLL
@@ -101,11 +101,11 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
             float values[kChunk];
             widen_chunk<T>(batch[j], values);
             VQP_UNROLL
-            for (int i = 0; i < kChunk; ++i) widen_extent(extent, values[i], asymmetric);
+            for (int i = 0; i < kChunk; ++i) extend_range(extent, values[i], asymmetric);
           }
       }
-      if (start) barrier(); /* the ranges of the rows before have been read */
-      join_row(extent, q.row_threads, ranges);
+      if (start) syncthreads(); /* the ranges of the previous rows have been read */
+      reduce_row(extent, q.row_threads, ranges);
     }
     const Quantizer quantizer = quantizer_of<kKind>(q.call, extent, asymmetric);
     if (thread == 0 && row < kTokens) {
@@ -121,7 +121,8 @@ VQP_DEVICE void quantize_into_shared(const W8Params &p, Range range, char *share
         clear_padding(codes, static_cast<int64_t>(chunk) * kChunk, c.k);
       }
       const int tile = (chunk - first) / (kRow / kChunk), inside = chunk % (kRow / kChunk);
-      store_shared(shared + p.codes_at + tile * kTokens * kRow + tile_offset(row, inside / 2) + 8 * (inside & 1), codes);
+      const int at = tile * kTokens * kRow + tile_offset(row, inside / 2) + 8 * (inside & 1);
+      store_shared(shared + p.codes_offset + at, codes);
     }
   }
 }

@@ -1,4 +1,4 @@
-/* The kernels of w8a8_wide_kernel.h, and their launch with tensor maps. Only code for sm_90a has them. */
+/* The kernels of w8a8_wide_kernel.h and their launch with tensor maps. They are empty except in code for sm_90a. */
 #include <cudaTypedefs.h>
 
 #include "runtime.h"
@@ -9,9 +9,9 @@ namespace vqp {
 namespace {
 
 template <int kKind, int kChannels, bool kPromote>
-VQP_KERNEL(kWarpgroups ? kWide8Threads : 32, 1)
-w8a8_wide(const VQP_PARAMETER Wide8Params p) {
-  if constexpr (kWarpgroups) wide8_block<kKind, kChannels, kPromote>(p);
+VQP_KERNEL(kWarpgroups ? kW8a8WideThreads : 32, 1)
+w8a8_wide(const VQP_PARAMETER W8a8WideParams p) {
+  if constexpr (kWarpgroups) w8a8_wide_cta<kKind, kChannels, kPromote>(p);
 }
 
 const void *kernel_of(const vqp_cuda_w8a8 &c, int channels) {
@@ -23,7 +23,7 @@ const void *kernel_of(const vqp_cuda_w8a8 &c, int channels) {
                          : reinterpret_cast<const void *>(&w8a8_wide<kInt8, 256, false>);
 }
 
-/* The driver's encoder of tensor maps, without linking the driver; null where it has none. */
+/* The driver's tensor map encoder, looked up so that nothing links to the driver; null where it has none. */
 PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
   void *found = nullptr;
   cudaDriverEntryPointQueryResult result;
@@ -33,42 +33,42 @@ PFN_cuTensorMapEncodeTiled_v12000 find_encoder() {
   return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
 }
 
-int encode(const Wide8Matrix &m, TensorMap *map) {
+int encode(const W8a8WideMatrix &m, TensorMap *map) {
   static const PFN_cuTensorMapEncodeTiled_v12000 encoder = find_encoder();
   if (!encoder) return VQP_CUDA_EDEVICE;
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(m.columns), static_cast<cuuint64_t>(m.rows)};
   const cuuint64_t strides[] = {static_cast<cuuint64_t>(m.stride)};
   const cuuint32_t box[] = {kRow, static_cast<cuuint32_t>(m.box)}, steps[] = {1, 1};
-  const CUresult result = encoder(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void *>(m.base), sizes, strides, box,
-                                  steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+  const CUresult result = encoder(map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void *>(m.base), sizes, strides,
+                                  box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? VQP_CUDA_OK : VQP_CUDA_ERUNTIME + static_cast<int>(result);
 }
 
 }  // namespace
 
-int wide8_available(bool *available) {
+int w8a8_wide_available(bool *available) {
   cudaFuncAttributes attributes;
   vqp_cuda_w8a8 any = {};
   any.kind = kInt8;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel_of(any, 128));
   if (error != cudaSuccess) return runtime_error(error);
-  *available = attributes.maxThreadsPerBlock >= kWide8Threads;
+  *available = attributes.maxThreadsPerBlock >= kW8a8WideThreads;
   return VQP_CUDA_OK;
 }
 
-int run_wide8(const vqp_cuda_w8a8 &call, const vqp_cuda_w8a8_plan &plan, void *stream) {
-  Wide8Params p = wide8_params(call, plan);
-  int error = encode(wide8_x(call), &p.x);
-  if (!error) error = encode(wide8_w(call, plan), &p.w);
+int run_w8a8_wide(const vqp_cuda_w8a8 &call, const vqp_cuda_w8a8_plan &plan, void *stream) {
+  W8a8WideParams p = w8a8_wide_params(call, plan);
+  int error = encode(w8a8_wide_x(call), &p.x);
+  if (!error) error = encode(w8a8_wide_w(call, plan), &p.w);
   if (error) return error;
   const void *const kernel = kernel_of(call, plan.channels);
   const cudaError_t failed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes);
   if (failed != cudaSuccess) return runtime_error(failed);
   void *arguments[] = {&p};
-  return launch(kernel, dim3(plan.blocks), plan.shared_bytes, p.cluster, arguments, static_cast<cudaStream_t>(stream),
-                plan.dependent, kWide8Threads);
+  return launch(kernel, dim3(plan.ctas), plan.shared_bytes, p.cluster, arguments, static_cast<cudaStream_t>(stream),
+                plan.dependent, kW8a8WideThreads);
 }
 
 }  // namespace vqp

@@ -1,24 +1,24 @@
-/* The product of 8-bit codes for large batches on sm_90a: wgmma with both operands in shared memory.
+/* The W8A8 GEMM for large batches on sm_90a: persistent, warp-specialized, wgmma with both operands in shared memory.
  *
- *   block       3 warpgroups: two multiply 64 tokens x kChannels each, one thread of the third loads
- *   ring        4 or 6 stages, a K tile of 128 bytes each, filled by tensor copies. `full` of a stage ends with the
- *               bytes of both operands, `empty` with an arrival of every warp that reads it, in all blocks that it is
- *               copied to: a multicast copy writes the other block's memory as well
- *   K tile      4 products of 32 columns. Without kPromote they add to the sums, and the tile before is released while
- *               they run. With it (FP8), they are taken over in FP32, times the block scales: one warpgroup adds while
- *               the other's products run
- *   tile        its outputs leave from registers while the next tile's stages are already on their way; the warpgroups
- *               do not wait for each other
+ *   CTA         3 warpgroups: two consumers compute 64 tokens x kChannels each, one thread of the third is the producer
+ *   ring        4 or 6 stages of one K tile of 128 bytes, filled by TMA. The full barrier of a stage completes with the
+ *               bytes of both operands, its empty barrier with an arrival of every warp that reads it, in all CTAs that
+ *               it is loaded into: a multicast load writes the shared memory of the other CTA as well
+ *   K tile      4 wgmmas of 32 columns. Without kPromote they accumulate in place, and the previous stage is released
+ *               while they run. With kPromote (FP8), accumulate in FP32 after each K tile, times the block scales: one
+ *               warpgroup adds while the wgmmas of the other run
+ *   tile        the epilogue stores from registers while the loads of the next tile are already in flight; the
+ *               warpgroups do not wait for each other
  *
- * Tokens are operand A, so that a thread's sums are neighbouring channels of one row of y. The arithmetic of an output is
- * that of w8a8_epilogue.h: INT8 results are those of every other path, bit for bit.
+ * Tokens are operand A, so that the accumulators of a thread are neighbouring channels of one row of y. Outputs are
+ * computed as in w8a8_epilogue.h: INT8 results have the same bits on every path.
  */
 #ifndef VQP_CUDA_W8A8_WIDE_KERNEL_H
 #define VQP_CUDA_W8A8_WIDE_KERNEL_H
 
 #include "w8a8_epilogue.h"
 #include "w8a8_wide_schedule.h"
-#include "wgmma8.h"
+#include "wgmma_ss.h"
 
 namespace vqp {
 
@@ -30,32 +30,32 @@ struct alignas(8) Pair {
   V v[2];
 };
 
-/* A place in the ring and how often it was passed. */
+/* The current stage of the ring, and the parity of its phase. */
 template <int kStages>
-struct RingPlace {
+struct PipelineState {
   int slot = 0, parity = 0;
   VQP_DEVICE void next() {
     if (++slot == kStages) slot = 0, parity ^= 1;
   }
 };
 
-/* All K tiles of all tiles of this cluster, in order. */
-struct Wide8Steps {
-  const Wide8Params &p;
+/* Iterates over all K tiles of all output tiles of this cluster, in order. */
+struct TileScheduler {
+  const W8a8WideParams &p;
   const int units, tiles;
   int index, k_tile = 0;
-  Wide8Tile tile;
+  W8a8WideTile tile;
 
-  VQP_DEVICE explicit Wide8Steps(const Wide8Params &params)
+  VQP_DEVICE explicit TileScheduler(const W8a8WideParams &params)
       : p(params),
         units((p.m_tiles + p.cluster - 1) / p.cluster),
         tiles(units * p.n_tiles),
-        index(block_x() / p.cluster),
-        tile(wide8_tile(index, units, p.n_tiles, p.cluster)) {}
+        index(cta_x() / p.cluster),
+        tile(w8a8_wide_tile(index, units, p.n_tiles, p.cluster)) {}
   VQP_DEVICE bool exists() const { return index < tiles; }
   VQP_DEVICE void next_tile() {
     index += p.clusters;
-    if (exists()) tile = wide8_tile(index, units, p.n_tiles, p.cluster);
+    if (exists()) tile = w8a8_wide_tile(index, units, p.n_tiles, p.cluster);
   }
   VQP_DEVICE void next() {
     if (++k_tile < p.k_tiles) return;
@@ -66,63 +66,66 @@ struct Wide8Steps {
 };
 
 template <int kChannels>
-struct Wide8Ring {
-  static constexpr int kStages = wide8_stages(kChannels);
+struct W8a8WideSmem {
+  static constexpr int kStages = w8a8_wide_stages(kChannels);
   char *const memory;
 
-  VQP_DEVICE char *stage(int slot) const { return memory + slot * wide8_stage(kChannels); }
-  VQP_DEVICE char *scales(int slot) const { return memory + wide8_scales_at(kChannels) + slot * kWide8Tokens * 4; }
-  VQP_DEVICE Mbarrier *full(int slot) const {
-    return reinterpret_cast<Mbarrier *>(memory + wide8_barriers_at(kChannels)) + slot;
+  VQP_DEVICE char *stage(int slot) const { return memory + slot * w8a8_wide_stage_bytes(kChannels); }
+  VQP_DEVICE char *scales(int slot) const {
+    return memory + w8a8_wide_scales_offset(kChannels) + slot * kW8a8WideTokens * 4;
   }
-  VQP_DEVICE Mbarrier *empty(int slot) const { return full(slot) + kStages; }
+  VQP_DEVICE Mbarrier *full_barrier(int slot) const {
+    return reinterpret_cast<Mbarrier *>(memory + w8a8_wide_barriers_offset(kChannels)) + slot;
+  }
+  VQP_DEVICE Mbarrier *empty_barrier(int slot) const { return full_barrier(slot) + kStages; }
 };
 
-/* The thread that loads. */
+/* The producer thread. */
 template <int kChannels, bool kPromote>
-struct Wide8Producer {
-  const Wide8Params &p;
-  const Wide8Ring<kChannels> &ring;
+struct W8a8WideProducer {
+  const W8a8WideParams &p;
+  const W8a8WideSmem<kChannels> &ring;
 
-  /* Scales of x of the tile's rows that there are, in whole pieces of 16 bytes. */
+  /* Bytes of the scales of x for the rows that the tile has, in whole pieces of 16 bytes. */
   VQP_DEVICE int scale_bytes(int m_tile) const {
     if (!kPromote || !p.call.grouped) return 0;
-    const int64_t left = p.call.x_scale_stride - static_cast<int64_t>(m_tile) * kWide8Tokens;
-    return left <= 0 ? 0 : 4 * static_cast<int>(left < kWide8Tokens ? left : kWide8Tokens);
+    const int64_t left = p.call.x_scale_stride - static_cast<int64_t>(m_tile) * kW8a8WideTokens;
+    return left <= 0 ? 0 : 4 * static_cast<int>(left < kW8a8WideTokens ? left : kW8a8WideTokens);
   }
-  /* Weights, and what the stage waits for. */
-  VQP_DEVICE void load_weights(const Wide8Steps &step, int slot) const {
-    Mbarrier *const full = ring.full(slot);
-    mbarrier_expect(full, wide8_stage(kChannels) + scale_bytes(step.m_tile()));
-    char *const to = ring.stage(slot) + kWide8X;
+  /* Load the weights of a stage, after announcing all the bytes that the stage waits for. */
+  VQP_DEVICE void load_weights(const TileScheduler &step, int slot) const {
+    Mbarrier *const full_barrier = ring.full_barrier(slot);
+    mbarrier_arrive_expect_tx(full_barrier, w8a8_wide_stage_bytes(kChannels) + scale_bytes(step.m_tile()));
+    char *const to = ring.stage(slot) + kW8a8WideXBytes;
     const int column = step.k_tile * kRow, row = step.tile.n_tile * kChannels;
-    if (p.cluster == 1) return load_box(to, p.w, column, row, full);
+    if (p.cluster == 1) return tma_load(to, p.w, column, row, full_barrier);
     const int first = cluster_rank() * (kChannels / 2);
-    load_box_shared(to + first * kRow, p.w, column, row + first, full, 3);
+    tma_load_multicast(to + first * kRow, p.w, column, row + first, full_barrier, 3);
   }
-  VQP_DEVICE void load_tokens(const Wide8Steps &step, int slot) const {
+  VQP_DEVICE void load_tokens(const TileScheduler &step, int slot) const {
     const int m_tile = step.m_tile(), bytes = scale_bytes(m_tile);
-    load_box(ring.stage(slot), p.x, step.k_tile * kRow, m_tile * kWide8Tokens, ring.full(slot));
+    tma_load(ring.stage(slot), p.x, step.k_tile * kRow, m_tile * kW8a8WideTokens, ring.full_barrier(slot));
     if (bytes)
-      load_bytes(ring.scales(slot),
-                 p.call.x_scales + step.k_tile * p.call.x_scale_stride + static_cast<int64_t>(m_tile) * kWide8Tokens,
-                 bytes, ring.full(slot));
+      bulk_load(ring.scales(slot),
+                 p.call.x_scales + step.k_tile * p.call.x_scale_stride + static_cast<int64_t>(m_tile) * kW8a8WideTokens,
+                 bytes, ring.full_barrier(slot));
   }
 
   VQP_DEVICE void run() const {
-    prefetch_map(p.x);
-    prefetch_map(p.w);
-    /* In a dependent launch the kernel ahead may still be making x: the first weights do not wait for it. */
-    int ahead = 0;
-    for (Wide8Steps step(p); ahead < ring.kStages && step.exists(); ++ahead, step.next()) load_weights(step, ahead);
-    if (p.dependent) dependency_wait(), dependency_launch();
-    RingPlace<wide8_stages(kChannels)> place;
-    place.parity = 1; /* of the pass before the first */
-    for (Wide8Steps step(p); step.exists(); step.next(), place.next()) {
-      if (ahead) {
-        --ahead;
+    prefetch_tensor_map(p.x);
+    prefetch_tensor_map(p.w);
+    /* In a dependent launch the preceding kernel may still be writing x; the first weights need not wait for it. */
+    int prefetched = 0;
+    for (TileScheduler step(p); prefetched < ring.kStages && step.exists(); ++prefetched, step.next())
+      load_weights(step, prefetched);
+    if (p.dependent) griddep_wait(), griddep_launch_dependents();
+    PipelineState<w8a8_wide_stages(kChannels)> place;
+    place.parity = 1; /* the phase before the first: the stages start out empty */
+    for (TileScheduler step(p); step.exists(); step.next(), place.next()) {
+      if (prefetched) {
+        --prefetched;
       } else {
-        mbarrier_wait_cluster(ring.empty(place.slot), place.parity);
+        mbarrier_wait_cluster(ring.empty_barrier(place.slot), place.parity);
         load_weights(step, place.slot);
       }
       load_tokens(step, place.slot);
@@ -130,75 +133,75 @@ struct Wide8Producer {
   }
 };
 
-/* A warpgroup that multiplies: 64 tokens x kChannels. */
+/* A consumer warpgroup: 64 tokens x kChannels. */
 template <int kKind, int kChannels, bool kPromote>
-struct Wide8Consumer {
-  typedef typename Sum8<kKind>::Type Sum;
+struct W8a8WideConsumer {
+  typedef typename Accumulator8<kKind>::Type Sum;
   static constexpr int kTiles = kChannels / 8;
 
-  const Wide8Params &p;
-  const Wide8Ring<kChannels> &ring;
-  const int lane, row; /* of the block's tile: this thread's first, the other is 8 further */
-  char *const table;   /* of this warp */
-  RingPlace<wide8_stages(kChannels)> place;
-  Sum sum[kTiles][4];
+  const W8a8WideParams &p;
+  const W8a8WideSmem<kChannels> &ring;
+  const int lane, row; /* this thread's first row of the CTA's tile; its other row is 8 further */
+  char *const table;   /* this warp's copy of the channel parameters */
+  PipelineState<w8a8_wide_stages(kChannels)> place;
+  Sum accumulators[kTiles][4];
 
-  VQP_DEVICE Wide8Consumer(const Wide8Params &params, const Wide8Ring<kChannels> &r)
+  VQP_DEVICE W8a8WideConsumer(const W8a8WideParams &params, const W8a8WideSmem<kChannels> &r)
       : p(params),
         ring(r),
         lane(thread_index() & 31),
         row(thread_index() / 32 * 16 + (lane >> 2)),
-        table(r.memory + wide8_tables_at(kChannels) + thread_index() / 32 * wide8_table(kChannels)) {
+        table(r.memory + w8a8_wide_tables_offset(kChannels) + thread_index() / 32 * w8a8_wide_table_bytes(kChannels)) {
     VQP_UNROLL
     for (int t = 0; t < kTiles; ++t)
       VQP_UNROLL
-      for (int i = 0; i < 4; ++i) sum[t][i] = 0;
-    wgmma8_hold(sum);
+      for (int i = 0; i < 4; ++i) accumulators[t][i] = 0;
+    fence_accumulators(accumulators);
   }
 
-  VQP_DEVICE void issue_products(Sum (&into)[kTiles][4], bool accumulate) const {
+  VQP_DEVICE void issue_wgmmas(Sum (&acc)[kTiles][4], bool accumulate) const {
     char *const stage = ring.stage(place.slot);
     const uint64_t x = tile_descriptor(shared_address(stage + thread_index() / 128 * 64 * kRow));
-    const uint64_t w = tile_descriptor(shared_address(stage + kWide8X));
-    converge(); /* lanes may leave the wait for the stage one by one */
+    const uint64_t w = tile_descriptor(shared_address(stage + kW8a8WideXBytes));
+    syncwarp(); /* lanes may leave the wait for the full barrier one by one */
     wgmma_fence();
     VQP_UNROLL
-    for (int s = 0; s < kRow / 32; ++s) wgmma8(into, x + 2 * s, w + 2 * s, accumulate || s);
+    for (int s = 0; s < kRow / 32; ++s) wgmma_ss(acc, x + 2 * s, w + 2 * s, accumulate || s);
     wgmma_commit();
   }
 
-  /* This warp has read the stage: told to each block whose copies fill it. */
-  VQP_DEVICE void release(int slot) const {
-    converge();
-    if (lane < p.cluster) mbarrier_arrive(ring.empty(slot), lane);
+  /* This warp has read the stage: arrive at the empty barrier of each CTA whose loads fill it. */
+  VQP_DEVICE void release_stage(int slot) const {
+    syncwarp();
+    if (lane < p.cluster) mbarrier_arrive_cluster(ring.empty_barrier(slot), lane);
   }
 
-  VQP_DEVICE void add_tiles(int n_tile) {
+  VQP_DEVICE void accumulate_tiles(int n_tile) {
     for (int k = 0; k < p.k_tiles; ++k, place.next()) {
-      mbarrier_wait(ring.full(place.slot), place.parity);
-      issue_products(sum, k > 0);
+      mbarrier_wait(ring.full_barrier(place.slot), place.parity);
+      issue_wgmmas(accumulators, k > 0);
       if (k == 0) fill_table(n_tile);
-      wgmma8_wait<1>();
-      if (k) release(place.slot ? place.slot - 1 : ring.kStages - 1);
+      wgmma_wait<1>();
+      if (k) release_stage(place.slot ? place.slot - 1 : ring.kStages - 1);
     }
-    wgmma8_wait<0>();
-    release(place.slot ? place.slot - 1 : ring.kStages - 1);
-    wgmma8_hold(sum);
+    wgmma_wait<0>();
+    release_stage(place.slot ? place.slot - 1 : ring.kStages - 1);
+    fence_accumulators(accumulators);
   }
 
-  VQP_DEVICE void take_over_tiles(int n_tile) {
+  VQP_DEVICE void accumulate_tiles_fp32(int n_tile) {
     const bool grouped = p.call.grouped;
     const float *const w_scales = grouped ? p.call.w_scales + static_cast<int64_t>(n_tile) * p.k_tiles : nullptr;
     float next_scale = grouped ? load_global(w_scales) : 1;
-    Sum part[kTiles][4];
+    Sum tile_accumulators[kTiles][4];
     VQP_UNROLL
     for (int t = 0; t < kTiles; ++t)
       VQP_UNROLL
-      for (int i = 0; i < 4; ++i) sum[t][i] = part[t][i] = 0;
-    wgmma8_hold(part);
+      for (int i = 0; i < 4; ++i) accumulators[t][i] = tile_accumulators[t][i] = 0;
+    fence_accumulators(tile_accumulators);
     for (int k = 0; k < p.k_tiles; ++k, place.next()) {
-      mbarrier_wait(ring.full(place.slot), place.parity);
-      issue_products(part, false);
+      mbarrier_wait(ring.full_barrier(place.slot), place.parity);
+      issue_wgmmas(tile_accumulators, false);
       if (k == 0) fill_table(n_tile);
       float scale[2] = {next_scale, next_scale};
       if (grouped) {
@@ -208,23 +211,23 @@ struct Wide8Consumer {
         for (int half = 0; half < 2; ++half)
           scale[half] = exists(half) ? load_shared<float>(scales + row + 8 * half) * scale[half] : 0.0f;
       }
-      wgmma8_wait<0>();
-      wgmma8_hold(part);
-      release(place.slot);
+      wgmma_wait<0>();
+      fence_accumulators(tile_accumulators);
+      release_stage(place.slot);
       VQP_UNROLL
       for (int t = 0; t < kTiles; ++t)
         VQP_UNROLL
-        for (int i = 0; i < 4; ++i) sum[t][i] += part[t][i] * scale[i >> 1];
+        for (int i = 0; i < 4; ++i) accumulators[t][i] += tile_accumulators[t][i] * scale[i >> 1];
     }
   }
 
   int64_t first_row = 0; /* of the tile */
   VQP_DEVICE bool exists(int half) const { return first_row + row + 8 * half < p.call.m; }
 
-  /* What the outputs of a tile need of its channels, into this warp's own table while its first products run. */
+  /* Copy the channel parameters of the epilogue into this warp's table while the first wgmmas of the tile run. */
   VQP_DEVICE void fill_table(int n_tile) const {
     const vqp_cuda_w8a8 &c = p.call;
-    converge(); /* the tile before has been stored */
+    syncwarp(); /* the epilogue of the previous tile has read the table */
     for (int i = lane; i < kChannels; i += 32) {
       const int64_t channel = static_cast<int64_t>(n_tile) * kChannels + i;
       const bool inside = channel < c.n;
@@ -236,7 +239,8 @@ struct Wide8Consumer {
     }
   }
 
-  /* Four lanes share a row and have 2 of every 8 channels: afterwards lane l of them has the 8 of word l. */
+  /* Transpose among the four lanes of a row, each of which holds 2 of every 8 channels: afterwards lane l holds the 8
+   * channels of word l. */
   VQP_DEVICE void exchange(uint32_t (&words)[4]) const {
     VQP_UNROLL
     for (int bit = 1; bit <= 2; bit *= 2) {
@@ -244,7 +248,7 @@ struct Wide8Consumer {
       VQP_UNROLL
       for (int i = 0; i < 4; ++i) {
         if (i & bit) continue;
-        const uint32_t given = as_bits(shuffle_xor(as_float(upper ? words[i] : words[i | bit]), bit));
+        const uint32_t given = as_bits(shfl_xor(as_float(upper ? words[i] : words[i | bit]), bit));
         if (upper)
           words[i] = given;
         else
@@ -253,7 +257,7 @@ struct Wide8Consumer {
     }
   }
 
-  /* 8 neighbouring outputs of a row, as far as they exist. */
+  /* Store 8 neighbouring outputs of a row, as far as they exist. */
   VQP_DEVICE void store_eight(const uint32_t (&words)[4], int64_t at_row, int64_t channel) const {
     const vqp_cuda_w8a8 &c = p.call;
     uint16_t *const y = static_cast<uint16_t *>(c.y) + at_row * c.n + channel;
@@ -265,7 +269,7 @@ struct Wide8Consumer {
       if (channel + j < c.n) store_global(y + j, static_cast<uint16_t>(words[j / 2] >> 16 * (j & 1)));
   }
 
-  /* From sums to outputs, rounded as `finish` does. */
+  /* The epilogue: accumulators to outputs, rounded as `finish` of w8a8_epilogue.h does. */
   VQP_DEVICE void store(int n_tile) const {
     const vqp_cuda_w8a8 &c = p.call;
     float scale[2] = {1, 1};
@@ -274,8 +278,8 @@ struct Wide8Consumer {
     for (int half = 0; half < 2; ++half) {
       const int64_t at = (first_row + row + 8 * half) * c.x_scale_stride;
       if (c.grouped || !exists(half)) continue;
-      scale[half] = load_written(c.x_scales + at);
-      if (c.x_zeros) zero[half] = load_written(c.x_zeros + at);
+      scale[half] = load_coherent(c.x_scales + at);
+      if (c.x_zeros) zero[half] = load_coherent(c.x_zeros + at);
     }
     const bool zeros = kKind == kInt8 && c.x_zeros, biased = c.bias, half_output = c.y_dtype == VQP_CUDA_F16;
     VQP_UNROLL
@@ -292,7 +296,7 @@ struct Wide8Consumer {
         float value[4];
         VQP_UNROLL
         for (int i = 0; i < 4; ++i) {
-          Sum total = sum[t + j][i];
+          Sum total = accumulators[t + j][i];
           if constexpr (kKind == kInt8)
             total = static_cast<int32_t>(word_of(total) - word_of(zero[i >> 1]) * word_of(sums.v[i & 1]));
           value[i] = multiply(static_cast<float>(total), multiply(scale[i >> 1], scales.v[i & 1]));
@@ -313,51 +317,51 @@ struct Wide8Consumer {
   }
 
   VQP_DEVICE void run() {
-    for (Wide8Steps step(p); step.exists(); step.next_tile()) {
-      first_row = static_cast<int64_t>(step.m_tile()) * kWide8Tokens;
+    for (TileScheduler step(p); step.exists(); step.next_tile()) {
+      first_row = static_cast<int64_t>(step.m_tile()) * kW8a8WideTokens;
       if constexpr (kPromote)
-        take_over_tiles(step.tile.n_tile);
+        accumulate_tiles_fp32(step.tile.n_tile);
       else
-        add_tiles(step.tile.n_tile);
+        accumulate_tiles(step.tile.n_tile);
       store(step.tile.n_tile);
     }
   }
 };
 
 template <int kKind, int kChannels, bool kPromote>
-VQP_DEVICE void wide8_block(const Wide8Params &p) {
-  typedef Wide8Ring<kChannels> Ring;
+VQP_DEVICE void w8a8_wide_cta(const W8a8WideParams &p) {
+  typedef W8a8WideSmem<kChannels> Ring;
   const Ring ring = {shared_memory()};
   const int warp = thread_index() / 32;
   if (thread_index() == 0) {
     for (int slot = 0; slot < Ring::kStages; ++slot) {
-      mbarrier_init(ring.full(slot), 1);
-      mbarrier_init(ring.empty(slot), kThreads / 32 * p.cluster);
+      mbarrier_init(ring.full_barrier(slot), 1);
+      mbarrier_init(ring.empty_barrier(slot), kThreads / 32 * p.cluster);
     }
-    mbarrier_init_fence();
+    fence_mbarrier_init();
   }
-  /* No block of the cluster copies into another, or arrives there, before its barriers exist. Warps meet at barriers of
-   * a cluster, and in what follows, as a whole. */
-  converge();
+  /* No CTA may load into another or arrive at its barriers before these are initialized. Cluster barriers and the
+   * warp-wide code that follows need converged warps. */
+  syncwarp();
   if (p.cluster > 1)
-    cluster_barrier();
+    cluster_sync();
   else
-    barrier();
-  converge();
+    syncthreads();
+  syncwarp();
   if (warp >= kThreads / 32) {
-    give_registers<40>();
+    reg_dealloc<40>();
     if (thread_index() == kThreads)
-      Wide8Producer<kChannels, kPromote>{p, ring}.run();
+      W8a8WideProducer<kChannels, kPromote>{p, ring}.run();
     else if (p.dependent)
-      dependency_wait(), dependency_launch();
+      griddep_wait(), griddep_launch_dependents();
   } else {
-    take_registers<232>();
-    if (p.dependent) dependency_wait(), dependency_launch(); /* scales of x are read with plain loads */
-    Wide8Consumer<kKind, kChannels, kPromote>(p, ring).run();
+    reg_alloc<232>();
+    if (p.dependent) griddep_wait(), griddep_launch_dependents(); /* the consumers read scales of x with plain loads */
+    W8a8WideConsumer<kKind, kChannels, kPromote>(p, ring).run();
   }
-  /* Nor does one end while the other may still do so. */
-  converge();
-  if (p.cluster > 1) cluster_barrier();
+  /* No CTA exits while the other may still load into it or arrive at its barriers. */
+  syncwarp();
+  if (p.cluster > 1) cluster_sync();
 }
 
 }  // namespace vqp

@@ -1,4 +1,4 @@
-/* The C interface of the 8-bit kernels in libvqp_cuda.so: conventions and error codes are those of vqp_cuda.h. */
+/* The C interface of the W8A8 kernels in libvqp_cuda.so. Conventions and error codes are those of vqp_cuda.h. */
 #ifndef VQP_CUDA_W8A8_H
 #define VQP_CUDA_W8A8_H
 
@@ -8,9 +8,9 @@
 extern "C" {
 #endif
 
-/* 8-bit codes of activations: (code - zero) * scale is x[row][column] but for rounding, which kernels/cuda/quantize_math.h
- * defines. Static with in_scale, else the scales (and, where `zeros` is not null,
- * the zero points) of each row are computed, or with group_size 128 the scales of each 128 columns of a row. */
+/* 8-bit codes of activations: (code - zero) * scale is x[row][column] but for rounding, which
+ * kernels/cuda/quantize_math.h defines. Static with in_scale, else the scales (and, where `zeros` is not null, the
+ * zero points) of each row are computed, or with group_size 128 the scales of each 128 columns of a row. */
 typedef struct {
   const void *x;          /* (m, k), rows x_stride elements apart, BF16 or FP16 */
   const float *in_scale;  /* null, or one element on the device */
@@ -29,11 +29,12 @@ typedef struct {
 /* Quantize activations. `stream` is a cudaStream_t. */
 VQP_CUDA_API int vqp_cuda_quantize_run(const vqp_cuda_quantize *call, void *stream);
 
-/* y (m, n) = (x codes - x zeros) . W codes^T * x scales * W scales + bias, summed in INT32 or FP32.
+/* y (m, n) = (x codes - x zeros) . W codes^T * x scales * W scales + bias, accumulated in INT32 or FP32.
  *
- * Plain scales multiply the sums at the end. Block scales (`grouped`, FP8): x has one a row and 128 columns, W one
- * for each 128 x 128; they multiply the sums of each 128 columns. With quantize_x, x is BF16 or FP16 and its codes
- * are made in the same launch: by in_scale and in_zero, or by each row's own range.
+ * Per-channel and per-token scales multiply the accumulators at the end. Block scales (`grouped`, FP8): x has one scale
+ * per row and 128 columns, W one per 128 x 128 block; they multiply the accumulators of each 128 columns. With
+ * quantize_x, x is BF16 or FP16 and is quantized in the same launch: by x_scales and x_zeros, or by the range of each
+ * row.
  */
 typedef struct {
   const void *x;           /* codes (m, kp), rows x_stride apart, 16-byte aligned; with quantize_x (m, k) of y_dtype */
@@ -51,30 +52,30 @@ typedef struct {
   int32_t kind;            /* 8: INT8; 9: FP8 E4M3, from compute capability 8.9 */
   int32_t y_dtype, bias_dtype;
   int32_t grouped;
-  int32_t promote;         /* FP8: add the tensor cores' sums of each 128 columns in FP32 */
+  int32_t promote;         /* FP8: accumulate in FP32 after each 128 columns */
   int32_t quantize_x;      /* x_scales and x_zeros are then static, or null */
   int32_t symmetric;       /* with quantize_x and without x_scales */
   int32_t batch_invariant; /* a row's bits do not depend on m */
   int32_t warpgroups;      /* the kernels of sm_90a for large m */
-  int32_t dependent;       /* launch before the kernel ahead in the stream has ended; w, w_scales, w_sums, bias
-                              and static x_scales and x_zeros must be older than that kernel */
+  int32_t dependent;       /* may start before the preceding kernel in the stream has ended, which must then not
+                              write w, w_scales, w_sums, bias, or static x_scales and x_zeros */
 } vqp_cuda_w8a8;
 
-/* How a call runs; see kernels/cuda/w8a8_schedule.h. With warpgroups: kernels/cuda/w8a8_wide_schedule.h, where
- * `channels` is the width of a tile and `blocks` the grid; 0 otherwise. */
+/* The launch plan of a call; see kernels/cuda/w8a8_schedule.h. With warpgroups see kernels/cuda/w8a8_wide_schedule.h:
+ * `channels` is the width of a tile and `ctas` the size of the grid. Both are 0 otherwise. */
 typedef struct {
-  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, dependent, channels, blocks;
+  int32_t tokens, m_tiles, n_tiles, splits, stages, shared_bytes, clustered, dependent, channels, ctas;
   int64_t workspace_bytes;
 } vqp_cuda_w8a8_plan;
 
-/* The plan of a call on the current device. VQP_CUDA_EDEVICE: no kernel for it there (FP8 before 8.9; with
- * quantize_x, rows too long for shared memory; with warpgroups, other than Hopper, quantize_x, FP8 that is to be
- * batch-invariant). */
+/* The plan of a call on the current device. VQP_CUDA_EDEVICE where the device has no kernel for it: FP8 before 8.9;
+ * with quantize_x, rows too long for shared memory; with warpgroups, a GPU other than Hopper, quantize_x, or
+ * batch-invariant FP8. */
 VQP_CUDA_API int vqp_cuda_w8a8_make_plan(const vqp_cuda_w8a8 *call, vqp_cuda_w8a8_plan *plan);
 VQP_CUDA_API int vqp_cuda_w8a8_run(const vqp_cuda_w8a8 *call, const vqp_cuda_w8a8_plan *plan, void *workspace,
                                    int64_t workspace_bytes, void *stream);
-/* y from the sums of codes (m, n), INT32 or FP32, that another library made: scales, zero points, bias. Of the call
- * m, n, k, kp, kind, dtypes and everything but x and w are read. Not for block scales. */
+/* Apply scales, zero points and bias to the accumulators (m, n), INT32 or FP32, of a GEMM of another library. Reads
+ * everything in the call but x and w. Not for block scales. */
 VQP_CUDA_API int vqp_cuda_w8a8_finish(const vqp_cuda_w8a8 *call, const void *sums, void *stream);
 
 #ifdef __cplusplus

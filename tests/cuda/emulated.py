@@ -24,17 +24,14 @@ FOLDERS = ("kernels/cuda", "kernels/include", "tests/cuda/emulator")
 class Device(ctypes.Structure):
     """``vqp::Device``: what the scheduler knows of a GPU."""
 
-    _fields_ = [
-        (name, ctypes.c_int)
-        for name in ("multiprocessors", "shared_per_block", "shared_per_multiprocessor", "clusters", "warpgroups")
-    ]
+    _fields_ = [(name, ctypes.c_int) for name in ("sms", "smem_per_cta", "smem_per_sm", "clusters", "warpgroups")]
 
 
 H200 = Device(132, 227 << 10, 228 << 10, 1, 1)
 A100 = Device(108, 163 << 10, 164 << 10, 0)
 ADA = Device(128, 99 << 10, 100 << 10, 0)
 GPUS = {"h200": H200, "a100": A100, "ada": ADA}
-# Few multiprocessors, so that small problems are split along K.
+# Few SMs, so that small problems are split along K.
 SPLITTING = Device(64, 99 << 10, 100 << 10, 0)
 CLUSTERED = Device(64, 227 << 10, 228 << 10, 1)
 HOPPER = Device(1, 227 << 10, 228 << 10, 1, 1)
@@ -120,7 +117,7 @@ def make_plan(call: Linear, device: Device, tokens: int = 0) -> Plan:
 def run(call: Linear, plan: Plan, tensors: list[torch.Tensor | None], seed: int, late_copies: bool) -> None:
     """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
     workspace = torch.full((plan.workspace_bytes // 4,), torch.nan)
-    # What a dependent launch may read before the kernel ahead of it has ended.
+    # What a dependent launch may read before the preceding kernel has ended.
     constants = (call.data, call.scales, call.zeros, call.perm, call.bias)
     _begin([*tensors, workspace], seed, late_copies, constants)
     library().vqp_emulator_run(ctypes.byref(call), ctypes.byref(plan), workspace.data_ptr())

@@ -65,7 +65,7 @@ def run(
 ) -> None:
     """Run a planned call whose pointers lie in ``tensors``. Raises EmulatorFault."""
     workspace = filled(torch.empty(plan.workspace_bytes, dtype=torch.uint8))
-    # What a dependent launch may read before the kernel ahead of it has ended.
+    # What a dependent launch may read before the preceding kernel has ended.
     static = (call.x_scales, call.x_zeros) if call.quantize_x else ()
     constants = (call.w, call.w_scales, call.w_sums, call.bias, *static)
     emulated._begin([*tensors, workspace], seed, late_copies, constants)
@@ -94,8 +94,8 @@ def force_wide(
     plan.channels, plan.clustered = channels, int(cluster > 1)
     plan.n_tiles = -(-call.n // channels)
     tiles = -(-plan.m_tiles // cluster) * cluster * plan.n_tiles
-    plan.blocks = min(tiles, device.multiprocessors // cluster * cluster)
-    check(emulated.library().vqp_emulator_wide8_shared(ctypes.byref(plan)))
+    plan.ctas = min(tiles, device.sms // cluster * cluster)
+    check(emulated.library().vqp_emulator_w8a8_wide_shared(ctypes.byref(plan)))
 
 
 def linear(

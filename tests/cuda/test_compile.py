@@ -34,7 +34,7 @@ def test_compiles_without_spills(source: str, tmp_path: Path) -> None:
     assert set(spills) == {("0", "0")}
     registers = [int(used) for used in re.findall(r"Used (\d+) registers", report)]
     assert max(registers) <= 255
-    # Two blocks of 256 threads share a multiprocessor up to 128 registers: all but the tiles of 64 tokens and more.
+    # Two CTAs of 256 threads fit on an SM up to 128 registers: all but the tiles of 64 tokens and more.
     assert sum(used > 128 for used in registers) <= (6 if TARGETS[source] == "sm_90a" else 2)
 
 

@@ -14,7 +14,7 @@ RIGHT = {
     10: "cluster barriers",
     13: "lanes with __syncwarp",
     20: "dependent launch",
-    27: "plain loads of what the kernel ahead wrote",
+    27: "plain loads of what the preceding kernel wrote",
     24: "dependent copy",
     30: "warpgroup product",
     40: "ring of copies in a cluster",
@@ -36,9 +36,9 @@ FAULTS = {
     17: "another thread stored",
     26: "read-only path",
     99: "copies under way",
-    21: "before the wait",  # the activations of the kernel ahead
+    21: "before the wait",  # the activations of the preceding kernel
     22: "without waiting",  # half of the threads
-    23: "before the wait",  # an output that the kernel ahead may still read
+    23: "before the wait",  # an output that the preceding kernel may still read
     25: "before the wait",  # an asynchronous copy
     31: "no proxy fence",  # between stores to shared memory and wgmma
     32: "before a barrier|nothing wrote|another's write",  # between the same

@@ -212,7 +212,7 @@ def test_experts_match_the_reference() -> None:
     )
     reference = experts_cuda(x, packed, sorted_rows, tile_experts, used, tokens, top_k, pairs)
     for device in (emulated.ONE_BLOCK, emulated.SPLITTING, emulated.CLUSTERED):
-        splits = 2 if device.multiprocessors > 1 else 1
+        splits = 2 if device.sms > 1 else 1
         out = emulated.experts(
             x, packed, sorted_rows, tile_experts, used, tokens, top_k, pairs, device=device, splits=splits, seed=3
         )

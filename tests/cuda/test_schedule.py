@@ -34,7 +34,7 @@ def test_every_plan_fits_the_device(gpu: str, kind: int) -> None:
                 for zeros in (NONE,) if kind == 9 else (NONE, U8, F32):
                     call = linear_call(m, n, k, kind, group_size, zeros, scale_dtype=F32)
                     plan = emulated.make_plan(call, device)
-                    assert plan.shared_bytes <= device.shared_per_block
+                    assert plan.shared_bytes <= device.smem_per_cta
                     assert plan.stages in (2, 3, 4, 8)
                     assert plan.stages * plan.stage_bytes <= plan.shared_bytes
                     assert plan.tokens * (128 + 4) * 4 <= plan.shared_bytes
@@ -87,8 +87,8 @@ def test_decode_fills_an_h200_and_prefill_is_not_split() -> None:
     assert emulated.make_plan(linear_call(4096, 8192, 8192), emulated.H200).splits == 1
 
 
-def test_no_multiprocessor_has_much_more_to_do_than_with_the_best_split() -> None:
-    """Layers of Llama-3 at M = 1 on 132 multiprocessors: 160 blocks would leave 104 of them half idle."""
+def test_no_sm_has_much_more_work_than_with_the_best_split() -> None:
+    """Layers of Llama-3 at M = 1 on 132 SMs: 160 CTAs would leave 104 SMs half idle."""
     for n, k in ((6144, 4096), (4096, 4096), (28672, 4096), (4096, 14336), (10240, 8192), (8192, 28672), (57344, 8192)):
         plan = emulated.make_plan(linear_call(1, n, k), emulated.H200)
 
@@ -98,16 +98,16 @@ def test_no_multiprocessor_has_much_more_to_do_than_with_the_best_split() -> Non
         assert most(plan.splits) <= 1.25 * min(most(splits) for splits in range(1, 9))
 
 
-def test_clusters_that_do_not_fit_the_groups_of_multiprocessors_are_not_chosen() -> None:
-    """Tiles of 64 rows, a block a multiprocessor: 20 clusters of 6 are 120 blocks, but two fit 16 of them."""
+def test_clusters_that_do_not_fit_the_groups_of_sms_are_not_chosen() -> None:
+    """Tiles of 64 rows, one CTA per SM: 20 clusters of 6 are 120 CTAs, but only two fit on a group of 16 SMs."""
     for n, k in ((2560, 8192), (2048, 8192), (8192, 8192), (4096, 14336)):
         plan = emulated.make_plan(linear_call(64, n, k), emulated.H200)
         assert plan.clustered == (plan.splits > 1)
         assert plan.n_tiles <= 16 // plan.splits * (132 / 16)
 
 
-def test_tiles_of_64_rows_take_the_shared_memory_that_no_second_block_can_use() -> None:
-    """Bytes of weights on their way: an H200 needs about 32 KB a multiprocessor to reach its copy bandwidth."""
+def test_tiles_of_64_rows_take_the_shared_memory_that_no_second_cta_can_use() -> None:
+    """Bytes of weights in flight: an H200 needs about 32 KB per SM to reach its copy bandwidth."""
     for kind in (4, 6, 8, 9):
         plan = emulated.make_plan(linear_call(64, 8192, 8192, kind), emulated.H200)
         assert plan.tokens == 64

@@ -206,14 +206,14 @@ def test_every_plan_fits_and_covers(kind: str, gpu: str) -> None:
             )
             for promote in (False, True):
                 plan = emulated_w8a8.make_plan(w8a8_native.describe(a, out, w, None, promote, False), device)
-                assert plan.shared_bytes <= device.shared_per_block
+                assert plan.shared_bytes <= device.smem_per_cta
                 assert plan.m_tiles * plan.tokens >= m
                 assert plan.n_tiles * 128 >= n
                 assert 1 <= plan.splits <= 8
             if m <= 16 and kind != "fp8-blocks":
                 x = torch.empty(m, k, dtype=torch.bfloat16, device="meta")
                 call = w8a8_native.describe_fused(x, out, w, None, True, None, None)
-                assert emulated_w8a8.make_plan(call, device).shared_bytes <= device.shared_per_block
+                assert emulated_w8a8.make_plan(call, device).shared_bytes <= device.smem_per_cta
 
 
 def test_fp8_without_its_tensor_cores_has_no_plan() -> None:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 
 
 # Warp instructions of the main loop for 128 channels x 128 columns, the decode kernels of 8 tokens: by kernel file,
-# whether sums are taken over, and whether x is quantized in the kernel. docs/internals/cuda-w8a8.md draws on them.
+# whether they accumulate in FP32, and whether x is quantized in the kernel. docs/internals/cuda-w8a8.md draws on them.
 LOOPS = {
     ("w8a8_int8.cu", False, False): 118,
     ("w8a8_int8.cu", False, True): 94,
@@ -99,8 +99,8 @@ def test_the_decode_loops_have_not_grown(source: str) -> None:
         assert 0 < count <= LOOPS[key] * slack, f"{key}: {count}"
 
 
-# Of the kernels for large M, by kind, channels and whether sums are taken over: the product, and FP32 additions of its
-# sums for each thread and K tile.
+# The kernels for large M, by kind, channels and whether they accumulate in FP32: the wgmma, and the FP32 additions per
+# thread and K tile.
 WIDE = {
     ("8", 128, False): ("IGMMA.64x128x32.S8.S8", 0),
     ("8", 256, False): ("IGMMA.64x256x32.S8.S8", 0),
@@ -111,7 +111,7 @@ WIDE = {
 
 
 @pytest.mark.skipif(sass.disassembler() is None, reason="no nvdisasm: it comes with the CUDA toolkit or Triton")
-def test_the_wide_kernels_run_warpgroup_products_without_waits_between() -> None:
+def test_the_wide_kernels_issue_wgmmas_without_waits_between() -> None:
     report, text = compiled("w8a8_wide.cu", "sm_90a")
     assert not re.search(r"setmaxnreg.*ignored|C7508", report)
     found = {}
@@ -119,12 +119,12 @@ def test_the_wide_kernels_run_warpgroup_products_without_waits_between() -> None
         name = re.search(r"w8a8_wideILi(\d+)ELi(\d+)ELb(\d)E", section.split(",")[0])
         assert name
         instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Za-z0-9_.]+)", section)
-        products = [i for i, opcode in enumerate(instructions) if "GMMA" in opcode]
-        assert len(products) == 4
-        # Between the four products of a K tile nothing waits for one.
-        between = instructions[products[0] : products[-1]]
+        wgmmas = [i for i, opcode in enumerate(instructions) if "GMMA" in opcode]
+        assert len(wgmmas) == 4
+        # Nothing waits between the four wgmmas of a K tile.
+        between = instructions[wgmmas[0] : wgmmas[-1]]
         assert not any(opcode.startswith(("WARPGROUP", "BAR", "SYNCS")) for opcode in between)
         assert {"USETMAXREG.TRY_ALLOC.CTAPOOL", "USETMAXREG.DEALLOC.CTAPOOL"} <= set(instructions)
         assert {"UTMALDG.2D", "UTMALDG.2D.MULTICAST"} <= set(instructions)
-        found[name[1], int(name[2]), name[3] == "1"] = (instructions[products[0]], instructions.count("FFMA"))
+        found[name[1], int(name[2]), name[3] == "1"] = (instructions[wgmmas[0]], instructions.count("FFMA"))
     assert found == WIDE

@@ -19,9 +19,9 @@ from vllm_quant_kernels.cuda.w8a8.weight import WeightW8A8
 EPSILON = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
-def hopper(multiprocessors: int) -> emulated.Device:
+def hopper(sms: int) -> emulated.Device:
     """So few that blocks take several tiles."""
-    return emulated.Device(multiprocessors, 227 << 10, 228 << 10, 1, 1)
+    return emulated.Device(sms, 227 << 10, 228 << 10, 1, 1)
 
 
 def random_case(number: int) -> dict[str, Any]:
@@ -109,19 +109,19 @@ def test_every_plan_fits_and_covers(kind: str) -> None:
         for m in (1, 65, 129, 300, 1000, 8192, 100_000):
             for promote in (False, True):
                 plan = emulated_w8a8.make_plan(meta_call(kind, m, n, k, promote), emulated.H200)
-                assert plan.shared_bytes <= emulated.H200.shared_per_block
+                assert plan.shared_bytes <= emulated.H200.smem_per_cta
                 assert plan.m_tiles * plan.tokens >= m
                 assert plan.n_tiles * plan.channels >= n
                 assert plan.channels == 128 or (not (promote and kind == "fp8") and kind != "fp8-blocks")
-                assert 1 <= plan.blocks <= 132
-                assert not plan.clustered or plan.blocks % 2 == 0
+                assert 1 <= plan.ctas <= 132
+                assert not plan.clustered or plan.ctas % 2 == 0
                 assert plan.splits == 1
 
 
 def test_the_largest_layers_take_wide_tiles_in_clusters() -> None:
     for kind, channels in (("int8", 256), ("fp8", 256), ("fp8-blocks", 128)):
         plan = emulated_w8a8.make_plan(meta_call(kind, 8192, 8192, 8192, False), emulated.H200)
-        assert (plan.channels, plan.clustered, plan.blocks) == (channels, 1, 132)
+        assert (plan.channels, plan.clustered, plan.ctas) == (channels, 1, 132)
 
 
 @pytest.mark.parametrize("cluster", [1, 2])
@@ -130,7 +130,7 @@ def test_every_tile_comes_once(cluster: int) -> None:
         units = -(-m_tiles // cluster)
         count = units * n_tiles
         out = torch.full((count, 2), -1, dtype=torch.int32)
-        emulated.library().vqp_emulator_wide8_tiles(count, units, n_tiles, cluster, ctypes.c_void_p(out.data_ptr()))
+        emulated.library().vqp_emulator_w8a8_wide_tiles(count, units, n_tiles, cluster, ctypes.c_void_p(out.data_ptr()))
         found = {(unit, tile) for unit, tile in out.tolist()}
         assert found == {(unit, tile) for unit in range(units) for tile in range(n_tiles)}
 

@@ -11,7 +11,7 @@
 
 #include "clocks.h"
 #include "emulator_async.h"
-#include "emulator_wgmma8.h"
+#include "emulator_wgmma_ss.h"
 #include "fragments.h"
 #include "numeric8.h"
 #include "wgmma_state.h"
@@ -21,10 +21,10 @@ namespace emulator {
 namespace {
 
 constexpr size_t kStack = 64 << 10;
-enum class State { kReady, kWarp, kBarrier, kCluster, kMbarrier, kDone };
+enum class State { kReady, kWarp, kSyncthreads, kClusterSync, kMbarrier, kDone };
 constexpr int kBarriers = 32; /* in shared memory, of a block */
 
-struct Copy {
+struct CpAsync {
   void *to;
   const void *from;
   bool valid;
@@ -33,15 +33,15 @@ struct Copy {
 struct Lane {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
-  struct Group *block;
+  struct Cta *cta;
   int index;
   State state = State::kReady;
   Warp instruction;
   void *operands = nullptr;
-  std::deque<std::vector<Copy>> groups;
-  std::vector<Copy> open;
+  std::deque<std::vector<CpAsync>> groups;
+  std::vector<CpAsync> open;
   bool waited = false; /* for the kernels ahead */
-  Products products;
+  WgmmaState wgmmas;
   int warp() const { return index / 32; }
 };
 
@@ -51,12 +51,12 @@ struct Word {
   uint32_t time = 0;
   int writer = -1; /* its thread; -1: a copy that a barrier counts */
   int lane = -1;   /* the same, of a write of the whole word */
-  uint32_t converged = 0; /* how often its warp had converged */
+  uint32_t syncwarps = 0; /* how often its warp had converged */
   uint64_t write_time = 0;
 };
 
 struct Phase;
-struct Group { /* a block */
+struct Cta { /* a block */
   Dim at, grid;
   int rank = 0;
   std::vector<Lane> lanes;
@@ -66,15 +66,15 @@ struct Group { /* a block */
   std::vector<Word> words;
   std::vector<uint32_t> reads; /* [word][warp]: when that warp last read it */
   std::vector<Clock> clocks;   /* of each warp */
-  std::vector<uint32_t> converged; /* how often each warp did */
+  std::vector<uint32_t> syncwarps; /* how often each warp did */
   std::map<ptrdiff_t, std::shared_ptr<Phase>> phases;
   std::map<int, std::vector<std::pair<uint64_t, uint64_t>>> descriptors; /* of the products of each warpgroup */
-  int cluster_epoch = 0, at_barrier = 0, at_cluster = 0, done = 0;
+  int cluster_epoch = 0, at_syncthreads = 0, at_cluster_sync = 0, done = 0;
 };
-int warps_of(const Group &block) { return static_cast<int>(block.lanes.size()) / 32; }
-int first_agent(const Group &block) { return block.rank * (warps_of(block) + kBarriers); }
-int agent_of(const Lane &lane) { return first_agent(*lane.block) + lane.warp(); }
-Clock &clock_of(const Lane &lane) { return lane.block->clocks[lane.warp()]; }
+int warps_of(const Cta &cta) { return static_cast<int>(cta.lanes.size()) / 32; }
+int first_agent(const Cta &cta) { return cta.rank * (warps_of(cta) + kBarriers); }
+int agent_of(const Lane &lane) { return first_agent(*lane.cta) + lane.warp(); }
+Clock &clock_of(const Lane &lane) { return lane.cta->clocks[lane.warp()]; }
 
 Options options;
 std::mt19937_64 random_order;
@@ -87,14 +87,14 @@ std::unordered_map<const void *, int> stores;
 bool dependent_launch;
 std::string first_fault;
 uint64_t clock_ticks = 0;
-std::vector<std::unique_ptr<Group>> cluster;
+std::vector<std::unique_ptr<Cta>> cluster;
 const std::function<void()> *body;
 ucontext_t scheduler;
 Lane *current;
 
 void report(const std::string &what) {
   if (!first_fault.empty()) return;
-  const Group &b = *current->block;
+  const Cta &b = *current->cta;
   first_fault = what + " (block " + std::to_string(b.at.x) + "," + std::to_string(b.at.y) + "," +
                 std::to_string(b.at.z) + " thread " + std::to_string(current->index) + ")";
 }
@@ -109,16 +109,16 @@ void enter() {
   (*body)();
   Lane *const self = current;
   if (!self->groups.empty() || !self->open.empty()) report("a thread ended with copies under way");
-  if (!self->products.groups.empty() || !self->products.open.empty()) report("a thread ended with products under way");
+  if (!self->wgmmas.groups.empty() || !self->wgmmas.open.empty()) report("a thread ended with products under way");
   if (dependent_launch && !self->waited) report("a thread ended without waiting for the kernel ahead");
   self->state = State::kDone;
-  ++self->block->done;
+  ++self->cta->done;
   swapcontext(&self->context, &scheduler);
 }
 
 #include "shared_model.h"
 
-void land(const Copy &copy) {
+void land(const CpAsync &copy) {
   if (!first_fault.empty()) return;
   if (copy.valid)
     memcpy(copy.to, copy.from, 16);
@@ -127,58 +127,58 @@ void land(const Copy &copy) {
 }
 
 /* A copy's effect may show at any time between issue and wait: it is a write at both ends. */
-void finish(Lane &lane, std::vector<Copy> &copies) {
-  for (const Copy &copy : copies) {
-    Word *word = words_of(*lane.block, copy.to, 16, "copy");
+void finish(Lane &lane, std::vector<CpAsync> &copies) {
+  for (const CpAsync &copy : copies) {
+    Word *word = words_of(*lane.cta, copy.to, 16, "copy");
     for (int i = 0; word && i < 4; ++i) --word[i].in_flight;
     if (options.late_copies) land(copy);
-    note_write(*lane.block, copy.to, 16, lane.warp());
+    note_write(*lane.cta, copy.to, 16, lane.warp());
   }
 }
 
 #include "warp_model.h"
 
-void release(Group &block, State from) {
-  for (Lane &lane : block.lanes)
+void release(Cta &cta, State from) {
+  for (Lane &lane : cta.lanes)
     if (lane.state == from) lane.state = State::kReady;
 }
 
 #include "wgmma_model.h"
-#include "wgmma8_model.h"
+#include "wgmma_ss_model.h"
 #include "async_model.h"
 
 /* Runs one warp as far as it gets, then another at random: the worst order that the barriers allow. */
 void run_cluster() {
   for (;;) {
-    std::vector<std::pair<Group *, int>> ready;
+    std::vector<std::pair<Cta *, int>> ready;
     size_t done = 0;
-    for (auto &block : cluster) {
-      const int warps = static_cast<int>(block->lanes.size()) / 32;
-      done += block->done == static_cast<int>(block->lanes.size());
+    for (auto &cta : cluster) {
+      const int warps = static_cast<int>(cta->lanes.size()) / 32;
+      done += cta->done == static_cast<int>(cta->lanes.size());
       for (int w = 0; w < warps; ++w)
         for (int lane = 0; lane < 32; ++lane)
-          if (block->lanes[32 * w + lane].state == State::kReady) {
-            ready.push_back({block.get(), w});
+          if (cta->lanes[32 * w + lane].state == State::kReady) {
+            ready.push_back({cta.get(), w});
             break;
           }
     }
     if (done == cluster.size()) {
-      if (!transfers.empty()) report("a block ended with copies under way");
-      for (auto &block : cluster)
-        for (const auto &[at, phase] : block->phases)
+      if (!tma_copies.empty()) report("a block ended with copies under way");
+      for (auto &cta : cluster)
+        for (const auto &[at, phase] : cta->phases)
           if (phase->bytes) report("a block ended with a barrier that expects bytes");
       return;
     }
-    if (ready.empty() && first_fault.empty() && land_some()) continue;
+    if (ready.empty() && first_fault.empty() && land_any_copy()) continue;
     if (ready.empty()) {
       if (first_fault.empty()) first_fault = "deadlock: no thread can go on";
       return;
     }
-    const auto [block, warp] = ready[random_order() % ready.size()];
+    const auto [cta, warp] = ready[random_order() % ready.size()];
     for (bool any = true; any;) {
       any = false;
       for (int i = 0; i < 32; ++i) {
-        Lane &lane = block->lanes[32 * warp + i];
+        Lane &lane = cta->lanes[32 * warp + i];
         if (lane.state != State::kReady) continue;
         any = true;
         current = &lane;
@@ -188,13 +188,13 @@ void run_cluster() {
   }
 }
 
-void meet_blocks(const std::vector<Group *> &blocks) {
+void meet_ctas(const std::vector<Cta *> &ctas) {
   std::vector<Clock *> clocks;
   std::vector<int> agents;
-  for (Group *block : blocks)
-    for (int warp = 0; warp < warps_of(*block); ++warp) {
-      clocks.push_back(&block->clocks[warp]);
-      agents.push_back(first_agent(*block) + warp);
+  for (Cta *cta : ctas)
+    for (int warp = 0; warp < warps_of(*cta); ++warp) {
+      clocks.push_back(&cta->clocks[warp]);
+      agents.push_back(first_agent(*cta) + warp);
     }
   meet(clocks, agents);
 }
@@ -222,7 +222,7 @@ void global_access(const void *pointer, size_t bytes) {
 
 /* Who stored at an address in this launch: no other thread may store or load there. */
 int thread_of_grid() {
-  const Group &b = *current->block;
+  const Cta &b = *current->cta;
   return ((b.at.z * b.grid.y + b.at.y) * b.grid.x + b.at.x) * static_cast<int>(b.lanes.size()) + current->index;
 }
 void global_load(const void *pointer, size_t bytes, bool read_only) {
@@ -250,16 +250,16 @@ void global_range(const void *pointer, size_t bytes) {
 
 void shared_access(const void *pointer, size_t bytes, bool write) {
   if (write)
-    note_write(*current->block, const_cast<void *>(pointer), bytes, current->warp());
+    note_write(*current->cta, const_cast<void *>(pointer), bytes, current->warp());
   else
-    note_read(*current->block, pointer, bytes, current->warp());
+    note_read(*current->cta, pointer, bytes, current->warp());
 }
 
-void copy_async_16(void *to, const void *from, bool valid) {
+void cp_async_16(void *to, const void *from, bool valid) {
   if (valid) global_access(from, 16);
-  note_write(*current->block, to, 16, current->warp());
+  note_write(*current->cta, to, 16, current->warp());
   if (!first_fault.empty()) return;
-  Word *word = words_of(*current->block, to, 16, "copy");
+  Word *word = words_of(*current->cta, to, 16, "copy");
   for (int i = 0; word && i < 4; ++i) ++word[i].in_flight;
   current->open.push_back({to, from, valid});
   if (!options.late_copies) land(current->open.back());
@@ -268,7 +268,7 @@ void copy_async_16(void *to, const void *from, bool valid) {
 void warp_instruction(Warp which, void *operands) {
   Lane *const self = current;
   self->instruction = which, self->operands = operands;
-  Lane *const lanes = &self->block->lanes[self->warp() * 32];
+  Lane *const lanes = &self->cta->lanes[self->warp() * 32];
   for (int i = 0; i < 32; ++i)
     if (lanes[i].state != State::kWarp && &lanes[i] != self) {
       suspend(State::kWarp);
@@ -277,33 +277,33 @@ void warp_instruction(Warp which, void *operands) {
   for (int i = 0; i < 32; ++i)
     if (lanes[i].instruction != which) report("lanes of a warp meet in different instructions");
   if (first_fault.empty()) switch (which) {
-      case Warp::kMatrices2: run_matrices(lanes, 2); break;
-      case Warp::kMatrices4: run_matrices(lanes, 4); break;
+      case Warp::kLdmatrix2: run_ldmatrix(lanes, 2); break;
+      case Warp::kLdmatrix4: run_ldmatrix(lanes, 4); break;
       case Warp::kMmaHalf: run_mma(lanes, true); break;
       case Warp::kMmaBFloat16: run_mma(lanes, false); break;
-      case Warp::kWgmma: run_wgmma(lanes); break;
-      case Warp::kWgmma8: run_wgmma8(lanes); break;
+      case Warp::kWgmmaRs: run_wgmma_rs(lanes); break;
+      case Warp::kWgmmaSs: run_wgmma_ss(lanes); break;
       case Warp::kMmaInt8:
         run_mma8<MmaInt8Operands, int32_t>(lanes, [](uint32_t code) { return static_cast<int8_t>(code); });
         break;
       case Warp::kMmaE4m3: run_mma8<MmaOperands, float>(lanes, e4m3_table); break;
       case Warp::kShuffle: run_shuffle(lanes); break;
-      case Warp::kConverge: ++self->block->converged[self->warp()]; break;
+      case Warp::kSyncwarp: ++self->cta->syncwarps[self->warp()]; break;
     }
   for (int i = 0; i < 32; ++i)
     if (&lanes[i] != self) lanes[i].state = State::kReady;
 }
 
-void wgmma_wait(int pending) { wait_products(*current, pending); }
+void wgmma_wait(int pending) { wait_wgmmas(*current, pending); }
 uint32_t shared_offset(const void *pointer) {
-  return static_cast<uint32_t>(static_cast<const char *>(pointer) - current->block->shared);
+  return static_cast<uint32_t>(static_cast<const char *>(pointer) - current->cta->shared);
 }
 
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const std::function<void()> &kernel,
             bool dependent) {
   body = &kernel;
   dependent_launch = dependent;
-  transfers.clear();
+  tma_copies.clear();
   stores.clear();
   for (int z = 0; z < grid.z; ++z)
     for (int y = 0; y < grid.y; ++y)
@@ -311,27 +311,27 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
         if (!first_fault.empty()) return;
         cluster.clear();
         for (int rank = 0; rank < cluster_size; ++rank) {
-          cluster.push_back(std::make_unique<Group>());
-          Group &block = *cluster.back();
-          block.at = {x + rank, y, z};
-          block.rank = rank;
-          block.grid = grid;
-          block.shared_bytes = shared_bytes;
-          block.memory.reset(new char[shared_bytes + 128]);
-          block.shared = block.memory.get() + (-reinterpret_cast<uintptr_t>(block.memory.get()) & 127);
-          memset(block.shared, 0xFF, shared_bytes); /* NaN in every format */
-          block.words.resize((shared_bytes + 3) / 4);
-          block.lanes.resize(threads);
-          block.reads.assign(block.words.size() * warps_of(block), 0);
-          block.converged.assign(warps_of(block), 0);
-          const int agents = cluster_size * (warps_of(block) + kBarriers);
-          for (int warp = 0; warp < warps_of(block); ++warp) {
-            block.clocks.push_back(Clock(agents, 0));
-            block.clocks.back()[first_agent(block) + warp] = 1;
+          cluster.push_back(std::make_unique<Cta>());
+          Cta &cta = *cluster.back();
+          cta.at = {x + rank, y, z};
+          cta.rank = rank;
+          cta.grid = grid;
+          cta.shared_bytes = shared_bytes;
+          cta.memory.reset(new char[shared_bytes + 128]);
+          cta.shared = cta.memory.get() + (-reinterpret_cast<uintptr_t>(cta.memory.get()) & 127);
+          memset(cta.shared, 0xFF, shared_bytes); /* NaN in every format */
+          cta.words.resize((shared_bytes + 3) / 4);
+          cta.lanes.resize(threads);
+          cta.reads.assign(cta.words.size() * warps_of(cta), 0);
+          cta.syncwarps.assign(warps_of(cta), 0);
+          const int agents = cluster_size * (warps_of(cta) + kBarriers);
+          for (int warp = 0; warp < warps_of(cta); ++warp) {
+            cta.clocks.push_back(Clock(agents, 0));
+            cta.clocks.back()[first_agent(cta) + warp] = 1;
           }
           for (int i = 0; i < threads; ++i) {
-            Lane &lane = block.lanes[i];
-            lane.block = &block, lane.index = i;
+            Lane &lane = cta.lanes[i];
+            lane.cta = &cta, lane.index = i;
             lane.stack.reset(new char[kStack]);
             getcontext(&lane.context);
             lane.context.uc_stack.ss_sp = lane.stack.get();
@@ -350,87 +350,87 @@ void launch(Dim grid, int threads, size_t shared_bytes, int cluster_size, const 
 using emulator::current;
 
 int thread_index() { return current->index; }
-int block_x() { return current->block->at.x; }
-int block_y() { return current->block->at.y; }
-int block_z() { return current->block->at.z; }
-int grid_y() { return current->block->grid.y; }
-char *shared_memory() { return current->block->shared; }
+int cta_x() { return current->cta->at.x; }
+int cta_y() { return current->cta->at.y; }
+int cta_z() { return current->cta->at.z; }
+int grid_dim_y() { return current->cta->grid.y; }
+char *shared_memory() { return current->cta->shared; }
 
-void barrier() {
-  emulator::Group &block = *current->block;
-  if (block.done) emulator::report("a barrier after threads have ended");
-  if (++block.at_barrier < static_cast<int>(block.lanes.size())) return emulator::suspend(emulator::State::kBarrier);
-  block.at_barrier = 0;
-  emulator::meet_blocks({&block});
-  emulator::release(block, emulator::State::kBarrier);
+void syncthreads() {
+  emulator::Cta &cta = *current->cta;
+  if (cta.done) emulator::report("a barrier after threads have ended");
+  if (++cta.at_syncthreads < static_cast<int>(cta.lanes.size())) return emulator::suspend(emulator::State::kSyncthreads);
+  cta.at_syncthreads = 0;
+  emulator::meet_ctas({&cta});
+  emulator::release(cta, emulator::State::kSyncthreads);
 }
 
-void cluster_barrier() {
+void cluster_sync() {
   size_t arrived = 0, lanes = 0;
-  ++current->block->at_cluster;
-  for (auto &block : emulator::cluster) arrived += block->at_cluster, lanes += block->lanes.size();
-  if (arrived < lanes) return emulator::suspend(emulator::State::kCluster);
-  std::vector<emulator::Group *> blocks;
-  for (auto &block : emulator::cluster) blocks.push_back(block.get());
-  emulator::meet_blocks(blocks);
-  for (auto &block : emulator::cluster) {
-    block->at_cluster = 0;
-    ++block->cluster_epoch;
-    emulator::release(*block, emulator::State::kCluster);
+  ++current->cta->at_cluster_sync;
+  for (auto &cta : emulator::cluster) arrived += cta->at_cluster_sync, lanes += cta->lanes.size();
+  if (arrived < lanes) return emulator::suspend(emulator::State::kClusterSync);
+  std::vector<emulator::Cta *> ctas;
+  for (auto &cta : emulator::cluster) ctas.push_back(cta.get());
+  emulator::meet_ctas(ctas);
+  for (auto &cta : emulator::cluster) {
+    cta->at_cluster_sync = 0;
+    ++cta->cluster_epoch;
+    emulator::release(*cta, emulator::State::kClusterSync);
   }
 }
 
-float load_cluster(const void *pointer, int rank) {
-  emulator::Group &other = *emulator::cluster[rank];
-  const ptrdiff_t at = static_cast<const char *>(pointer) - current->block->shared;
+float load_shared_cluster(const void *pointer, int rank) {
+  emulator::Cta &other = *emulator::cluster[rank];
+  const ptrdiff_t at = static_cast<const char *>(pointer) - current->cta->shared;
   const emulator::Word *word = emulator::words_of(other, other.shared + at, 4, "cluster read");
   if (!word) return 0;
   if (other.done) emulator::report("shared memory of a block that has ended is read");
-  if (word->agent < 0 || word->cluster_epoch >= current->block->cluster_epoch)
+  if (word->agent < 0 || word->cluster_epoch >= current->cta->cluster_epoch)
     emulator::report("a cluster read that no cluster barrier orders after its write");
   float value;
   memcpy(&value, other.shared + at, 4);
   return value;
 }
 
-void dependency_wait() { current->waited = true; }
+void griddep_wait() { current->waited = true; }
 
-void wgmma_fence() { current->products.fenced = ++emulator::clock_ticks; }
+void wgmma_fence() { current->wgmmas.fenced = ++emulator::clock_ticks; }
 void wgmma_commit() {
-  current->products.groups.push_back(std::move(current->products.open));
-  current->products.open.clear();
+  current->wgmmas.groups.push_back(std::move(current->wgmmas.open));
+  current->wgmmas.open.clear();
 }
-void proxy_fence() { current->products.proxy_fenced = ++emulator::clock_ticks; }
+void fence_proxy_async() { current->wgmmas.proxy_fenced = ++emulator::clock_ticks; }
 
-int cluster_rank() { return current->block->rank; }
+int cluster_rank() { return current->cta->rank; }
 
 void mbarrier_init(Mbarrier *barrier, int arrivals) {
-  emulator::Group &block = *current->block;
-  emulator::note_write(block, barrier, 8, current->warp());
+  emulator::Cta &cta = *current->cta;
+  emulator::note_write(cta, barrier, 8, current->warp());
   auto phase = std::make_shared<emulator::Phase>();
   phase->count = phase->pending = arrivals;
-  phase->agent = emulator::first_agent(block) + emulator::warps_of(block) + static_cast<int>(block.phases.size());
+  phase->agent = emulator::first_agent(cta) + emulator::warps_of(cta) + static_cast<int>(cta.phases.size());
   phase->initializer = current->index, phase->initialized = ++emulator::clock_ticks;
   phase->seen = emulator::Clock(emulator::clock_of(*current).size(), 0);
-  if (block.phases.size() == emulator::kBarriers) return emulator::report("more barriers than the emulator keeps");
-  block.phases[emulator::place_of(barrier)] = std::move(phase);
+  if (cta.phases.size() == emulator::kBarriers) return emulator::report("more barriers than the emulator keeps");
+  cta.phases[emulator::offset_of(barrier)] = std::move(phase);
 }
-void mbarrier_init_fence() { proxy_fence(); }
-void mbarrier_expect(Mbarrier *barrier, int bytes) {
-  emulator::Phase *const phase = emulator::phase_of(*current->block, emulator::place_of(barrier));
-  if (phase) phase->bytes += bytes, emulator::arrive(*current->block, emulator::place_of(barrier));
+void fence_mbarrier_init() { fence_proxy_async(); }
+void mbarrier_arrive_expect_tx(Mbarrier *barrier, int bytes) {
+  emulator::Phase *const phase = emulator::phase_of(*current->cta, emulator::offset_of(barrier));
+  if (phase) phase->bytes += bytes, emulator::arrive(*current->cta, emulator::offset_of(barrier));
 }
-void mbarrier_arrive(Mbarrier *barrier, int rank) {
-  emulator::arrive(*emulator::cluster[rank], emulator::place_of(barrier));
+void mbarrier_arrive_cluster(Mbarrier *barrier, int rank) {
+  emulator::arrive(*emulator::cluster[rank], emulator::offset_of(barrier));
 }
 void mbarrier_wait(Mbarrier *barrier, int parity) {
-  emulator::note_read(*current->block, barrier, 8, current->warp());
-  emulator::Phase *const phase = emulator::phase_of(*current->block, emulator::place_of(barrier));
+  emulator::note_read(*current->cta, barrier, 8, current->warp());
+  emulator::Phase *const phase = emulator::phase_of(*current->cta, emulator::offset_of(barrier));
   while (phase && (phase->phase & 1) == static_cast<uint32_t>(parity)) emulator::suspend(emulator::State::kMbarrier);
   if (phase && phase->phase) emulator::join(emulator::clock_of(*current), phase->completed);
 }
-void load_box_shared(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier, int blocks) {
-  const ptrdiff_t at = emulator::place_of(to);
+void tma_load_multicast(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier, int ctas) {
+  const ptrdiff_t at = emulator::offset_of(to);
   if (at % 1024) emulator::report("a copy with the 128-byte swizzle to no multiple of 1024 bytes");
   if (reinterpret_cast<uintptr_t>(map.base) % 16 || map.stride % 16 || map.box > 256)
     emulator::report("a tensor map that cannot be encoded");
@@ -443,23 +443,23 @@ void load_box_shared(char *to, const TensorMap &map, int column, int row, Mbarri
     for (int64_t j = 0; j < width; ++j) bytes[(i * 128 + j) ^ (i & 7) << 4] = from[j];
   }
   for (int rank = 0; rank < static_cast<int>(emulator::cluster.size()); ++rank)
-    if (blocks >> rank & 1) emulator::start_transfer(*emulator::cluster[rank], at, emulator::place_of(barrier), bytes);
+    if (ctas >> rank & 1) emulator::start_tma_copy(*emulator::cluster[rank], at, emulator::offset_of(barrier), bytes);
 }
-void emulator::copy_to_block(int rank, char *to, const void *from, int bytes, Mbarrier *barrier) {
-  const ptrdiff_t at = emulator::place_of(to);
+void emulator::copy_to_cta(int rank, char *to, const void *from, int bytes, Mbarrier *barrier) {
+  const ptrdiff_t at = emulator::offset_of(to);
   if ((reinterpret_cast<uintptr_t>(from) | at | bytes) % 16) emulator::report("a bulk copy that is not of 16 bytes");
   emulator::global_range(from, bytes);
   if (!emulator::fault().empty()) return;
   const char *const source = static_cast<const char *>(from);
-  emulator::start_transfer(*cluster[rank], at, emulator::place_of(barrier), std::vector<char>(source, source + bytes));
+  emulator::start_tma_copy(*cluster[rank], at, emulator::offset_of(barrier), std::vector<char>(source, source + bytes));
 }
 
-void copy_commit() {
+void cp_async_commit() {
   current->groups.push_back(std::move(current->open));
   current->open.clear();
 }
 
-void copy_wait(int pending) {
+void cp_async_wait(int pending) {
   while (static_cast<int>(current->groups.size()) > pending) {
     emulator::finish(*current, current->groups.front());
     current->groups.pop_front();

@@ -38,7 +38,7 @@ const std::string &fault();
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel,
             bool dependent = false);
 
-enum class Warp { kMatrices2, kMatrices4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kConverge, kWgmma, kWgmma8 };
+enum class Warp { kLdmatrix2, kLdmatrix4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kSyncwarp, kWgmmaRs, kWgmmaSs };
 void warp_instruction(Warp which, void *operands);
 void global_access(const void *pointer, size_t bytes);
 /* `read_only`: through the path that does not see writes of a kernel which runs at the same time. */
@@ -46,9 +46,9 @@ void global_load(const void *pointer, size_t bytes, bool read_only);
 void global_store(const void *pointer, size_t bytes);
 void global_range(const void *pointer, size_t bytes); /* of any alignment */
 void shared_access(const void *pointer, size_t bytes, bool write);
-void copy_async_16(void *to, const void *from, bool valid);
+void cp_async_16(void *to, const void *from, bool valid);
 
-struct MatrixOperands {
+struct LdmatrixOperands {
   uint32_t *r;
   const void *row;
 };
@@ -69,23 +69,23 @@ struct ShuffleOperands {
 }  // namespace emulator
 
 int thread_index();
-int block_x();
-int block_y();
-int block_z();
-int grid_y();
-void barrier();
-inline void converge() { emulator::warp_instruction(emulator::Warp::kConverge, nullptr); }
-void cluster_barrier();
+int cta_x();
+int cta_y();
+int cta_z();
+int grid_dim_y();
+void syncthreads();
+inline void syncwarp() { emulator::warp_instruction(emulator::Warp::kSyncwarp, nullptr); }
+void cluster_sync();
 char *shared_memory();
-float load_cluster(const void *pointer, int rank);
-void copy_commit();
-void copy_wait(int pending);
+float load_shared_cluster(const void *pointer, int rank);
+void cp_async_commit();
+void cp_async_wait(int pending);
 template <int kPending>
-void copy_wait() {
-  copy_wait(kPending);
+void cp_async_wait() {
+  cp_async_wait(kPending);
 }
-void dependency_wait();
-inline void dependency_launch() {}
+void griddep_wait();
+inline void griddep_launch_dependents() {}
 constexpr bool kDependentLaunch = true;
 
 template <class V>
@@ -98,11 +98,11 @@ inline void load_global(uint32_t (&v)[4], const void *pointer) {
   if (emulator::fault().empty()) memcpy(v, pointer, 16);
 }
 template <class V>
-V load_written(const V *pointer) {
+V load_coherent(const V *pointer) {
   emulator::global_load(pointer, sizeof(V), false);
   return emulator::fault().empty() ? *pointer : V{};
 }
-inline void load_written(uint32_t (&v)[4], const void *pointer) {
+inline void load_coherent(uint32_t (&v)[4], const void *pointer) {
   emulator::global_load(pointer, 16, false);
   if (emulator::fault().empty()) memcpy(v, pointer, 16);
 }
@@ -124,19 +124,19 @@ void store_shared(void *pointer, V value) {
   if (emulator::fault().empty()) memcpy(pointer, &value, sizeof(V));
 }
 
-inline uint64_t read_once_policy() { return 1; }
-inline uint64_t read_again_policy() { return 2; }
-inline void copy_async(void *to, const void *from, bool valid, uint64_t = 0) {
-  emulator::copy_async_16(to, from, valid);
+inline uint64_t evict_first_policy() { return 1; }
+inline uint64_t evict_normal_policy() { return 2; }
+inline void cp_async(void *to, const void *from, bool valid, uint64_t = 0) {
+  emulator::cp_async_16(to, from, valid);
 }
 
-inline void load_matrices(uint32_t (&r)[2], const void *row) {
-  emulator::MatrixOperands operands = {r, row};
-  emulator::warp_instruction(emulator::Warp::kMatrices2, &operands);
+inline void ldmatrix(uint32_t (&r)[2], const void *row) {
+  emulator::LdmatrixOperands operands = {r, row};
+  emulator::warp_instruction(emulator::Warp::kLdmatrix2, &operands);
 }
-inline void load_matrices(uint32_t (&r)[4], const void *row) {
-  emulator::MatrixOperands operands = {r, row};
-  emulator::warp_instruction(emulator::Warp::kMatrices4, &operands);
+inline void ldmatrix(uint32_t (&r)[4], const void *row) {
+  emulator::LdmatrixOperands operands = {r, row};
+  emulator::warp_instruction(emulator::Warp::kLdmatrix4, &operands);
 }
 template <class T>
 void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
@@ -153,7 +153,7 @@ inline void mma_e4m3(float (&c)[4], const uint32_t (&a)[4], const uint32_t *b) {
   emulator::MmaOperands operands = {c, a, b};
   emulator::warp_instruction(emulator::Warp::kMmaE4m3, &operands);
 }
-inline float shuffle_xor(float value, int mask) {
+inline float shfl_xor(float value, int mask) {
   emulator::ShuffleOperands operands = {value, mask, 0};
   emulator::warp_instruction(emulator::Warp::kShuffle, &operands);
   return operands.result;

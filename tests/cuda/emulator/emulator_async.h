@@ -21,27 +21,27 @@ struct alignas(8) Mbarrier {
 
 int cluster_rank();
 void mbarrier_init(Mbarrier *barrier, int arrivals);
-void mbarrier_init_fence();
-void mbarrier_expect(Mbarrier *barrier, int bytes);
-void mbarrier_arrive(Mbarrier *barrier, int rank);
+void fence_mbarrier_init();
+void mbarrier_arrive_expect_tx(Mbarrier *barrier, int bytes);
+void mbarrier_arrive_cluster(Mbarrier *barrier, int rank);
 void mbarrier_wait(Mbarrier *barrier, int parity);
 inline void mbarrier_wait_cluster(Mbarrier *barrier, int parity) { mbarrier_wait(barrier, parity); }
-inline void prefetch_map(const TensorMap &) {}
-void load_box_shared(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier, int blocks);
-inline void load_box(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier) {
-  load_box_shared(to, map, column, row, barrier, 1 << cluster_rank());
+inline void prefetch_tensor_map(const TensorMap &) {}
+void tma_load_multicast(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier, int ctas);
+inline void tma_load(char *to, const TensorMap &map, int column, int row, Mbarrier *barrier) {
+  tma_load_multicast(to, map, column, row, barrier, 1 << cluster_rank());
 }
 namespace emulator {
 /* load_bytes into block `rank` of the cluster. */
-void copy_to_block(int rank, char *to, const void *from, int bytes, Mbarrier *barrier);
+void copy_to_cta(int rank, char *to, const void *from, int bytes, Mbarrier *barrier);
 }  // namespace emulator
-inline void load_bytes(char *to, const void *from, int bytes, Mbarrier *barrier) {
-  emulator::copy_to_block(cluster_rank(), to, from, bytes, barrier);
+inline void bulk_load(char *to, const void *from, int bytes, Mbarrier *barrier) {
+  emulator::copy_to_cta(cluster_rank(), to, from, bytes, barrier);
 }
 template <int kRegisters>
-void give_registers() {}
+void reg_dealloc() {}
 template <int kRegisters>
-void take_registers() {}
+void reg_alloc() {}
 
 }  // namespace vqp
 

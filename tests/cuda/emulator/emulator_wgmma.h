@@ -9,7 +9,7 @@
 namespace vqp {
 namespace emulator {
 
-struct WgmmaOperands {
+struct WgmmaRsOperands {
   float *c; /* [tiles][4] */
   int tiles;
   const uint32_t *a;
@@ -24,17 +24,17 @@ uint32_t shared_offset(const void *pointer);
 constexpr bool kWarpgroups = true;
 void wgmma_fence();
 void wgmma_commit();
-void proxy_fence();
+void fence_proxy_async();
 
 inline uint32_t shared_address(const void *pointer) { return emulator::shared_offset(pointer); }
 
 template <class T, int kTiles>
-void wgmma(float (&c)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  emulator::WgmmaOperands operands = {c[0], kTiles, a, b, accumulate, T::kMantissa == Half::kMantissa};
-  emulator::warp_instruction(emulator::Warp::kWgmma, &operands);
+void wgmma_rs(float (&c)[kTiles][4], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
+  emulator::WgmmaRsOperands operands = {c[0], kTiles, a, b, accumulate, T::kMantissa == Half::kMantissa};
+  emulator::warp_instruction(emulator::Warp::kWgmmaRs, &operands);
 }
-template <int kTiles>
-void wgmma_hold(float (&)[kTiles][4]) {}
+template <class Accumulator, int kTiles>
+void fence_accumulators(Accumulator (&)[kTiles][4]) {}
 template <int kPending, int kTiles>
 void wgmma_wait(float (&)[kTiles][4]) {
   emulator::wgmma_wait(kPending);

@@ -5,7 +5,7 @@
 #include "emulator.h"
 #include "fragments.h"
 #include "ptx.h"
-#include "wgmma.h"
+#include "wgmma_rs.h"
 
 namespace vqp {
 namespace {
@@ -22,14 +22,14 @@ void exchange(bool wait, bool wait_barrier, bool reuse_barrier) {
   float *const shared = reinterpret_cast<float *>(shared_memory());
   const int thread = thread_index();
   for (int turn = 0; turn < 2; ++turn) {
-    copy_async(shared + 4 * thread, input + 256 * turn + 4 * thread, true);
-    copy_commit();
-    if (wait) copy_wait(0);
-    if (wait_barrier) barrier();
+    cp_async(shared + 4 * thread, input + 256 * turn + 4 * thread, true);
+    cp_async_commit();
+    if (wait) cp_async_wait(0);
+    if (wait_barrier) syncthreads();
     store_global(output + thread, load_shared<float>(shared + 4 * (63 - thread)));
-    if (reuse_barrier) barrier();
+    if (reuse_barrier) syncthreads();
   }
-  copy_wait(0);
+  cp_async_wait(0);
 }
 
 void diverge(bool fault) {
@@ -38,33 +38,34 @@ void diverge(bool fault) {
   store_shared(shared + 16 * thread_index() + 4, uint32_t(1));
   store_shared(shared + 16 * thread_index() + 8, uint32_t(1));
   store_shared(shared + 16 * thread_index() + 12, uint32_t(1));
-  barrier();
+  syncthreads();
   uint32_t two[2], four[4];
   if (fault && thread_index() % 32 < 16)
-    load_matrices(two, shared);
+    ldmatrix(two, shared);
   else
-    load_matrices(four, shared + 16 * (thread_index() % 32));
+    ldmatrix(four, shared + 16 * (thread_index() % 32));
 }
 
 /* Constant input may be read ahead, the other memory only after the wait, and every thread must wait. */
 void follow(bool read_early, int skip) {
   const float ahead = load_global(input + thread_index());
-  float own = read_early ? load_written(output + thread_index()) : 0;
-  if (thread_index() >= skip) dependency_wait();
-  if (!read_early && thread_index() >= skip) own = load_written(output + thread_index());
+  float own = read_early ? load_coherent(output + thread_index()) : 0;
+  if (thread_index() >= skip) griddep_wait();
+  if (!read_early && thread_index() >= skip) own = load_coherent(output + thread_index());
   if (thread_index() >= skip) store_global(output + thread_index(), ahead + own);
 }
 void follow_copy(bool wait) {
-  if (wait) dependency_wait();
-  copy_async(shared_memory() + 16 * thread_index(), output + 4 * (thread_index() % 16), true);
-  copy_commit();
-  copy_wait(0);
-  dependency_wait();
+  if (wait) griddep_wait();
+  cp_async(shared_memory() + 16 * thread_index(), output + 4 * (thread_index() % 16), true);
+  cp_async_commit();
+  cp_async_wait(0);
+  griddep_wait();
 }
 
-enum class Slip { kNone, kProxy, kBarrier, kFence, kRegisters, kSums, kShared, kWait, kSwizzle, kReuse };
+enum class Slip { kNone, kProxy, kSyncthreads, kFence, kRegisters, kSums, kShared, kWait, kSwizzle, kReuse };
 
-/* A warpgroup multiplies 64 channels by 64 tokens: A is all ones, B is token + 1 in column 0, so each sum is token + 1. */
+/* A warpgroup multiplies 64 channels by 64 tokens: A is all ones, B is token + 1 in column 0, so each sum is token +
+ * 1. */
 void multiply(Slip slip) {
   const int thread = thread_index(), lane = thread & 31;
   char *const tile = shared_memory();
@@ -74,14 +75,14 @@ void multiply(Slip slip) {
       const uint32_t value = chunk == 0 && word == 0 ? to_pair<Half>(static_cast<float>(token + 1), 0) : 0;
       store_shared(tile + swizzled(token, chunk) + 4 * word, value);
     }
-  if (slip != Slip::kProxy) proxy_fence();
-  if (slip != Slip::kBarrier) barrier();
+  if (slip != Slip::kProxy) fence_proxy_async();
+  if (slip != Slip::kSyncthreads) syncthreads();
   float c[8][4] = {};
   uint32_t a[4] = {Half::kOne, Half::kOne, Half::kOne, Half::kOne};
   uint64_t b = tile_descriptor(shared_address(tile));
   if (slip == Slip::kSwizzle) b &= ~(uint64_t(3) << 62);
   if (slip != Slip::kFence) wgmma_fence();
-  wgmma<Half>(c, a, b, false);
+  wgmma_rs<Half>(c, a, b, false);
   wgmma_commit();
   if (slip == Slip::kRegisters) a[1] = 0;
   if (slip == Slip::kSums) c[0][0] += 1;
@@ -89,7 +90,7 @@ void multiply(Slip slip) {
   if (slip == Slip::kWait) return;
   wgmma_wait<0>(c);
   if (slip == Slip::kReuse) {
-    wgmma<Half>(c, a, b, true);
+    wgmma_rs<Half>(c, a, b, true);
     wgmma_commit();
     wgmma_wait<0>(c);
   }
@@ -114,12 +115,12 @@ void pipeline(Trip trip) {
       mbarrier_init(full + slot, 1);
       mbarrier_init(empty + slot, trip == Trip::kArrivals ? 1 : kBlocks);
     }
-    if (trip != Trip::kFence) mbarrier_init_fence();
+    if (trip != Trip::kFence) fence_mbarrier_init();
   }
   if (trip == Trip::kStart)
-    barrier();
+    syncthreads();
   else
-    cluster_barrier();
+    cluster_sync();
   TensorMap map;
   map.base = reinterpret_cast<const char *>(input), map.rows = kPieces, map.columns = map.stride = 256, map.box = 1;
   for (int i = 0; i < kPieces; ++i) {
@@ -127,34 +128,34 @@ void pipeline(Trip trip) {
     char *const stage = ring + (trip == Trip::kPlace ? 64 : 0);
     if (thread == 0) {
       if (i >= 2 && trip != Trip::kEmpty) mbarrier_wait_cluster(empty + slot, parity ^ 1);
-      mbarrier_expect(full + slot, 2 * kHalf + (trip == Trip::kBytes ? 16 : 0));
+      mbarrier_arrive_expect_tx(full + slot, 2 * kHalf + (trip == Trip::kBytes ? 16 : 0));
       if (trip == Trip::kPlace) {
-        load_box(stage, map, 0, i, full + slot);
+        tma_load(stage, map, 0, i, full + slot);
         continue;
       }
       /* As the boxes of a real ring begin at multiples of 1024, these bytes come by plain copies. */
       for (int other = 0; other < kBlocks; ++other)
-        emulator::copy_to_block(other, stage + 256 * slot + kHalf * rank, input + 64 * i + 32 * rank, kHalf, full + slot);
+        emulator::copy_to_cta(other, stage + 256 * slot + kHalf * rank, input + 64 * i + 32 * rank, kHalf, full + slot);
     }
     if (thread < 32) continue;
     if (trip != Trip::kFull) mbarrier_wait(full + slot, trip == Trip::kParity ? parity ^ 1 : parity);
-    converge();
-    if (trip == Trip::kEarly && thread < 34) mbarrier_arrive(empty + slot, thread - 32);
+    syncwarp();
+    if (trip == Trip::kEarly && thread < 34) mbarrier_arrive_cluster(empty + slot, thread - 32);
     for (int j = 0; j < 2; ++j) load_shared<float>(stage + 256 * slot + 8 * (thread - 32) + 4 * j);
-    converge();
+    syncwarp();
     const bool both = trip != Trip::kNeighbour;
-    if (trip != Trip::kEarly && thread < (both ? 34 : 33)) mbarrier_arrive(empty + slot, both ? thread - 32 : rank);
+    if (trip != Trip::kEarly && thread < (both ? 34 : 33)) mbarrier_arrive_cluster(empty + slot, both ? thread - 32 : rank);
   }
-  if (trip != Trip::kExit) cluster_barrier();
+  if (trip != Trip::kExit) cluster_sync();
 }
 
 void neighbour(bool before, bool after) {
   float *const shared = reinterpret_cast<float *>(shared_memory());
   store_shared(shared + thread_index(), 1.0f);
-  if (before) cluster_barrier();
-  const float value = load_cluster(shared + thread_index(), 1 - block_x());
-  if (thread_index() < 32) store_global(output + 32 * block_x() + thread_index(), value);
-  if (after) cluster_barrier();
+  if (before) cluster_sync();
+  const float value = load_shared_cluster(shared + thread_index(), 1 - cta_x());
+  if (thread_index() < 32) store_global(output + 32 * cta_x() + thread_index(), value);
+  if (after) cluster_sync();
 }
 
 /* Lanes of a warp exchange words. */
@@ -163,9 +164,9 @@ void among_lanes(bool wait) {
   const int lane = thread_index() & 31;
   for (int turn = 0; turn < 2; ++turn) {
     store_shared(shared + lane, static_cast<float>(turn));
-    if (wait || turn == 0) converge();
+    if (wait || turn == 0) syncwarp();
     store_global(output + thread_index(), load_shared<float>(shared + 31 - lane));
-    converge();
+    syncwarp();
   }
 }
 
@@ -179,42 +180,42 @@ extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
   emulator::reset({seed, seed % 2 == 0});
   emulator::allow(input, sizeof(input), true);
   emulator::allow(output, sizeof(place.output));
-  const auto block = [&](auto kernel) { emulator::launch({1, 1, 1}, 64, 1024, 1, kernel); };
+  const auto cta = [&](auto kernel) { emulator::launch({1, 1, 1}, 64, 1024, 1, kernel); };
   const auto pair = [&](auto kernel) { emulator::launch({2, 1, 1}, 64, 1024, 2, kernel); };
   const auto dependent = [&](auto kernel) { emulator::launch({1, 1, 1}, 64, 1024, 1, kernel, true); };
   switch (which) {
-    case 0: return block([] { exchange(true, true, true); });
-    case 1: return block([] { exchange(false, true, true); });
-    case 2: return block([] { exchange(true, false, true); });
-    case 3: return block([] { exchange(true, true, false); });
-    case 4: return block([] { store_global(output + 1 + thread_index(), 0.0f); });
-    case 5: return block([] { load_shared<float>(shared_memory() + 4 * thread_index()); });
-    case 6: return block([] { store_shared(shared_memory() + 1020 + 4 * (thread_index() & 1), 0.0f); });
-    case 7: return block([] { diverge(false); });
-    case 8: return block([] { diverge(true); });
-    case 9: return block([] { if (thread_index() < 32) barrier(); });
+    case 0: return cta([] { exchange(true, true, true); });
+    case 1: return cta([] { exchange(false, true, true); });
+    case 2: return cta([] { exchange(true, false, true); });
+    case 3: return cta([] { exchange(true, true, false); });
+    case 4: return cta([] { store_global(output + 1 + thread_index(), 0.0f); });
+    case 5: return cta([] { load_shared<float>(shared_memory() + 4 * thread_index()); });
+    case 6: return cta([] { store_shared(shared_memory() + 1020 + 4 * (thread_index() & 1), 0.0f); });
+    case 7: return cta([] { diverge(false); });
+    case 8: return cta([] { diverge(true); });
+    case 9: return cta([] { if (thread_index() < 32) syncthreads(); });
     case 10: return pair([] { neighbour(true, true); });
     case 11: return pair([] { neighbour(false, true); });
     case 12: return pair([] { neighbour(true, false); });
-    case 13: return block([] { among_lanes(true); });
-    case 14: return block([] { among_lanes(false); });
-    case 15: return block([] { store_shared(shared_memory() + thread_index() / 2 * 4, 0.0f); });
-    case 16: return block([] { store_global(output + thread_index() / 2, 0.0f); });
-    case 17: return block([] {
-      store_global(output + thread_index(), 0.0f), barrier(), load_written(output + 63 - thread_index());
+    case 13: return cta([] { among_lanes(true); });
+    case 14: return cta([] { among_lanes(false); });
+    case 15: return cta([] { store_shared(shared_memory() + thread_index() / 2 * 4, 0.0f); });
+    case 16: return cta([] { store_global(output + thread_index() / 2, 0.0f); });
+    case 17: return cta([] {
+      store_global(output + thread_index(), 0.0f), syncthreads(), load_coherent(output + 63 - thread_index());
     });
-    case 26: return dependent([] { dependency_wait(), load_global(output + thread_index()); });
-    case 27: return dependent([] { dependency_wait(), load_written(output + thread_index()); });
+    case 26: return dependent([] { griddep_wait(), load_global(output + thread_index()); });
+    case 27: return dependent([] { griddep_wait(), load_coherent(output + thread_index()); });
     case 20: return dependent([] { follow(false, 0); });
     case 21: return dependent([] { follow(true, 0); });
     case 22: return dependent([] { follow(false, 32); });
-    case 23: return dependent([] { store_global(output + thread_index(), 0.0f), dependency_wait(); });
+    case 23: return dependent([] { store_global(output + thread_index(), 0.0f), griddep_wait(); });
     case 24: return dependent([] { follow_copy(true); });
     case 25: return dependent([] { follow_copy(false); });
     case 40: case 41: case 42: case 43: case 44: case 45: case 46: case 47: case 48: case 49: case 50: case 51:
       return pair([&] { pipeline(static_cast<Trip>(which - 40)); });
     case 30: case 31: case 32: case 33: case 34: case 35: case 36: case 37: case 38: case 39:
       return emulator::launch({1, 1, 1}, 128, 8192, 1, [&] { multiply(static_cast<Slip>(which - 30)); });
-    default: return block([] { copy_async(shared_memory() + 16 * thread_index(), input + 4 * thread_index(), true); });
+    default: return cta([] { cp_async(shared_memory() + 16 * thread_index(), input + 4 * thread_index(), true); });
   }
 }

@@ -1,63 +1,63 @@
 /* How emulator.cpp checks accesses to shared memory: their place, and races between warps and between the lanes of one.
  * Included there, behind what it needs. */
 
-Word *words_of(Group &block, const void *pointer, size_t bytes, const char *what) {
-  const ptrdiff_t at = static_cast<const char *>(pointer) - block.shared;
-  if (at < 0 || at + bytes > block.shared_bytes || at % bytes) {
-    report(std::string(what) + " at byte " + std::to_string(at) + " of " + std::to_string(block.shared_bytes) +
+Word *words_of(Cta &cta, const void *pointer, size_t bytes, const char *what) {
+  const ptrdiff_t at = static_cast<const char *>(pointer) - cta.shared;
+  if (at < 0 || at + bytes > cta.shared_bytes || at % bytes) {
+    report(std::string(what) + " at byte " + std::to_string(at) + " of " + std::to_string(cta.shared_bytes) +
            " of shared memory");
     return nullptr;
   }
-  return &block.words[at / 4];
+  return &cta.words[at / 4];
 }
 
 bool seen(const Clock &clock, int agent, uint32_t time) { return agent < 0 || time <= clock[agent]; }
 
 /* Whether `warp` (of another block if `foreign`) may write a word. */
-void check_write(Group &block, const Word &w, int warp, const Clock &clock, bool foreign) {
+void check_write(Cta &cta, const Word &w, int warp, const Clock &clock, bool foreign) {
   if (w.in_flight) report("write to shared memory that a copy is filling");
   if (!seen(clock, w.agent, w.time)) report("two warps write a word between barriers");
-  const int warps = warps_of(block);
-  const uint32_t *const reads = &block.reads[(&w - block.words.data()) * warps];
+  const int warps = warps_of(cta);
+  const uint32_t *const reads = &cta.reads[(&w - cta.words.data()) * warps];
   for (int i = 0; i < warps; ++i)
-    if ((foreign || i != warp) && !seen(clock, first_agent(block) + i, reads[i]))
+    if ((foreign || i != warp) && !seen(clock, first_agent(cta) + i, reads[i]))
       report("a word is written while another warp may read it");
 }
 
 /* Whether another lane of this warp wrote the whole word, and neither a barrier nor __syncwarp came since. */
-bool of_another_lane(const Group &block, const Word &w, int warp) {
-  const int agent = first_agent(block) + warp;
-  return w.lane >= 0 && w.lane != current->index && w.agent == agent && w.time == block.clocks[warp][agent] &&
-         w.converged == block.converged[warp] && &block == current->block;
+bool of_another_lane(const Cta &cta, const Word &w, int warp) {
+  const int agent = first_agent(cta) + warp;
+  return w.lane >= 0 && w.lane != current->index && w.agent == agent && w.time == cta.clocks[warp][agent] &&
+         w.syncwarps == cta.syncwarps[warp] && &cta == current->cta;
 }
 
-void note_write(Group &block, void *pointer, size_t bytes, int warp) {
-  Word *word = words_of(block, pointer, bytes, "write");
-  const int agent = first_agent(block) + warp;
+void note_write(Cta &cta, void *pointer, size_t bytes, int warp) {
+  Word *word = words_of(cta, pointer, bytes, "write");
+  const int agent = first_agent(cta) + warp;
   for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
     Word &w = word[i];
-    check_write(block, w, warp, block.clocks[warp], false);
-    if (bytes >= 4 && of_another_lane(block, w, warp)) report("two lanes write a word without __syncwarp between them");
-    w.lane = bytes >= 4 ? current->index : -1, w.converged = block.converged[warp];
-    w.agent = agent, w.time = block.clocks[warp][agent], w.cluster_epoch = block.cluster_epoch;
+    check_write(cta, w, warp, cta.clocks[warp], false);
+    if (bytes >= 4 && of_another_lane(cta, w, warp)) report("two lanes write a word without __syncwarp between them");
+    w.lane = bytes >= 4 ? current->index : -1, w.syncwarps = cta.syncwarps[warp];
+    w.agent = agent, w.time = cta.clocks[warp][agent], w.cluster_epoch = cta.cluster_epoch;
     w.writer = current->index, w.write_time = ++clock_ticks;
   }
 }
 
 /* `clock`: of the reader, which is warp `warp` of this block or, at its barriers, of another. */
-void note_read(Group &block, const void *pointer, size_t bytes, int warp, const Clock &clock) {
-  Word *word = words_of(block, pointer, bytes, "read");
-  const int agent = first_agent(block) + warp;
-  const bool own = &clock == &block.clocks[warp];
+void note_read(Cta &cta, const void *pointer, size_t bytes, int warp, const Clock &clock) {
+  Word *word = words_of(cta, pointer, bytes, "read");
+  const int agent = first_agent(cta) + warp;
+  const bool own = &clock == &cta.clocks[warp];
   for (size_t i = 0; word && i < (bytes + 3) / 4; ++i) {
     Word &w = word[i];
     if (w.in_flight) report("read of shared memory that a copy is filling");
     if (w.agent == -1) report("read of shared memory that nothing wrote");
     if (!seen(clock, w.agent, w.time)) report("a word is read before a barrier shows its write");
-    if (own && of_another_lane(block, w, warp)) report("a lane reads another's write without __syncwarp between them");
-    if (own) block.reads[(&w - block.words.data()) * warps_of(block) + warp] = clock[agent];
+    if (own && of_another_lane(cta, w, warp)) report("a lane reads another's write without __syncwarp between them");
+    if (own) cta.reads[(&w - cta.words.data()) * warps_of(cta) + warp] = clock[agent];
   }
 }
-void note_read(Group &block, const void *pointer, size_t bytes, int warp) {
-  note_read(block, pointer, bytes, warp, block.clocks[warp]);
+void note_read(Cta &cta, const void *pointer, size_t bytes, int warp) {
+  note_read(cta, pointer, bytes, warp, cta.clocks[warp]);
 }

@@ -6,25 +6,25 @@ const float *table(bool half) {
   if (values[half].empty()) {
     values[half].resize(1 << 16);
     for (uint32_t i = 0; i < 1 << 16; ++i)
-      values[half][i] = static_cast<float>(half ? soft_value<Half>(i) : soft_value<BFloat16>(i));
+      values[half][i] = static_cast<float>(half ? emulated_value<Half>(i) : emulated_value<BFloat16>(i));
   }
   return values[half].data();
 }
 
-void run_matrices(Lane *lanes, int matrices) {
+void run_ldmatrix(Lane *lanes, int matrices) {
   uint32_t loaded[32][4];
   for (int m = 0; m < matrices; ++m)
     for (int lane = 0; lane < 32; ++lane) {
-      const auto *from = static_cast<const MatrixOperands *>(lanes[8 * m + lane / 4].operands);
+      const auto *from = static_cast<const LdmatrixOperands *>(lanes[8 * m + lane / 4].operands);
       const char *at = static_cast<const char *>(from->row);
       if (lane % 4 == 0) {
         if (reinterpret_cast<uintptr_t>(at) & 15) report("ldmatrix row is not 16-byte aligned");
-        note_read(*lanes->block, at, 16, lanes->warp());
+        note_read(*lanes->cta, at, 16, lanes->warp());
       }
       if (first_fault.empty()) memcpy(&loaded[lane][m], at + 4 * (lane % 4), 4);
     }
   for (int lane = 0; lane < 32; ++lane)
-    memcpy(static_cast<const MatrixOperands *>(lanes[lane].operands)->r, loaded[lane], 4 * matrices);
+    memcpy(static_cast<const LdmatrixOperands *>(lanes[lane].operands)->r, loaded[lane], 4 * matrices);
 }
 
 void run_mma(Lane *lanes, bool half) {

@@ -14,30 +14,30 @@ namespace vqp {
 namespace emulator {
 
 /* One warp's product, with what it reads as it was when issued. */
-struct ProductInput {
+struct WgmmaInput {
   std::vector<std::pair<const char *, uint32_t>> words; /* of B */
 };
-struct Product {
+struct PendingWgmma {
   float *c;
   const uint32_t *a;
   uint32_t a_then[4];
   std::vector<float> result;
-  std::shared_ptr<ProductInput> input;
+  std::shared_ptr<WgmmaInput> input;
 };
-struct Products { /* of a lane */
-  std::deque<std::vector<Product>> groups;
-  std::vector<Product> open;
+struct WgmmaState { /* of a lane */
+  std::deque<std::vector<PendingWgmma>> groups;
+  std::vector<PendingWgmma> open;
   std::map<const float *, uint64_t> completed; /* when each set of sums was last waited for */
   uint64_t fenced = 0, issued = 0, proxy_fenced = 0;
   uint32_t last_a[4] = {};
   size_t count = 0;
 
-  Product *pending(const float *c) {
-    for (auto product = open.rbegin(); product != open.rend(); ++product)
-      if (product->c == c) return &*product;
+  PendingWgmma *pending(const float *c) {
+    for (auto pending_wgmma = open.rbegin(); pending_wgmma != open.rend(); ++pending_wgmma)
+      if (pending_wgmma->c == c) return &*pending_wgmma;
     for (auto group = groups.rbegin(); group != groups.rend(); ++group)
-      for (auto product = group->rbegin(); product != group->rend(); ++product)
-        if (product->c == c) return &*product;
+      for (auto pending_wgmma = group->rbegin(); pending_wgmma != group->rend(); ++pending_wgmma)
+        if (pending_wgmma->c == c) return &*pending_wgmma;
     return nullptr;
   }
 };

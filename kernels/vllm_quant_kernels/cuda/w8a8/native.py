@@ -38,7 +38,7 @@ class Plan(ctypes.Structure):
 
     _fields_ = (
         [(name, ctypes.c_int32) for name in ("tokens", "m_tiles", "n_tiles", "splits", "stages", "shared_bytes")]
-        + [(name, ctypes.c_int32) for name in ("clustered", "dependent", "channels", "blocks")]
+        + [(name, ctypes.c_int32) for name in ("clustered", "dependent", "channels", "ctas")]
         + [("workspace_bytes", ctypes.c_int64)]
     )
 

@@ -1,13 +1,13 @@
-/* What a kernel is given: the call, the plan, and what both imply. */
-#ifndef VQP_CUDA_PARAMS_H
-#define VQP_CUDA_PARAMS_H
+/* The parameters of a weight-only GEMM kernel: the call, the plan, and what follows from both. */
+#ifndef VQP_CUDA_WNA16_PARAMS_H
+#define VQP_CUDA_WNA16_PARAMS_H
 
 #include "half_math.h"
-#include "schedule.h"
+#include "wna16_schedule.h"
 
 namespace vqp {
 
-struct Params {
+struct Wna16Params {
   vqp_cuda_linear call;
   float *partial; /* [splits][m_tiles * tokens][n], or null */
   Stage stage;
@@ -15,12 +15,12 @@ struct Params {
   int splits, stages, clustered;
   int group_shift, flush_mask, scale_bytes, zero_bytes;
   int x_element_wise; /* act-order, or rows of x that are not made of aligned 16-byte chunks */
-  int read_once;      /* each weight is read by one block */
-  int dependent;      /* launched while the kernel ahead may still run */
+  int evict_first;      /* each weight is read by one CTA: L2 need not keep it */
+  int dependent;      /* launched while the preceding kernel may still run */
 };
 
-inline Params make_params(const vqp_cuda_linear &c, const vqp_cuda_plan &plan, float *workspace) {
-  Params p = {};
+inline Wna16Params wna16_params(const vqp_cuda_linear &c, const vqp_cuda_plan &plan, float *workspace) {
+  Wna16Params p = {};
   p.call = c;
   p.partial = plan.splits > 1 && !plan.clustered ? workspace : nullptr;
   p.row_tiles = static_cast<int>(ceil_div(c.n, kRowTile));
@@ -35,12 +35,12 @@ inline Params make_params(const vqp_cuda_linear &c, const vqp_cuda_plan &plan, f
   p.zero_bytes = c.zeros ? dtype_bytes(c.zero_dtype) : 0;
   p.stage = stage_of(bits_of(c.kind), plan.tokens, p.group_shift, p.scale_bytes, p.zero_bytes);
   p.x_element_wise = c.perm || c.k % 8 || c.x_stride % 8 || (reinterpret_cast<uintptr_t>(c.x) & 15);
-  p.read_once = plan.m_tiles == 1;
+  p.evict_first = plan.m_tiles == 1;
   p.dependent = plan.dependent;
   return p;
 }
 
-/* A floating value of `dtype` as FP32; `Load` reads from global or shared memory. */
+/* A floating-point value of `dtype` as FP32; the callables read from global or shared memory. */
 template <class Load16, class Load32>
 VQP_HD float widen(int dtype, int64_t index, Load16 load16, Load32 load32) {
   if (dtype == VQP_CUDA_F32) return load32(index);
@@ -56,7 +56,7 @@ VQP_HD int64_t pair_of(const vqp_cuda_linear &c, int64_t row, Load load) {
   const int64_t pair = load(c.rows + row);
   return pair < c.m ? pair : -1;
 }
-/* Whether the weight holds expert `expert` of a tile. */
+/* Whether the weight contains the expert of a tile. */
 VQP_HD bool holds_expert(const vqp_cuda_linear &c, int64_t expert) {
   return !c.rows || (expert >= 0 && expert < c.num_experts);
 }
