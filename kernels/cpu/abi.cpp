@@ -46,7 +46,7 @@ struct Plan {
     std::vector<int64_t> chunk_segments;
 };
 
-// Cuts the runs of the groups at chunk borders.
+// Cuts the runs of the groups at chunk boundaries.
 void plan_segments(const Wna16 &a, int64_t group_size, const int32_t *starts, Plan &plan) {
     plan.segments.clear();
     plan.chunk_segments.assign(1, 0);
@@ -128,7 +128,7 @@ void prepare_all(int64_t m, int64_t k, int threads, Prepare prepare) {
     parallel_for(threads, parts, [&](int64_t t, int) { prepare(m * t / parts, m * (t + 1) / parts); });
 }
 
-// Both products of integer or FP8 weights in groups; `int8` quantizes x.
+// Both GEMMs of integer or FP8 weights in groups; `int8` quantizes x.
 int weight_only(bool int8, const void *x, int x_dtype, void *y, int64_t m, const uint8_t *data, int64_t data_bytes,
                 const void *scales, int scale_dtype, const void *zeros, int zero_dtype, const int32_t *perm,
                 int64_t perm_len, const float *bias, int kind, int bits, int64_t group_size, int64_t groups, int64_t n,

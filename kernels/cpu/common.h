@@ -24,7 +24,7 @@ struct Segment {
     int32_t start, len, group;
 };
 
-// One weight-only product over at most kRows rows.
+// One weight-only GEMM over at most kRows rows.
 struct Wna16 {
     const void *x;
     int x_dtype;
@@ -51,7 +51,7 @@ struct Wna16 {
     int64_t chunks() const { return (kp + kChunk - 1) / kChunk; }
 };
 
-// One W8A8 product over at most kRows rows.
+// One W8A8 GEMM over at most kRows rows.
 struct W8a8 {
     const void *x;
     int x_dtype;
@@ -77,7 +77,7 @@ struct Wna16Kernels {
     bool explicit_zeros;  // symmetric weights need xsum too
     int64_t group_panels;  // panels that a tile is a multiple of
     int64_t few;           // the most rows for few_rows; 0 where there is none
-    int64_t spare_rows;    // of prepared x past the last row: read, and their products dropped
+    int64_t spare_rows;    // of prepared x past the last row: read, and their results dropped
     void (*prepare)(const Wna16 &, int64_t row_begin, int64_t row_end);
     void (*few_rows)(const Wna16 &, int64_t panel_begin, int64_t panel_end);
     size_t (*gemm_scratch)(int64_t rows, int64_t panels);  // bytes for one gemm call

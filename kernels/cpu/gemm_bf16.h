@@ -1,4 +1,4 @@
-// The tiled product with bf16 activations: codes decoded to pairs of bf16, 6 x 4 sums by vdpbf16ps.
+// The tiled GEMM with bf16 activations: codes decoded to pairs of bf16, 6 x 4 sums by vdpbf16ps.
 #pragma once
 
 #include "decode_bf16.h"

@@ -1,7 +1,7 @@
 // Threads: the OpenMP pool that torch already runs, found at run time.
 //
 // vLLM binds the threads of that pool to cores, and its idle threads spin for a while: a second
-// pool, or a second OpenMP runtime, would fight with it for the same cores. So this library is not
+// pool, or a second OpenMP runtime, would compete with it for the same cores. So this library is not
 // linked to any OpenMP; it asks the process for GOMP_parallel, which libgomp and the LLVM and Intel
 // runtimes all export. Without one (a C program that has none) the caller does all the work.
 

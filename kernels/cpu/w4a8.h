@@ -3,38 +3,19 @@
 //   x[row][k] ~ q * x_scale[row][segment]       |q| <= 127
 //   y = sum over segments of  w_scale * x_scale * (sum of code * q - zero * sum of q)
 //
-// A few rows are multiplied as the codes stream by; the tiles of more are those of wna16_gemm.h. Codes are unpacked to quads: one byte for each of four input
-// features in a 32-bit lane. The features of a quad are those that one shift and one mask bring
-// there; activations are stored in the same order. Sums of a segment, at most 128 features, are
-// exact in int32 and in FP32.
+// A few rows are multiplied directly from the stream of codes; more rows use the tiles of wna16_gemm.h. Codes are unpacked
+// to quads: one byte for each of four input features in a 32-bit lane. The features of a quad are those that one shift and
+// one mask extract; activations are stored in the same order. Accumulators of a segment, at most 128 features, are exact
+// in int32 and in FP32.
 //
-// VQP_WIDTH (32-bit lanes per vector: 4, 8 or 16) is set by the ISA unit that includes this file,
-// which then defines dot4 and the kernels.
+// The ISA unit that includes this file sets VQP_WIDTH and defines dot4 and the kernels.
 #pragma once
 
-#include <utility>
-
 #include "w4a8_prepare.h"
+#include "vectors.h"
 #include "wna16_gemm.h"
 
 namespace {
-
-constexpr int kWidth = VQP_WIDTH;
-constexpr int kParts = kLanes / kWidth;  // vectors per panel
-typedef float vf __attribute__((vector_size(kWidth * 4)));
-typedef int32_t vi __attribute__((vector_size(kWidth * 4)));
-typedef uint32_t vu __attribute__((vector_size(kWidth * 4)));
-
-template <class V>
-VQP_INLINE V load(const void *p) {
-    V v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-template <class V>
-VQP_INLINE void store(void *p, V v) {
-    std::memcpy(p, &v, sizeof v);
-}
 
 // sum + the four products of unsigned bytes of w (at most 127) and signed bytes of x, per lane.
 VQP_INLINE vi dot4(vi sum, vu w, vi x);
@@ -75,11 +56,6 @@ VQP_INLINE vu quad(const uint8_t *block, int part) {
     codes |= quad_of<BITS, 2, Q>(block + 256, part) << 4;
     if constexpr (BITS == 7) codes |= quad_of<BITS, 1, Q>(block + 384, part) << 6;
     return codes;
-}
-
-template <class F, int... Q>
-VQP_INLINE void unrolled(std::integer_sequence<int, Q...>, F &&f) {
-    (f(std::integral_constant<int, Q>{}), ...);
 }
 
 struct A8 {
@@ -146,7 +122,7 @@ struct A8 {
     }
 };
 
-// The most rows that are multiplied straight from the packed codes, and how far ahead those are asked for.
+// The most rows that are multiplied directly from the packed codes, and the prefetch distance of those, in bytes.
 constexpr int kFewRows = kWidth == 16 ? 8 : 1;
 constexpr int kAhead = 3072;
 
@@ -171,8 +147,8 @@ VQP_INLINE void dot_quads(const uint8_t *block, const int8_t *x, int64_t blocks,
     }
 }
 
-// Panels [begin, end): the codes stream through once and are used from registers. Rows beyond a.m are
-// read, as the caller has room for eight, and dropped.
+// Panels [begin, end): each code is loaded once and used from registers. Rows beyond a.m are read, as the caller provides
+// room for eight, and their results are dropped.
 template <int BITS, int ROWS>
 void few_rows_bits(const Wna16 &a, int64_t begin, int64_t end) {
     constexpr int chains = ROWS == 1 ? 4 : ROWS == 4 ? 2 : 1;

@@ -1,4 +1,4 @@
-// Weight-only product of more than 16 rows with bf16 activations by tdpbf16ps.
+// The weight-only GEMM of more than 16 rows with bf16 activations by tdpbf16ps.
 //
 // Decoded weights, [pair of features][panel of 4][16 channels][2], hold a tile in rows of 64 bytes, 256 bytes apart;
 // rows of x, [row][128 features], likewise. Sums of a segment are FP32 in tile registers, then scaled into the totals.
@@ -49,7 +49,7 @@ struct Amx {
         }
     }
 
-    // A segment that is no whole number of tiles of 32 features, by vdpbf16ps: groups of an odd multiple of 16.
+    // A segment that is not a whole number of tiles of 32 features, by vdpbf16ps: groups of an odd multiple of 16.
     static void add_odd(int64_t rows, const MicroArgs<Bits> &args, int64_t s) {
         for (int64_t row = 0; row < rows; row += Bf16::kRowBlock) {
             MicroArgs<Bits> one = args;

@@ -1,4 +1,4 @@
-// Weight-only product with bf16 activations by vdpbf16ps: pairs (k, k+1), exact products, FP32 sums.
+// The weight-only GEMM with bf16 activations by vdpbf16ps: pairs (k, k + 1), exact products, FP32 accumulation.
 
 #include "gemm_bf16.h"
 
@@ -6,7 +6,7 @@ namespace {
 
 constexpr int kFewRows = 16;
 constexpr int kSpareRows = 8;  // whole blocks of eight rows are read
-// How far ahead of the products weights are asked for, in bytes: into L1 where panels share rows of x, which is about
+// Prefetch distance of the weights, in bytes: into L1 where panels share rows of x, which is about
 // 100 ns at 30 GB/s; into L2, past the next page of 4 KB, where the weights of one panel stream by.
 constexpr int kAhead = 3072, kFarAhead = 8192;
 

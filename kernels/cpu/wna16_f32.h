@@ -1,30 +1,11 @@
-// Weight-only product with FP32 multiply-add, for any vector width, in GCC vector extensions.
-//
-// VQP_WIDTH (floats per vector: 4, 8 or 16) is set by the ISA unit that includes this file.
+// The weight-only GEMM with FP32 multiply-add, for the vector width of the ISA unit that includes this file.
 #pragma once
 
-#include <utility>
-
+#include "vectors.h"
 #include "wna16_gemm.h"
 
 namespace {
 
-constexpr int kWidth = VQP_WIDTH;
-constexpr int kParts = kLanes / kWidth;  // vectors per panel
-typedef float vf __attribute__((vector_size(kWidth * 4)));
-typedef int32_t vi __attribute__((vector_size(kWidth * 4)));
-typedef uint32_t vu __attribute__((vector_size(kWidth * 4)));
-
-template <class V>
-VQP_INLINE V load(const void *p) {
-    V v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-template <class V>
-VQP_INLINE void store(void *p, V v) {
-    std::memcpy(p, &v, sizeof v);
-}
 VQP_INLINE vf splat(float f) { return vf{} + f; }
 
 // Formats: 2 to 8 are integers of that many bits.
@@ -84,12 +65,7 @@ VQP_INLINE vf value(const uint8_t *block, int part) {
     return __builtin_convertvector((vi)c, vf);
 }
 
-template <class F, int... KK>
-VQP_INLINE void unrolled(std::integer_sequence<int, KK...>, F &&f) {
-    (f(std::integral_constant<int, KK>{}), ...);
-}
-
-// Two panels of AVX2 registers hold one group; AVX-512 has room for four.
+// One panel per group with AVX2 registers and narrower ones; AVX-512 has room for four.
 struct F32 {
     using Element = float;
     static constexpr int64_t kPanels = kWidth == 16 ? 4 : 1;

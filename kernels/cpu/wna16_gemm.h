@@ -1,4 +1,4 @@
-// The tiled weight-only product, m >= 1: shared by the float, the bf16 and the INT8 kernels.
+// The tiled weight-only GEMM, m >= 1: shared by the float, the bf16 and the INT8 kernels.
 //
 //   for each chunk of 128 input features
 //     for each group of K::kPanels panels in the tile
@@ -23,7 +23,7 @@ template <class Element>
 struct MicroArgs {
     const Element *weights;  // [feature or pair of features][panels of the group][lanes]
     const Element *x;        // [row][kChunk]
-    const Element *ahead;  // the same rows of the next chunk: to be asked for meanwhile
+    const Element *ahead;  // the same rows of the next chunk, to be prefetched
     const Segment *segments;
     int64_t segment_count;
     int64_t chunk_start;
@@ -34,7 +34,7 @@ struct MicroArgs {
     float *total;  // [row][panels * 16]
 };
 
-// Asks for [p, p + bytes) in L2.
+// Prefetches [p, p + bytes) into L2.
 VQP_INLINE void prefetch(const void *p, int64_t bytes) {
     for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char *>(p) + i, 0, 2);
 }
@@ -91,7 +91,7 @@ void gemm(const Wna16 &a, int64_t panel_begin, int64_t panel_end, void *scratch)
             if (a.xsum && !a.zeros) {
                 for (int64_t i = 0; i < count * width; ++i) zeros[i] = middle(a);
             }
-            // The next chunk's weights on their way to L2 while this one is multiplied; its x follows in the products.
+            // Prefetch the next chunk's weights into L2 while this one is multiplied; the micro-kernels prefetch its x.
             const int64_t next = start + kChunk, next_features = least(kChunk, a.kp - next);
             if (next_features > 0) {
                 for (int64_t p = 0; p < present; ++p) {

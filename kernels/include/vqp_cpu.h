@@ -1,7 +1,7 @@
 /* The C interface of libvqp_cpu.so. No torch, no Python: plain pointers to contiguous memory.
  *
- * The packed layouts are drawn in vllm_quant_kernels/cpu/layout.py and pack.py. Every function that
- * returns int gives 0 or one of VQP_E*. Nothing is kept between calls but scratch memory.
+ * The packed layouts are drawn in vllm_quant_kernels/cpu/layout.py and pack.py. Functions that return
+ * int return 0 or one of VQP_E*. Nothing but scratch memory is kept between calls.
  */
 #ifndef VQP_CPU_H
 #define VQP_CPU_H
@@ -20,7 +20,7 @@ enum { VQP_F32 = 0, VQP_BF16 = 1, VQP_F16 = 2, VQP_U8 = 3 };
 enum { VQP_SCALAR = 0, VQP_AVX2, VQP_AVX512, VQP_AVX512_VNNI, VQP_AVX512_BF16, VQP_AMX, VQP_LEVELS };
 
 VQP_API int vqp_cpu_abi_version(void);
-/* The best level of this CPU, and the one in use: at first the best one below VQP_AMX, which has to be asked for. */
+/* The best level of this CPU, and the one in use: initially the best one below VQP_AMX, which must be requested. */
 VQP_API int vqp_cpu_max_level(void);
 VQP_API int vqp_cpu_level(void);
 /* Use no instruction beyond `level`; VQP_ECPU where the CPU does not reach it, VQP_ESYSTEM where the operating system
@@ -57,7 +57,7 @@ VQP_API int vqp_w8a8_linear(const void *x, int x_dtype, void *y, int64_t m, cons
 VQP_API int vqp_pack(const uint8_t *codes, int64_t n, int64_t k, int bits, const int32_t *columns, int64_t kp,
                      uint8_t *out, int threads);
 
-/* Where codes lie in 32-bit words: kernels/cpu/unpack_words.cpp draws the layouts. */
+/* The layouts of codes in 32-bit words, drawn in kernels/cpu/unpack_words.cpp. */
 enum { VQP_WORDS_N = 0, VQP_WORDS_K = 1, VQP_WORDS_K_ROWS = 2, VQP_WORDS_K_PADDED = 3 };
 
 /* Codes [row, row + n) x [column, column + k) of a matrix in `words` (rows, columns): to planes as vqp_pack makes them,
