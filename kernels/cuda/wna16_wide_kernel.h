@@ -4,8 +4,8 @@
  *   K tile      8 steps of 16 columns; each step is two wgmmas, one per half of the tokens
  *   overlap     while the wgmmas of a step run, the fragments of the next step are dequantized into the other buffer,
  *               also across K tiles. At the end of a group, the accumulators of the first half are scaled while the
- *               last wgmma of the second half runs. Only while the second half is scaled do this warpgroup's tensor cores
- *               idle
+ *               last wgmma of the second half runs. Only while the second half is scaled do this warpgroup's tensor
+ *               cores idle
  *
  * Accumulators are scaled in FP32 as in wna16_kernel.h, so weights are not rounded here either. kScaleOnce: one scale
  * per row, applied at the very end. Then no second set of accumulators is needed, and a CTA may have 256 tokens.

@@ -117,7 +117,7 @@ def linear(
     channels: int = 0,
     cluster: int = 0,
 ) -> tuple[torch.Tensor, w8a8_native.Plan]:
-    """x (M, K) through quantization and product, by emulating every thread. ``channels`` and ``cluster`` replace the
+    """x (M, K) through quantization and GEMM, by emulating every thread. ``channels`` and ``cluster`` replace the
     plan's choice of the kernels with warpgroups."""
     w = place(w)
     out = torch.full((x.shape[0], w.n), torch.nan, dtype=x.dtype)

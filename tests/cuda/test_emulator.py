@@ -1,4 +1,4 @@
-"""The emulator accepts right kernels and finds planted faults, whatever the order of the warps."""
+"""The emulator accepts correct kernels and finds planted faults, whatever the order of the warps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RIGHT = {
     20: "dependent launch",
     27: "plain loads of what the preceding kernel wrote",
     24: "dependent copy",
-    30: "warpgroup product",
+    30: "wgmma",
     40: "ring of copies in a cluster",
 }
 FAULTS = {
@@ -35,7 +35,7 @@ FAULTS = {
     16: "two threads store",
     17: "another thread stored",
     26: "read-only path",
-    99: "copies under way",
+    99: "copies in flight",
     21: "before the wait",  # the activations of the preceding kernel
     22: "without waiting",  # half of the threads
     23: "before the wait",  # an output that the preceding kernel may still read
@@ -44,22 +44,22 @@ FAULTS = {
     32: "before a barrier|nothing wrote|another's write",  # between the same
     33: "before any wgmma fence",
     34: "registers of A changed",  # before the wait
-    35: "sums changed",  # before the wait
+    35: "accumulators changed",  # before the wait
     36: "before a barrier|no proxy fence|may read it|shared memory changed",  # before the wait
-    37: "products under way",  # at the end of the thread
+    37: "wgmmas in flight",  # at the end of the thread
     38: "without the 128-byte swizzle",
-    39: "no wgmma fence came",  # after sums were handed back
+    39: "no wgmma fence came",  # after the accumulators were released
     41: "filling|nothing wrote|before a barrier",  # no wait for a stage that is full
     42: "filling|may read it|two warps write|more arrivals",  # nor for one that is empty
     43: "deadlock",  # more bytes expected than come
     44: "no fence made visible",  # between the barriers' initialization and copies
     45: "more arrivals|filling|two warps write",  # than the barrier was initialized for
-    46: "filling|may read it|before a barrier",  # a stage is given back before it is read
+    46: "filling|may read it|before a barrier",  # a stage is released before it is read
     47: "filling|nothing wrote|before a barrier|deadlock",  # the wrong phase is waited for
     48: "multiple of 1024",  # a box in the middle of the swizzle
-    49: "has ended",  # a block ends while the other still copies into it
-    50: "deadlock",  # the other block is not told
-    51: "not initialized|before a barrier",  # barriers of the other block are used before they exist
+    49: "has ended",  # a CTA ends while the other still copies into it
+    50: "deadlock",  # no arrival at the other CTA
+    51: "not initialized|before a barrier",  # barriers of the other CTA are used before they are initialized
 }
 
 

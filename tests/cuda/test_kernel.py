@@ -151,7 +151,7 @@ def test_warpgroup_products_match_the_reference(
     kind: str, group_size: int | None, zeros: str, order: str, tokens: int, m: int, k: int, n: int, splits: int,
     dtype: torch.dtype,
 ) -> None:  # fmt: skip
-    """The prefill kernels of sm_90a, with products that land late and at once, in two orders of the warps."""
+    """The prefill kernels of sm_90a, with wgmmas that complete late and at once, in two orders of the warps."""
     bits, weight_kind = (int(kind), "int") if kind.isdigit() else (8, kind)
     w = random_weight(n, k, bits, group_size, zeros, weight_kind, order, torch.float16, seed=k)
     x, packed = activations(m, w.in_features, dtype, m), pack_cuda(w)

@@ -1,4 +1,4 @@
-"""The 8-bit products, thread by thread on the CPU: INT8 bit for bit, FP8 against fp64."""
+"""The W8A8 GEMMs, thread by thread on the CPU: INT8 bit for bit, FP8 against fp64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The 8-bit products for large batches (Hopper's wgmma), thread by thread on the CPU: barriers, copies, products."""
+"""The W8A8 GEMMs for large batches (Hopper's wgmma), thread by thread on the CPU: barriers, TMA, wgmma."""
 
 from __future__ import annotations
 

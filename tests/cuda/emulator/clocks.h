@@ -1,9 +1,9 @@
-/* Who has seen whose accesses to shared memory: vector clocks over the warps of a cluster and the barriers that copies
- * complete on. Included by emulator.cpp.
+/* Whose accesses to shared memory are visible to whom: vector clocks over the warps of a cluster and the mbarriers that
+ * copies complete on.
  *
- * An access is stamped with its agent's time. A barrier of a block, a cluster's, or an arrival and a wait at an
- * Mbarrier carry all that one warp has seen to another; two accesses of which neither has been seen by the other's
- * agent are a race, in whatever order they happened to run.
+ * An access is stamped with the time of its agent. A barrier of a CTA or cluster, or an arrival and a wait at an
+ * mbarrier, pass on all that one warp has seen to another. Two accesses of which neither has been seen by the agent of
+ * the other are a race, in whatever order they happened to run.
  */
 #ifndef VQP_EMULATOR_CLOCKS_H
 #define VQP_EMULATOR_CLOCKS_H

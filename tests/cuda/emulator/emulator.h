@@ -1,8 +1,8 @@
-/* The instructions of kernels/cuda/ptx.h on the CPU: one fiber a thread, the blocks of a cluster together.
+/* The instructions of kernels/cuda/ptx.h on the CPU: one fiber per thread, the CTAs of a cluster together.
  *
- * Included by ptx.h where there is no nvcc, so the very source of the kernels runs here. The emulator
- * checks what hardware would not tell: global accesses outside registered memory, shared accesses outside
- * the block's, races between warps that no barrier orders, and warp instructions that not all lanes reach.
+ * ptx.h includes this where there is no nvcc, so the kernels' own source runs here. The emulator reports what hardware
+ * does not: global accesses outside registered memory, shared accesses outside the CTA's memory, races between warps
+ * that no barrier orders, and warp-wide instructions that not all lanes reach.
  */
 #ifndef VQP_EMULATOR_H
 #define VQP_EMULATOR_H
@@ -25,23 +25,23 @@ struct Dim {
 
 struct Options {
   uint64_t seed = 0;       /* of the order in which warps run */
-  bool late_copies = true; /* asynchronous copies land when waited for, else when issued */
+  bool late_copies = true; /* asynchronous copies complete when waited for, else when issued */
 };
 
 void reset(const Options &options);
-/* Memory that kernels may touch; shared memory is each block's own. In a dependent launch, what is not `constant` is
- * out of bounds for a thread until its dependency_wait. */
+/* Memory that kernels may access. In a dependent launch, what is not `constant` is out of bounds for a thread until its
+ * griddep_wait. */
 void allow(const void *pointer, size_t bytes, bool constant = false);
 /* The first fault since reset, or empty. */
 const std::string &fault();
-/* Run a grid of blocks of `threads` threads, `cluster` neighbours along x at a time. */
+/* Run a grid of CTAs of `threads` threads, `cluster` neighbours along x at a time. */
 void launch(Dim grid, int threads, size_t shared_bytes, int cluster, const std::function<void()> &kernel,
             bool dependent = false);
 
 enum class Warp { kLdmatrix2, kLdmatrix4, kMmaHalf, kMmaBFloat16, kMmaInt8, kMmaE4m3, kShuffle, kSyncwarp, kWgmmaRs, kWgmmaSs };
 void warp_instruction(Warp which, void *operands);
 void global_access(const void *pointer, size_t bytes);
-/* `read_only`: through the path that does not see writes of a kernel which runs at the same time. */
+/* `read_only`: through the non-coherent path, which does not see writes of a concurrent kernel. */
 void global_load(const void *pointer, size_t bytes, bool read_only);
 void global_store(const void *pointer, size_t bytes);
 void global_range(const void *pointer, size_t bytes); /* of any alignment */

@@ -1,6 +1,6 @@
-/* The instructions of kernels/cuda/async.h on the CPU. A copy lands when it is issued, or when no thread can go on
- * without it (see Options). Who has seen what follows from arrivals and waits alone: a stage that is read before its
- * barrier or filled again before all have left it is found, whatever the order.
+/* The instructions of kernels/cuda/async.h on the CPU. A copy completes when it is issued, or when no thread can
+ * continue without it (see Options). Visibility follows from arrivals and waits alone: a stage that is read before its
+ * full barrier, or refilled before all have released it, is reported whatever the order of execution.
  */
 #ifndef VQP_EMULATOR_ASYNC_H
 #define VQP_EMULATOR_ASYNC_H
@@ -9,7 +9,7 @@
 
 namespace vqp {
 
-/* What cuTensorMapEncodeTiled is told: bytes, rows `stride` apart; boxes of `box` rows x 128 columns. */
+/* The parameters of cuTensorMapEncodeTiled: bytes, rows `stride` apart; boxes of `box` rows x 128 columns. */
 struct TensorMap {
   const char *base = nullptr;
   int64_t rows = 0, columns = 0, stride = 0;
@@ -32,7 +32,7 @@ inline void tma_load(char *to, const TensorMap &map, int column, int row, Mbarri
   tma_load_multicast(to, map, column, row, barrier, 1 << cluster_rank());
 }
 namespace emulator {
-/* load_bytes into block `rank` of the cluster. */
+/* bulk_load into CTA `rank` of the cluster. */
 void copy_to_cta(int rank, char *to, const void *from, int bytes, Mbarrier *barrier);
 }  // namespace emulator
 inline void bulk_load(char *to, const void *from, int bytes, Mbarrier *barrier) {

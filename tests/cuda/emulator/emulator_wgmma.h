@@ -1,5 +1,6 @@
-/* The instructions of kernels/cuda/wgmma.h on the CPU. Products are asynchronous here as well: their sums appear when
- * waited for (or at once, see Options), and until then the emulator refuses every change of what they read or write.
+/* The instructions of kernels/cuda/wgmma.h and wgmma_rs.h on the CPU. They are asynchronous here as well: accumulators
+ * get their values when waited for (or at once, see Options), and until then the emulator reports every change of what
+ * a wgmma reads or writes.
  */
 #ifndef VQP_EMULATOR_WGMMA_H
 #define VQP_EMULATOR_WGMMA_H

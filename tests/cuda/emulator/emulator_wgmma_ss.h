@@ -1,4 +1,4 @@
-/* The products of kernels/cuda/wgmma8.h on the CPU. */
+/* The instructions of kernels/cuda/wgmma_ss.h on the CPU. */
 #ifndef VQP_EMULATOR_WGMMA8_H
 #define VQP_EMULATOR_WGMMA8_H
 

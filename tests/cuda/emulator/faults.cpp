@@ -1,4 +1,4 @@
-/* Small kernels with one planted fault each, and their right twins: what the emulator must tell apart. */
+/* Small kernels with one planted fault each, and their correct versions: the emulator must distinguish them. */
 #include <stdint.h>
 
 #include "async.h"
@@ -46,7 +46,7 @@ void diverge(bool fault) {
     ldmatrix(four, shared + 16 * (thread_index() % 32));
 }
 
-/* Constant input may be read ahead, the other memory only after the wait, and every thread must wait. */
+/* Constant input may be read before the wait, other memory only after it, and every thread must wait. */
 void follow(bool read_early, int skip) {
   const float ahead = load_global(input + thread_index());
   float own = read_early ? load_coherent(output + thread_index()) : 0;
@@ -103,8 +103,8 @@ enum class Trip {
   kNone, kFull, kEmpty, kBytes, kFence, kArrivals, kEarly, kParity, kPlace, kExit, kNeighbour, kStart
 };
 
-/* One thread brings pieces of 256 bytes through a ring of two stages, to both blocks of the pair: each block half of a
- * piece. A warp of each block reads them and tells both blocks' producers. */
+/* One thread per CTA loads pieces of 256 bytes through a ring of two stages into both CTAs of the pair, each CTA
+ * half of a piece. A warp of each CTA reads them and arrives at the empty barriers of both CTAs. */
 void pipeline(Trip trip) {
   constexpr int kPieces = 4, kBlocks = 2, kHalf = 128;
   char *const ring = shared_memory();
@@ -133,7 +133,7 @@ void pipeline(Trip trip) {
         tma_load(stage, map, 0, i, full + slot);
         continue;
       }
-      /* As the boxes of a real ring begin at multiples of 1024, these bytes come by plain copies. */
+      /* Bulk copies: TMA boxes would have to be 1024-byte aligned. */
       for (int other = 0; other < kBlocks; ++other)
         emulator::copy_to_cta(other, stage + 256 * slot + kHalf * rank, input + 64 * i + 32 * rank, kHalf, full + slot);
     }
@@ -175,7 +175,7 @@ void among_lanes(bool wait) {
 
 using namespace vqp;
 
-/* Runs toy kernel `which`; vqp_emulator_fault then tells what was found. */
+/* Run toy kernel `which`; vqp_emulator_fault then returns what was found. */
 extern "C" void vqp_emulator_toy(int which, uint64_t seed) {
   emulator::reset({seed, seed % 2 == 0});
   emulator::allow(input, sizeof(input), true);

@@ -1,4 +1,4 @@
-/* The calls of the 8-bit kernels with CPU pointers, and their single maps for tests. */
+/* The calls of the W8A8 kernels with CPU pointers, and their index maps for tests. */
 #include "emulator.h"
 #include "quantize_kernel.h"
 #include "w8a8_kernel.h"

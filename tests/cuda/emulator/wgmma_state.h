@@ -1,4 +1,4 @@
-/* What emulator.cpp keeps of asynchronous products. */
+/* The state of asynchronous wgmmas. */
 #ifndef VQP_EMULATOR_WGMMA_STATE_H
 #define VQP_EMULATOR_WGMMA_STATE_H
 
@@ -13,7 +13,7 @@
 namespace vqp {
 namespace emulator {
 
-/* One warp's product, with what it reads as it was when issued. */
+/* What the wgmma of one warp reads, as it was when issued. */
 struct WgmmaInput {
   std::vector<std::pair<const char *, uint32_t>> words; /* of B */
 };
@@ -27,7 +27,7 @@ struct PendingWgmma {
 struct WgmmaState { /* of a lane */
   std::deque<std::vector<PendingWgmma>> groups;
   std::vector<PendingWgmma> open;
-  std::map<const float *, uint64_t> completed; /* when each set of sums was last waited for */
+  std::map<const float *, uint64_t> completed; /* when each set of accumulators was last waited for */
   uint64_t fenced = 0, issued = 0, proxy_fenced = 0;
   uint32_t last_a[4] = {};
   size_t count = 0;
@@ -41,7 +41,7 @@ struct WgmmaState { /* of a lane */
     return nullptr;
   }
 };
-constexpr uint32_t kPoison = 0x7F80DEADu; /* a signaling NaN: no sum is one, and arithmetic turns it into another */
+constexpr uint32_t kPoison = 0x7F80DEADu; /* a signaling NaN: no accumulator is one, and arithmetic turns it into another */
 
 }  // namespace emulator
 }  // namespace vqp

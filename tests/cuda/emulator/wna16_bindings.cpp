@@ -1,4 +1,4 @@
-/* The C interface of the emulator library: the calls of vqp_cuda.h with CPU pointers, and single maps for tests. */
+/* The C interface of the emulator library: the calls of vqp_cuda.h with CPU pointers, and index maps for tests. */
 #include <string.h>
 
 #include "dequant.h"

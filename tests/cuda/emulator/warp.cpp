@@ -1,15 +1,11 @@
-/* How emulator.cpp runs what a whole warp does at once: ldmatrix, mma and shuffles. Included there, behind what it
- * needs. */
+/* What a whole warp executes at once: ldmatrix, mma and shuffles. */
+#include "fragments.h"
+#include "numeric8.h"
+#include "state.h"
 
-const float *table(bool half) {
-  static std::vector<float> values[2];
-  if (values[half].empty()) {
-    values[half].resize(1 << 16);
-    for (uint32_t i = 0; i < 1 << 16; ++i)
-      values[half][i] = static_cast<float>(half ? emulated_value<Half>(i) : emulated_value<BFloat16>(i));
-  }
-  return values[half].data();
-}
+namespace vqp {
+namespace emulator {
+namespace {
 
 void run_ldmatrix(Lane *lanes, int matrices) {
   uint32_t loaded[32][4];
@@ -21,7 +17,7 @@ void run_ldmatrix(Lane *lanes, int matrices) {
         if (reinterpret_cast<uintptr_t>(at) & 15) report("ldmatrix row is not 16-byte aligned");
         note_read(*lanes->cta, at, 16, lanes->warp());
       }
-      if (first_fault.empty()) memcpy(&loaded[lane][m], at + 4 * (lane % 4), 4);
+      if (!faulty()) memcpy(&loaded[lane][m], at + 4 * (lane % 4), 4);
     }
   for (int lane = 0; lane < 32; ++lane)
     memcpy(static_cast<const LdmatrixOperands *>(lanes[lane].operands)->r, loaded[lane], 4 * matrices);
@@ -29,7 +25,7 @@ void run_ldmatrix(Lane *lanes, int matrices) {
 
 void run_mma(Lane *lanes, bool half) {
   float a[16][16], b[16][8];
-  const float *const value = table(half);
+  const float *const value = float_values(half);
   for (int lane = 0; lane < 32; ++lane) {
     const auto *o = static_cast<const MmaOperands *>(lanes[lane].operands);
     for (int h = 0; h < 2; ++h) {
@@ -67,15 +63,59 @@ void run_mma8(Lane *lanes, Decode decode) {
   }
 }
 
-float e4m3_table(uint32_t code) {
-  static std::vector<float> values;
-  for (uint32_t i = static_cast<uint32_t>(values.size()); i < 256; ++i) values.push_back(e4m3_value(i));
-  return values[code];
-}
-
 void run_shuffle(Lane *lanes) {
   for (int lane = 0; lane < 32; ++lane) {
     auto *const o = static_cast<ShuffleOperands *>(lanes[lane].operands);
     o->result = static_cast<const ShuffleOperands *>(lanes[lane ^ o->mask].operands)->value;
   }
 }
+
+}  // namespace
+
+const float *float_values(bool half) {
+  static std::vector<float> values[2];
+  if (values[half].empty()) {
+    values[half].resize(1 << 16);
+    for (uint32_t i = 0; i < 1 << 16; ++i)
+      values[half][i] = static_cast<float>(half ? emulated_value<Half>(i) : emulated_value<BFloat16>(i));
+  }
+  return values[half].data();
+}
+
+float e4m3_of(uint32_t code) {
+  static std::vector<float> values;
+  for (uint32_t i = static_cast<uint32_t>(values.size()); i < 256; ++i) values.push_back(e4m3_value(i));
+  return values[code];
+}
+
+void warp_instruction(Warp which, void *operands) {
+  Lane *const self = current;
+  self->instruction = which, self->operands = operands;
+  Lane *const lanes = &self->cta->lanes[self->warp() * 32];
+  for (int i = 0; i < 32; ++i)
+    if (lanes[i].state != State::kWarp && &lanes[i] != self) {
+      suspend(State::kWarp);
+      return;
+    }
+  for (int i = 0; i < 32; ++i)
+    if (lanes[i].instruction != which) report("lanes of a warp meet in different instructions");
+  if (!faulty()) switch (which) {
+      case Warp::kLdmatrix2: run_ldmatrix(lanes, 2); break;
+      case Warp::kLdmatrix4: run_ldmatrix(lanes, 4); break;
+      case Warp::kMmaHalf: run_mma(lanes, true); break;
+      case Warp::kMmaBFloat16: run_mma(lanes, false); break;
+      case Warp::kWgmmaRs: run_wgmma_rs(lanes); break;
+      case Warp::kWgmmaSs: run_wgmma_ss(lanes); break;
+      case Warp::kMmaInt8:
+        run_mma8<MmaInt8Operands, int32_t>(lanes, [](uint32_t code) { return static_cast<int8_t>(code); });
+        break;
+      case Warp::kMmaE4m3: run_mma8<MmaOperands, float>(lanes, e4m3_of); break;
+      case Warp::kShuffle: run_shuffle(lanes); break;
+      case Warp::kSyncwarp: ++self->cta->syncwarps[self->warp()]; break;
+    }
+  for (int i = 0; i < 32; ++i)
+    if (&lanes[i] != self) lanes[i].state = State::kReady;
+}
+
+}  // namespace emulator
+}  // namespace vqp
