@@ -1,6 +1,7 @@
 """The bench compares like with like: every contender computes the same product."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,9 +31,13 @@ def test_contenders_agree(m: int) -> None:
     """Each output is within the quantization error of its bits: relative to the BF16 product's norm."""
     found = {c.name: c.calls[0]() for c in cpu_contenders(256, 512, m, cold_bytes=0)}
     base = found.pop("torch BF16").float()
-    assert {"in-tree W4A16", "in-tree W8A8 (oneDNN)", "vqp W4A16 g128"} <= set(found)
+    assert {"in-tree W8A8 (oneDNN)", "vqp W4A16 g128"} <= set(found)
+    assert ("in-tree W4A16" in found) == ("avx512f" in Path("/proc/cpuinfo").read_text())
     # RTN of normal weights, relative error of the product: about 2**-bits * 2.3 (asymmetric, g128).
     limits = {"FP8": 0.06, "W2": 0.8, "W3": 0.35, "W4": 0.2, "W8A16": 0.02, "W8A8": 0.03}
+    if "vnni" not in Path("/proc/cpuinfo").read_text():
+        # oneDNN then adds pairs of products in 16 bits, which saturate.
+        limits = {"in-tree W8A8": 0.06, **limits}
     for name, out in found.items():
         error = (out.float() - base).norm() / base.norm()
         limit = next(v for k, v in limits.items() if k in name)

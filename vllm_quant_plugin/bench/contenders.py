@@ -87,6 +87,13 @@ def in_tree_w4a16(weight: torch.Tensor, x: torch.Tensor, group_size: int = 128) 
     return Source("in-tree W4A16", data.nbytes + scales.nbytes, make)
 
 
+def has_in_tree_w4a16() -> bool:
+    """Whether vLLM's extension for this CPU has the operator: the one for CPUs without AVX-512 has not."""
+    import vllm._custom_ops  # noqa: F401  (loads the extension)
+
+    return hasattr(torch.ops._C, "cpu_gemm_wna16")
+
+
 def in_tree_layout(weight: CanonicalWeight) -> torch.Tensor:
     """4-bit codes in the layout of ``cpu_gemm_wna16``: 16 output channels a block, K rows of two words each."""
     n, k = weight.codes.shape
@@ -124,5 +131,6 @@ def cpu_contenders(n: int, k: int, m: int, *, with_vllm: bool = True, cold_bytes
     found += [weight_only(weight, x, bits) for bits in (2, 3, 4, 8)]
     found += [fp8_weight_only(weight, x), w8a8(weight, x)]
     if with_vllm:
-        found += [in_tree_w4a16(weight, x), in_tree_w8a8(weight, x)]
+        found += [in_tree_w4a16(weight, x)] if has_in_tree_w4a16() else []
+        found += [in_tree_w8a8(weight, x)]
     return [source.rotate(cold_bytes) for source in found]
