@@ -32,14 +32,15 @@ class Dequantizing(Kernel):
         if isinstance(scheme.value, VectorCodebook):
             codes = n * (k // scheme.value.dim) * (1 if scheme.value.code_bits <= 8 else 2)
         extra = sizes.table_bytes(scheme, n) + sizes.super_scale_bytes(scheme, n, groups)
-        return codes + n * groups * tables + sizes.INDEX_BYTES * k + extra
+        index = sizes.INDEX_BYTES * k if scheme.act_order else 0
+        return codes + n * groups * tables + index + extra
 
     def pack(
         self, weight: CanonicalWeight, scheme: WeightScheme, static: Mapping[str, torch.Tensor] | None = None
     ) -> Packed:
         w = weight.plain()
         tensors: Tensors = {
-            "": w.codes, "_scales": w.scales, "_zeros": w.zeros, "_g_idx": w.group_index().int(),
+            "": w.codes, "_scales": w.scales, "_zeros": w.zeros, "_g_idx": w.g_idx,
             "_table": w.table, "_super_scales": w.super_scales,
         }  # fmt: skip
         return Packed(self, tensors, w.out_features, (w.bits, w.group_size, w.kind, w.per_super, w.dim))

@@ -62,11 +62,12 @@ class AwqFormat(Format):
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)
         fields.harmless(_HARMLESS)
-        fields.choice("version", "checkpoint_format", "format", of=_VERSIONS, default="gemm", what="AWQ layout")
         fields.choice("pack_dtype", of={"int32": "int32", "torch.int32": "int32"}, default="int32")
         fields.refuse("desc_act", "AWQ's layout has no act-order")
+        bits = _check_bits(fields.integer("bits", "w_bit"))
+        fields.choice("version", "checkpoint_format", "format", of=_VERSIONS, default="gemm", what="AWQ layout")
         scheme = StoredScheme(
-            Int(_check_bits(fields.integer("bits", "w_bit"))),
+            Int(bits),
             check_group_size(fields.integer("group_size", "q_group_size")),
             symmetric=not fields.boolean("zero_point", default=not fields.boolean("sym", default=False)),
             storage=STORAGE,
