@@ -10,6 +10,7 @@ benchmarks/results/. Exit 1: a step failed, hung, or ran out of time.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import importlib.util
 import json
@@ -31,6 +32,7 @@ TESTS = ROOT / "tests" / "gpu"
 CONTEXT_LOST, NO_TESTS = 70, 5  # tests/gpu/conftest.py; pytest
 TEST_TIMEOUT = 150  # seconds that one test may take
 RESTARTS = 12
+PROBE_SECONDS, SANITIZED_SECONDS, PROBES_AT_ONCE = 45.0, 60.0, 6
 # The tests on which the others depend come first.
 ORDER = ("test_canonical.py", "test_linear.py", "test_quantize.py", "test_experts.py", "test_w8a8.py")
 SANITIZER = "test_sanitizer.py"
@@ -180,11 +182,31 @@ def serve(run: Run, limit: float) -> Outcome:
     return benchmark(run, "serve", "gpu_serve.py", limit, [model])
 
 
+def probes(run: Run, limit: float) -> Outcome:
+    """Each kernel family and each peer in a process of its own, several at once; faults again under the sanitizer."""
+    end, script = time.monotonic() + limit, str(ROOT / "scripts" / "gpu_probe.py")
+    listing = subprocess.run([sys.executable, script, "--list"], capture_output=True, text=True, check=True, cwd=ROOT)
+
+    def probe(name: str) -> tuple[str, dict[str, Any]]:
+        command = [sys.executable, script, name]
+        status, output = run.command(command, min(PROBE_SECONDS, end - time.monotonic()))
+        found: dict[str, Any] = {"status": status, "last": "".join(output.splitlines()[-1:])[:200]}
+        if status not in (0, "late") and (sanitizer := shutil.which("compute-sanitizer")):
+            _, report = run.command([sanitizer, *command], min(SANITIZED_SECONDS, end - time.monotonic()))
+            found["sanitizer"] = [line.strip() for line in report.splitlines() if " at " in line or "Error" in line][:4]
+        return name, found
+
+    with concurrent.futures.ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
+        found = dict(pool.map(probe, listing.stdout.split()))
+    return Outcome("failed" if any(f["status"] != 0 for f in found.values()) else "passed", detail=found)
+
+
 Step = Callable[[Run, float], Outcome]
 # In the order of importance for a first run on a GPU. Seconds are limits, not estimates.
 STEPS: dict[str, tuple[float, Step]] = {
     "device": (60, device),
     "build": (400, build),
+    "probes": (150, probes),
     "tests": (500, lambda run, limit: run_tests(run, test_files(lambda name: name != SANITIZER), limit)),
     "linear": (240, lambda run, limit: benchmark(run, "linear", "gpu_linear.py", limit, ["--quick"])),
     "experts": (240, lambda run, limit: benchmark(run, "experts", "gpu_experts.py", limit, [])),

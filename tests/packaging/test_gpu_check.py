@@ -88,6 +88,40 @@ def test_a_step_ends_with_its_time(check: ModuleType, tmp_path: Path) -> None:
     assert "begun" in (tmp_path / "gpu-check.log").read_text()
 
 
+PROBE = """
+import os, sys, time
+if sys.argv[1] == "--list": print("right wrong faults hangs")
+elif sys.argv[1] == "right": print("relative error 0.001")
+elif sys.argv[1] == "wrong": sys.exit("relative error 0.7")
+elif sys.argv[1] == "faults": os.kill(os.getpid(), 11)
+else: time.sleep(600)
+"""
+
+
+def test_a_probe_that_hangs_or_faults_costs_no_other(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "gpu_probe.py").write_text(PROBE)
+    monkeypatch.setattr(check, "PROBE_SECONDS", 5.0)
+    outcome = check.probes(new_run(check, tmp_path), 60)
+    assert outcome.status == "failed"
+    assert {name: found["status"] for name, found in outcome.detail.items()} == {
+        "right": 0, "wrong": 1, "faults": -11, "hangs": "late"
+    }  # fmt: skip
+    assert outcome.detail["right"]["last"] == "relative error 0.001"
+    assert outcome.detail["wrong"]["last"] == "relative error 0.7"
+
+
+def test_the_probes_are_those_of_every_family() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_probe.py")]
+    names = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    assert {name.split("-")[0] for name in names} == {"vqp", "marlin", "machete", "fp8", "int8"}
+    unknown = subprocess.run([*command, "none"], capture_output=True, text=True, check=False)
+    assert unknown.returncode == 2
+    assert "give one of" in unknown.stderr
+
+
 def test_the_summary_is_written_step_by_step(
     check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
