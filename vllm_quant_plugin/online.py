@@ -18,6 +18,8 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.schemes import ModelScheme, Rule, StoredScheme
 
 Options = Mapping[str, Any]
+# Other names that vLLM knows a method by.
+ALIASES = {"int8": "vqp_int8"}
 _COMMON = ("quant_method", "modules_to_not_convert")
 
 
@@ -25,26 +27,26 @@ def online_scheme(method: str, options: Options) -> ModelScheme:
     """The scheme for every linear layer but the LM head and ``modules_to_not_convert``.
 
     Args:
-        method: a ``--quantization`` value; ``int8`` is an alias of ``vqp_int8``.
+        method: a ``--quantization`` value; aliases as in ``ALIASES``.
         options: the ``quantization_config``; may be empty.
 
     Raises:
         CheckpointError: the method quantizes nothing while loading, or an option is unknown or impossible.
     """
-    scheme_of = _METHODS.get(method)
+    name = ALIASES.get(method, method)
+    scheme_of = _METHODS.get(name)
     if scheme_of is None:
         raise CheckpointError(
             f"--quantization {method} needs a checkpoint that is quantized already",
             "quantize it with `vllm-quant quantize`, or use vqp_int8 or vqp_fp8, which quantize while loading",
         )
-    name = "vqp_int8" if method == "int8" else method
     rules = tuple(Rule(str(module), None, "path") for module in options.get("modules_to_not_convert") or ())
     return ModelScheme(name, scheme_of(options), rules, raw=dict(options))
 
 
 def quantizes_online(method: str) -> bool:
     """Whether ``method`` is one of this plugin's that quantize while loading."""
-    return method in _METHODS
+    return ALIASES.get(method, method) in _METHODS
 
 
 def _check(name: str, options: Options, known: tuple[str, ...]) -> None:
@@ -83,4 +85,4 @@ def _int8(options: Options) -> StoredScheme:
     return StoredScheme(Int(8), group_size, activation=ActivationScheme(Int(8)) if dynamic else None)
 
 
-_METHODS: dict[str, Callable[[Options], StoredScheme]] = {"vqp_fp8": _fp8, "vqp_int8": _int8, "int8": _int8}
+_METHODS: dict[str, Callable[[Options], StoredScheme]] = {"vqp_fp8": _fp8, "vqp_int8": _int8}

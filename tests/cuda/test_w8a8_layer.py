@@ -17,9 +17,8 @@ from vllm_quant_kernels.scheme import E4M3, ActivationScheme, Int
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
-from vllm_quant_plugin.methods.fp8 import VqpFp8Config
-from vllm_quant_plugin.methods.int8 import VqpInt8Config
 from vllm_quant_plugin.methods.kernel import PackedLinear, pack_weight
+from vllm_quant_plugin.online import online_scheme
 from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 GPU = torch.device("cuda")
@@ -154,8 +153,7 @@ def test_online_weights_end_in_the_kernel(gpu: pytest.MonkeyPatch, name: str) ->
         options["weight_block_size"] = [128, 128]
     if name == "fp8-16-bit":
         options["activations"] = "none"
-    config = VqpInt8Config if name == "int8" else VqpFp8Config
-    scheme = config.online_scheme(options).default
+    scheme = online_scheme("vqp_int8" if name == "int8" else "vqp_fp8", options).default
     assert scheme is not None
     weight = torch.randn(200, 256, dtype=torch.bfloat16)
     canonical = get_format(scheme).unpack({"weight": weight}, scheme, 200, 256)
@@ -178,7 +176,7 @@ def test_online_weights_end_in_the_kernel(gpu: pytest.MonkeyPatch, name: str) ->
 
 def test_an_unknown_activation_option_is_refused() -> None:
     with pytest.raises(Exception, match="activations 'static' is not known"):
-        VqpFp8Config.online_scheme({"activations": "static"})
+        online_scheme("vqp_fp8", {"activations": "static"})
 
 
 def test_the_library_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,7 @@ from tests.support.tiny_models import tiny_model
 from vllm_quant_plugin import plugin
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host
-from vllm_quant_plugin.methods.config import VqpConfig
-from vllm_quant_plugin.methods.fp8 import VqpFp8Config
-from vllm_quant_plugin.methods.gptq import VqpGptqConfig
-from vllm_quant_plugin.methods.int8 import VqpInt8Config
+from vllm_quant_plugin.methods.config import VqpConfig, config_class
 
 ON_DISK = [cell for cell in CELLS if cell.recipe.config is not None and not cell.refused and cell.tp == 1]
 REJECTED = {cell.name: cell for cell in ON_DISK if cell.in_tree_rejects(AVX512)}
@@ -85,16 +82,16 @@ def test_in_tree_really_rejects(name: str, tmp_path: Path, monkeypatch: pytest.M
     ],
 )
 def test_flag_that_does_not_fit(config: dict[str, Any], user_quant: str, message: str) -> None:
-    cls = {"vqp_int8": VqpInt8Config, "vqp_gptq": VqpGptqConfig}[user_quant]
     with pytest.raises(CheckpointError, match=message):
-        cls.override_quantization_method(config, user_quant)
+        config_class(user_quant).override_quantization_method(config, user_quant)
 
 
 def test_another_method_is_left_alone() -> None:
     config = {"quant_method": "gptq", "bits": 3, "group_size": 128}
-    assert VqpGptqConfig.override_quantization_method(config, "auto_gptq") is None
-    assert VqpFp8Config.override_quantization_method(config, None) is None
-    assert VqpGptqConfig.override_quantization_method({"quant_method": "bitsandbytes"}, None) is None
+    gptq = config_class("vqp_gptq")
+    assert gptq.override_quantization_method(config, "auto_gptq") is None
+    assert config_class("vqp_fp8").override_quantization_method(config, None) is None
+    assert gptq.override_quantization_method({"quant_method": "bitsandbytes"}, None) is None
 
 
 def test_no_avx512_no_in_tree() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 import warnings
@@ -25,6 +27,21 @@ def test_idempotent() -> None:
     assert set(once) >= NAMES
     assert {name: get_quantization_config(name) for name in NAMES} == classes
     assert classes["int8"] is classes["vqp_int8"]
+
+
+def test_a_config_reaches_a_process_that_has_not_made_its_class() -> None:
+    from vllm_quant_plugin.methods.config import config_class
+
+    config = config_class("vqp_gptq").from_config({"quant_method": "gptq", "bits": 4, "group_size": 64})
+    assert copy.deepcopy(config).model == config.model
+    code = (
+        "import pickle, sys\n"
+        "config = pickle.load(sys.stdin.buffer)\n"
+        "print(type(config).__name__, config.get_name(), config.model.default.group_size)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(config), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout.split() == [b"VqpGptqConfig", b"vqp_gptq", b"64"]
 
 
 def test_passive() -> None:

@@ -18,8 +18,14 @@ from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
-from vllm_quant_plugin.quantize import algorithm as registry
-from vllm_quant_plugin.quantize.algorithm import Algorithm, Cost, LayerTask, SolvedLayer, register_algorithm
+from vllm_quant_plugin.quantize.algorithm import (
+    Algorithm,
+    Cost,
+    LayerTask,
+    SolvedLayer,
+    register_algorithm,
+    unregister_algorithm,
+)
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest
@@ -70,7 +76,7 @@ def toy() -> Iterator[Toy]:
     found = Toy()
     register_algorithm(found)
     yield found
-    del registry._REGISTRY["toy"]
+    unregister_algorithm("toy")
 
 
 def test_everything_knows_it(

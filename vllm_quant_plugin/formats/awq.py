@@ -55,6 +55,7 @@ _HARMLESS = (
 class AwqFormat(Format):
     name: ClassVar[str] = "awq"
     methods: ClassVar[tuple[str, ...]] = ("awq",)
+    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_awq",)
     leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
     target: ClassVar[bool] = True
     mixed: ClassVar[bool] = False
@@ -133,9 +134,6 @@ class AwqFormat(Format):
 
     def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
         return "float16"
-
-    def method(self, scheme: WeightScheme) -> str:
-        return "vqp_awq"
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         if scheme.bits != 4:

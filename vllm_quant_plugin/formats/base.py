@@ -96,6 +96,8 @@ class Format(ABC):
     Attributes:
         name: as ``Storage.format``.
         methods: the values of ``quant_method`` that mean it, in lower case.
+        vllm_methods: names under which vLLM knows this plugin's methods for it, ``vqp_`` and a word; vLLM gets a
+            quantization method for each. None where the plugin adds kernels to vLLM's own method, or only sizes it.
         leaves: last name components of its tensors; the first holds the codes, the rest belongs to them.
         target: whether ``convert --to`` and ``quantize`` can write it.
         mixed: whether modules of one checkpoint may have different bits.
@@ -105,6 +107,7 @@ class Format(ABC):
 
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
+    vllm_methods: ClassVar[tuple[str, ...]] = ()
     leaves: ClassVar[tuple[str, ...]] = ("weight",)
     target: ClassVar[bool] = False
     mixed: ClassVar[bool] = True
@@ -184,8 +187,8 @@ class Format(ABC):
         return True
 
     def method(self, scheme: WeightScheme) -> str | None:
-        """The vLLM method of this plugin that serves the scheme; None when only its kernels or vLLM itself do."""
-        return None
+        """The one of ``vllm_methods`` that serves the scheme; None when only the plugin's kernels or vLLM itself do."""
+        return self.vllm_methods[0] if self.vllm_methods else None
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         """Why vLLM without this plugin does not serve the scheme on ``host``; None when it does."""

@@ -43,6 +43,7 @@ _SCALE_FORMATS = {"float": "float", "ue8m0": "ue8m0"}
 class Fp8Format(Format):
     name: ClassVar[str] = "fp8"
     methods: ClassVar[tuple[str, ...]] = ("fp8",)
+    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8",)
     leaves: ClassVar[tuple[str, ...]] = ("weight", "weight_scale", "weight_scale_inv", "input_scale")
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
@@ -109,9 +110,6 @@ class Fp8Format(Format):
 
     def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
         return "float32"
-
-    def method(self, scheme: WeightScheme) -> str:
-        return "vqp_fp8"
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         return "FP8 checkpoints on a CPU" if host.device == "cpu" else fp8_in_tree(scheme, host)

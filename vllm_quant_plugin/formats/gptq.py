@@ -66,6 +66,7 @@ GPTQ_V1, GPTQ_V2 = (Storage.of("gptq", zero_offset=offset) for offset in (1, 0))
 class GptqFormat(Format):
     name: ClassVar[str] = "gptq"
     methods: ClassVar[tuple[str, ...]] = ("gptq",)
+    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_gptq",)
     leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
     target: ClassVar[bool] = True
 
@@ -157,9 +158,6 @@ class GptqFormat(Format):
 
     def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
         return "float16"
-
-    def method(self, scheme: WeightScheme) -> str:
-        return "vqp_gptq"
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         if not scheme.symmetric:

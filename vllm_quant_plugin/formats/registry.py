@@ -1,12 +1,15 @@
 """The formats that are known, and what is asked of a whole model. No torch.
 
-A format outside this package is added with ``register_format``; every command then knows it.
+From another package: ``register_format``, or an entry point of the group ``vllm_quant_plugin.formats`` that leads to a
+``Format``. Every command then knows it, and vLLM gets its methods.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import entry_points
 from typing import Any
 
 from vllm_quant_kernels.scheme import WeightScheme
@@ -15,24 +18,53 @@ from vllm_quant_plugin.formats.base import EXPERT_COUNTS, Format, Headers, canon
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
+ENTRY_POINTS = "vllm_quant_plugin.formats"
 # Methods that vLLM had and dropped, and that nothing here reads.
 REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
 _FORMATS: dict[str, Format] = {}
 
 
 def register_format(format: Format) -> None:
-    """Add a format, or replace the one of the same name."""
-    _FORMATS[format.name] = format
+    """Add a format.
+
+    Raises:
+        ValueError: another format has its name, or one of its ``vllm_methods`` does not begin with ``vqp_``, where
+            another plugin may have it.
+    """
+    foreign = [name for name in format.vllm_methods if not name.startswith("vqp_")]
+    if foreign:
+        raise ValueError(f"the method {foreign[0]!r} of format {format.name!r} does not begin with 'vqp_'")
+    if _FORMATS.setdefault(format.name, format) is not format:
+        raise ValueError(f"a format named {format.name!r} is registered already")
+
+
+def unregister_format(name: str) -> None:
+    """Remove a format that ``register_format`` added. Raises KeyError where there is none."""
+    del _FORMATS[name]
+
+
+@functools.cache
+def _load() -> None:
+    """Register the formats of installed packages."""
+    for point in entry_points(group=ENTRY_POINTS):
+        register_format(point.load())
 
 
 def formats() -> tuple[Format, ...]:
     """All formats, in the order in which they were registered."""
+    _load()
     return tuple(_FORMATS.values())
 
 
 def format_named(name: str) -> Format:
     """Raises KeyError for an unknown name."""
+    _load()
     return _FORMATS[name]
+
+
+def vllm_methods() -> tuple[str, ...]:
+    """The names of this plugin's vLLM methods, of all formats."""
+    return tuple(dict.fromkeys(name for format in formats() for name in format.vllm_methods))
 
 
 def code_leaves() -> set[str]:
@@ -47,7 +79,7 @@ def side_leaves() -> set[str]:
 
 def get_format(scheme: StoredScheme) -> Format:
     """The format that ``scheme`` is stored in."""
-    return _FORMATS[scheme.storage.format]
+    return format_named(scheme.storage.format)
 
 
 def parse_quantization_config(config: Mapping[str, Any]) -> ModelScheme:

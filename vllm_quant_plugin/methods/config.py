@@ -1,7 +1,13 @@
-"""What the plugin's four quantization configs share: which layer gets which method."""
+"""The plugin's quantization configs: one class per vLLM method, and which layer gets which method.
+
+The names come from the formats (``Format.vllm_methods``). ``vqp_fp8`` and ``vqp_int8`` also quantize a 16-bit
+checkpoint while it loads (``vllm_quant_plugin.online``).
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,7 +17,7 @@ from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host, parse_quantization_config, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.formats.registry import has_experts
-from vllm_quant_plugin.online import online_scheme
+from vllm_quant_plugin.online import ALIASES, online_scheme
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 logger = compat.init_logger(__name__)
@@ -23,7 +29,7 @@ def host() -> Host:
 
 
 class VqpConfig(compat.QuantizationConfig):
-    """Base of the registered configs. A subclass names itself and what it takes.
+    """Base of the registered configs; ``config_class`` makes them.
 
     Attributes:
         name: registered with vLLM.
@@ -37,6 +43,10 @@ class VqpConfig(compat.QuantizationConfig):
     def __init__(self, model: ModelScheme | None = None) -> None:
         super().__init__()
         self.model = model if model is not None else online_scheme(self.name, {})
+
+    def __reduce__(self) -> tuple[Callable[[str], VqpConfig], tuple[str], dict[str, Any]]:
+        """By the method's name: vLLM sends configs to processes that have not made the class yet."""
+        return _unpickle, (self.name,), self.__dict__
 
     def get_name(self) -> str:
         return self.name
@@ -145,3 +155,16 @@ class VqpConfig(compat.QuantizationConfig):
         from vllm_quant_plugin.methods.dispatch import method_for
 
         return method_for(self, layer, prefix)
+
+
+@functools.cache
+def config_class(name: str) -> type[VqpConfig]:
+    """The config of the vLLM method ``name``; the same class each time."""
+    names = (name, *(alias for alias, method in ALIASES.items() if method == name))
+    title = "".join(word.title() for word in name.split("_"))
+    return type(f"{title}Config", (VqpConfig,), {"name": name, "names": names, "__module__": __name__})
+
+
+def _unpickle(name: str) -> VqpConfig:
+    cls = config_class(name)
+    return cls.__new__(cls)

@@ -3,8 +3,7 @@
 An algorithm is one module: a subclass of ``Algorithm`` that says which weight schemes it makes, which options it has,
 what it needs and costs, and how it quantizes a layer or a weight. Whatever is registered is known to ``vllm-quant
 quantize -m NAME``, recipe files, the dry run, mixed precision, ``reproduce`` and the model card. From another package:
-``register_algorithm``, or an entry point in the group ``vllm_quant_plugin.algorithms`` that names a module which calls
-it.
+``register_algorithm``, or an entry point in the group ``vllm_quant_plugin.algorithms`` that leads to an ``Algorithm``.
 """
 
 from __future__ import annotations
@@ -278,12 +277,17 @@ def register_algorithm(algorithm: Algorithm) -> Algorithm:
     return known
 
 
+def unregister_algorithm(name: str) -> None:
+    """Remove an algorithm that ``register_algorithm`` added. Raises KeyError where there is none."""
+    del _REGISTRY[name]
+
+
 @functools.cache
 def _load() -> None:
     for name in _BUILTIN:
         importlib.import_module(f"vllm_quant_plugin.quantize.algorithms.{name}")
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        entry.load()
+        register_algorithm(entry.load())
 
 
 def algorithms() -> list[Algorithm]:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from vllm_quant_kernels.scheme import E5M2, PER_CHANNEL, PER_TENSOR, WeightScheme
+from vllm_quant_kernels.scheme import E4M3, E5M2, PER_CHANNEL, PER_TENSOR, Int, WeightScheme
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.formats.base import FLOATS, INDICES, Format, Headers, Provenance, ShardStep, TensorSpec
 from vllm_quant_plugin.formats.compressed_tensors.config import FP4_LAYOUTS, parse, storage, write
@@ -48,14 +48,13 @@ if TYPE_CHECKING:
     from vllm_quant_kernels.canonical import CanonicalWeight
     from vllm_quant_plugin.formats.base import Tensors
 
-# The layout that a weight of another format gets.
-_FROM = {"awq": "pack-quantized", "gptq": "pack-quantized", "fp8": "float-quantized"}
 _METHODS = {"float-quantized": "vqp_fp8", "int-quantized": "vqp_int8"}
 
 
 class CompressedTensorsFormat(Format):
     name: ClassVar[str] = "compressed-tensors"
     methods: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
+    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8", "vqp_int8")
     leaves: ClassVar[tuple[str, ...]] = (
         "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape", "input_scale",
         "input_zero_point",
@@ -151,12 +150,11 @@ class CompressedTensorsFormat(Format):
         return n * 4 * dense_words(k, scheme.bits) + groups * (zeros + n * itemsize) + order + 16
 
     def store(self, scheme: StoredScheme) -> StoredScheme:
-        layout = _FROM.get(scheme.storage.format)
-        if layout is None:
+        if scheme.storage.format == self.name:
             raise UsageError("is compressed-tensors already", "there is nothing to convert")
         if scheme.value == E5M2:
             raise UsageError("is FP8 E5M2: compressed-tensors holds E4M3", "keep it as it is")
-        return replace(scheme, storage=storage(layout))
+        return replace(scheme, storage=storage(_layout_for(scheme)))
 
     def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
         layout = scheme.storage["layout"]
@@ -168,6 +166,19 @@ class CompressedTensorsFormat(Format):
 
     def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
         return (_pack_words if scheme.storage["layout"] == "pack-quantized" else _pack_plain)(weight, scheme)
+
+
+def _layout_for(scheme: StoredScheme) -> str:
+    """The layout for a weight of another format.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if scheme.value == E4M3:
+        return "float-quantized"
+    if not isinstance(scheme.value, Int) or not 2 <= scheme.bits <= 8:
+        raise UsageError(f"is {scheme.describe()}: compressed-tensors holds INT2 to INT8 and FP8", "keep it as it is")
+    return "pack-quantized" if scheme.activation is None else "int-quantized"
 
 
 def _is_packed(scheme: StoredScheme) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
+from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.registry import code_leaves, module_shape, side_leaves
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_serve.plan.model.arch import ModelArch, Parameter, Role
@@ -128,7 +129,8 @@ def _parameters(
     if leaf in codes:
         shape = module_shape(leaves, scheme) if scheme is not None and len(info.shape) == 2 else None
     itemsize = 4 if leaf in _FLOAT32 else 0
-    if shape is None or info.dtype in ("U8", "F4") or (scheme is None and packed):
+    readable = leaf in codes and scheme is not None and get_format(scheme).readable(scheme)
+    if shape is None or (info.dtype in ("U8", "F4") and not readable) or (scheme is None and packed):
         if len(info.shape) > 2 and module.endswith(".experts"):
             return [
                 Parameter(f"{module}.{leaf}", info.shape[1:], _raw_role(role), count=info.shape[0], nbytes=info.nbytes)

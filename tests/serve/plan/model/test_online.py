@@ -29,10 +29,9 @@ def online(folder, quantization, **options):
 )
 def test_activations_are_planned_as_the_method_serves_them(model_folder, quantization, options, value):
     pytest.importorskip("vllm")
-    from vllm_quant_plugin.methods.fp8 import VqpFp8Config
-    from vllm_quant_plugin.methods.int8 import VqpInt8Config
+    from vllm_quant_plugin.methods.config import config_class
 
-    config = VqpFp8Config if "fp8" in quantization else VqpInt8Config
+    config = config_class("vqp_fp8" if "fp8" in quantization else "vqp_int8")
     served = config.from_config({"quant_method": quantization, **options}).model
     scheme = online(model_folder("llama-3.2-1b"), quantization, **options)
     assert (scheme.method, scheme.default, scheme.rules) == (served.method, served.default, served.rules)
