@@ -109,7 +109,7 @@ def test_quantize(quantized: Path, small_model: Path) -> None:
 
 
 def test_inspect(quantized: Path) -> None:
-    found = run("inspect", quantized, "--device", "cpu")
+    found = run("inspect", quantized, "--device", "cpu", "--json")
     assert (found["quant_method"], found["plugin_method"], found["automatic"]) == ("toy", "vqp_toy", True)
     served = [(m["scheme"], m["kernel"]) for m in found["modules"] if m["scheme"]]
     assert served == [("INT4 g32 sym", "toy W4A16")] * MODULES
@@ -119,7 +119,7 @@ def test_plan(quantized: Path) -> None:
     """On a CPU the plugin serves the model, and the toy kernel keeps the weights as the toy format stores them."""
     config = json.loads((quantized / "config.json").read_text())
     rotary = 2 * config["max_position_embeddings"] * config["head_dim"]
-    found = run("plan", quantized, "--cpu-memory", "8GiB")
+    found = run("plan", quantized, "--cpu-memory", "8GiB", "--json")
     assert found["weight_bytes_per_rank"] == read_checkpoint(quantized).nbytes + rotary
 
 
