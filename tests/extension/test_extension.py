@@ -28,12 +28,13 @@ from tests.support.engines import Answer, ask
 from tests.support.oracle import DEPTH, EPS, differences
 from tests.support.reference_model import ReferenceModel
 from vllm_quant_kernels import registry as kernels
+from vllm_quant_kernels.kernel import Kernel
 from vllm_quant_plugin import plugin
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.formats.base import Format
 from vllm_quant_plugin.formats.registry import register_format, unregister_format
-from vllm_quant_plugin.quantize.algorithm import register_algorithm, unregister_algorithm
+from vllm_quant_plugin.quantize.algorithm import Algorithm, register_algorithm, unregister_algorithm
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
 
 __all__ = ["short_text", "small_model"]
@@ -213,7 +214,7 @@ def test_the_page_quotes_the_files() -> None:
     assert quoted == files, "copy tests/extension/toy_*.py into the page"
 
 
-def test_every_member_of_a_format_is_explained() -> None:
+@pytest.mark.parametrize("base", [Format, Kernel, Algorithm])
+def test_the_page_explains_what_there_is_to_answer(base: type[Any]) -> None:
     page = (ROOT / "docs/internals/adding.md").read_text("utf-8")
-    members = [name for name in vars(Format) if not name.startswith("_")]
-    assert [name for name in members if f"`{name}" not in page] == []
+    assert [name for name in base.__abstractmethods__ | base.__annotations__.keys() if f"`{name}`" not in page] == []
