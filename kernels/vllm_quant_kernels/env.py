@@ -81,7 +81,8 @@ VARIABLES: tuple[Variable, ...] = (
     ),
     Variable(
         "VQP_LINEAR_KERNELS",
-        "Where this project's kernels go in vLLM's list of linear kernels: last, first, or not in it.",
+        "Where this project's kernels go in vLLM's list of linear kernels: last (first on a CPU without AVX-512, where "
+        "vLLM's own kernel cannot run), first, or not in it.",
         ("last", "first", "off"), "last", reader="plugin",
     ),
     Variable(

@@ -136,7 +136,8 @@ def test_scheme_of_a_module(config: dict[str, Any], expected: StoredScheme | Non
         ({**GPTQ, "rotation": "hadamard"}, "rotation: rotations are not applied"),
         ({**GPTQ, "is_marlin_format": True}, "Marlin's own layout"),
         ({**GPTQ, "desc_act": "maybe"}, "desc_act must be true or false"),
-        ({**AWQ, "desc_act": True}, "AWQ's layout has no act-order"),
+        ({**AWQ, "rotation": "hadamard"}, "rotation: rotations are not applied"),
+        ({**GPTQ, "activation": {"mode": "w4afp8"}}, "activation: quantized activations"),
         ({**FP8, "activation_scheme": "sometimes"}, "activation_scheme 'sometimes' is not supported"),
         ({**FP8, "fmt": "e3m4"}, "fmt 'e3m4' is not supported"),
         ({**CT, "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "online transforms"),
@@ -179,6 +180,14 @@ def test_block_structure(structure: Any) -> None:
     found = parse_quantization_config(config).scheme_for(MODULE)
     assert found is not None
     assert (found.block, found.group_size) == ((64, 128), 128)
+
+
+def test_what_libraries_add_is_harmless() -> None:
+    """GPTQModel 5 writes the method twice; vLLM adds head counts before it hands the config on."""
+    added = {"method": "gptq", "format": "gptq", "checkpoint_format": "gptq", "meta": {"foem": None}, "rotation": None}
+    assert parse_quantization_config({**GPTQ, **added}) == parse_quantization_config(GPTQ)
+    for config in (AWQ, GPTQ, FP8, CT):
+        assert parse_quantization_config({**config, "total_num_heads": 8}) == parse_quantization_config(config)
 
 
 def test_unused_keys_are_harmless() -> None:

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 BITS = (2, 4, 8)
 STORAGE = Storage("awq")
 _VERSIONS = {"gemm": "gemm", "awq": "gemm"}  # GPTQModel writes the name of the method as its checkpoint_format
-# Fused modules and kernels of AutoAWQ, and what its quantizer was told.
+# Fused modules and kernels of AutoAWQ, and how the codes were found; desc_act too: the layout has no act-order.
 _HARMLESS = (
-    "quant_method", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config", "backend", "meta",
-    "model_seqlen", "true_sequential", "damp_percent", "damp_auto_increment", "static_groups", "offload_to_disk",
-    "offload_to_disk_path", "act_group_aware", "mse",
+    "quant_method", "method", "foem", "desc_act", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config",
+    "backend", "meta", "model_seqlen", "true_sequential", "damp_percent", "damp_auto_increment", "static_groups",
+    "offload_to_disk", "offload_to_disk_path", "act_group_aware", "mse",
 )  # fmt: skip
 
 
@@ -64,7 +64,8 @@ class AwqFormat(Format):
         fields = Fields(config)
         fields.harmless(_HARMLESS)
         fields.choice("pack_dtype", of={"int32": "int32", "torch.int32": "int32"}, default="int32")
-        fields.refuse("desc_act", "AWQ's layout has no act-order")
+        fields.refuse("rotation", "rotations are not applied")
+        fields.refuse("activation", "quantized activations of GPTQModel are not computed")
         bits = _check_bits(fields.integer("bits", "w_bit"))
         fields.choice("version", "checkpoint_format", "format", of=_VERSIONS, default="gemm", what="AWQ layout")
         scheme = StoredScheme(

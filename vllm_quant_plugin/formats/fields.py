@@ -15,6 +15,8 @@ from vllm_quant_plugin.errors import CheckpointError
 
 Config = Mapping[str, Any]
 _REQUIRED: Any = object()
+# Keys that vLLM adds to a config before it hands it on (model_loader/weight_utils.py).
+_ADDED_BY_VLLM = frozenset({"total_num_heads", "total_num_kv_heads"})
 
 
 class Fields:
@@ -105,7 +107,7 @@ class Fields:
     def finish(self) -> None:
         """Raises CheckpointError naming a key that nobody has read."""
         for name, value in self._config.items():
-            if name not in self._read and _used(value):
+            if name not in self._read and name not in _ADDED_BY_VLLM and _used(value):
                 raise CheckpointError(
                     f"{self._where}.{name} is not known to this plugin: it may change what the weights mean",
                     "remove the key from config.json if it does not, or report the checkpoint",

@@ -49,7 +49,7 @@ BITS = (2, 3, 4, 8)
 _LAYOUTS = {"gptq": "gptq", "gptq_v1": "gptq", "gptq_v2": "gptq_v2"}
 # How the codes were found and how other libraries run them.
 _HARMLESS = (
-    "quant_method", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "meta",
+    "quant_method", "method", "foem", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "meta",
     "model_name_or_path", "model_file_base_name", "model_seqlen", "dataset", "tokenizer", "block_name_to_quantize",
     "module_name_preceding_first_block", "batch_size", "pad_token_id", "use_exllama", "disable_exllama",
     "exllama_config", "max_input_length", "use_cuda_fp16", "cache_block_outputs", "backend", "act_group_aware", "mse",
@@ -80,6 +80,7 @@ class GptqFormat(Format):
         fields.refuse("is_marlin_format", "Marlin's own layout is not read", "use the checkpoint it was made from")
         fields.refuse("rotation", "rotations are not applied")
         fields.refuse("adapter", "adapters are not applied")
+        fields.refuse("activation", "quantized activations of GPTQModel are not computed")
         scheme = StoredScheme(
             Int(_check_bits(fields.integer("bits"))),
             check_group_size(fields.integer("group_size")),

@@ -18,6 +18,7 @@ from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin import compat_kernels as kernels
 from vllm_quant_plugin.errors import BackendError, UsageError
+from vllm_quant_plugin.formats import Host
 from vllm_quant_plugin.formats.bits import unpack_dense
 from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.methods.kernel import PackedLinear
@@ -109,7 +110,8 @@ def register_kernel() -> None:
     order = kernel_order()
     if order == "off":
         return
-    _register(VqpLinearKernel, kernels.PlatformEnum.CPU, order)
+    # vLLM's own kernel accepts 4-bit layers on CPUs without AVX-512 as well, and then lacks its operator.
+    _register(VqpLinearKernel, kernels.PlatformEnum.CPU, "first" if Host.local("cpu").lacks_avx512 else order)
     try:
         on_cuda = env.switch("VQP_CUDA_KERNELS")
     except env.SettingError as error:

@@ -52,7 +52,7 @@ def test_engine_inspect_and_plan_agree(
         assert (scheme.bits if scheme else 16) == _bits(module.name), module.name
     capfd.readouterr()
     with pytest.raises(SystemExit) as stop:
-        main(["plan", str(tmp_path / "out"), "--gpu", "h100:1", "--json"])
+        main(["plan", str(tmp_path / "out"), "--cpu-memory", "16GiB", "--json"])
     assert stop.value.code == 0
     planned = json.loads(capfd.readouterr().out)
     assert planned["weight_bytes_per_rank"] == pytest.approx(report.bytes_after, rel=0.05)

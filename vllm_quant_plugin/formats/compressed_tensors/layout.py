@@ -131,6 +131,8 @@ class CompressedTensorsFormat(Format):
             return None if scheme.group_size in (PER_CHANNEL, PER_TENSOR) else "INT8 W8A8 with grouped weights"
         if layout != "pack-quantized":
             return f"{scheme.describe()} on a CPU" if host.device == "cpu" else None
+        if host.lacks_avx512:
+            return "pack-quantized on a CPU without AVX-512"
         if host.device == "cpu" and scheme.bits != 4:
             return f"pack-quantized with {scheme.bits} bits on a CPU (4 only)"
         return "act-order with groups" if scheme.act_order and scheme.group_size != PER_CHANNEL else None
