@@ -184,7 +184,7 @@ def serve(run: Run, limit: float) -> Outcome:
 
 def probes(run: Run, limit: float) -> Outcome:
     """Each kernel family and each peer in a process of its own, several at once; faults again under the sanitizer."""
-    end, script = time.monotonic() + limit, str(ROOT / "scripts" / "gpu_probe.py")
+    end, script = time.monotonic() + limit, str(ROOT / "benchmarks" / "gpu_probe.py")
     listing = subprocess.run([sys.executable, script, "--list"], capture_output=True, text=True, check=True, cwd=ROOT)
 
     def probe(name: str) -> tuple[str, dict[str, Any]]:

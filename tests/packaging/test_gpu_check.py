@@ -101,8 +101,8 @@ else: time.sleep(600)
 def test_a_probe_that_hangs_or_faults_costs_no_other(
     check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "scripts" / "gpu_probe.py").write_text(PROBE)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "gpu_probe.py").write_text(PROBE)
     monkeypatch.setattr(check, "PROBE_SECONDS", 5.0)
     outcome = check.probes(new_run(check, tmp_path), 60)
     assert outcome.status == "failed"
@@ -114,7 +114,7 @@ def test_a_probe_that_hangs_or_faults_costs_no_other(
 
 
 def test_the_probes_are_those_of_every_family() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "gpu_probe.py")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_probe.py")]
     names = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout.split()
     assert {name.split("-")[0] for name in names} == {"vqp", "marlin", "machete", "fp8", "int8"}
     unknown = subprocess.run([*command, "none"], capture_output=True, text=True, check=False)

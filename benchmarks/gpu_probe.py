@@ -1,7 +1,7 @@
 """One kernel of one implementation on the GPU, in this process: whether it returns, and how far from fp64 it is.
 
-    python scripts/gpu_probe.py NAME        one probe; prints a line per step, so that a hang shows where it is
-    python scripts/gpu_probe.py --list      all names, the most telling first
+    python benchmarks/gpu_probe.py NAME        one probe; prints a line per step, so that a hang shows where it is
+    python benchmarks/gpu_probe.py --list      all names, the most telling first
 
 A kernel that hangs or faults takes its process with it: ``scripts/gpu_check.py`` runs each probe in its own, with a
 time limit, and runs one that faulted again under compute-sanitizer, which names the kernel and the instruction.
@@ -81,14 +81,14 @@ def w8a8(kind: str, backend: str, m: int) -> None:
 
 PROBES: dict[str, Callable[[], None]] = {
     **{
-        f"{peer}-w{bits}-m{m}": lambda peer=peer, m=m, bits=bits: weight_only(peer, m, bits)  # type: ignore[misc]
+        f"{peer}-w{bits}-m{m}": lambda peer=peer, m=m, bits=bits: weight_only(peer, m, bits)
         for peer, m, bits in (
             ("vqp-no-pdl", 1, 4), ("vqp", 1, 4), ("vqp", 16, 4), ("vqp", 128, 5), ("vqp", 2048, 4), ("vqp", 2048, 5),
             ("marlin", 1, 4), ("machete", 1, 4),
         )
     },
     **{
-        f"{kind}-{backend}-m{m}": lambda kind=kind, backend=backend, m=m: w8a8(kind, backend, m)  # type: ignore[misc]
+        f"{kind}-{backend}-m{m}": lambda kind=kind, backend=backend, m=m: w8a8(kind, backend, m)
         for kind in ("fp8", "int8")
         for backend, m in (("fused", 1), ("own", 1), ("own", 64), ("wgmma", 256))
     },
