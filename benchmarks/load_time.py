@@ -133,7 +133,7 @@ def load_once(folder: Path, quantization: str | None) -> dict[str, Any]:
     from vllm.engine.arg_utils import EngineArgs
     from vllm.model_executor.model_loader import base_loader, get_model_loader
 
-    from vllm_quant_plugin.methods.staging import Staging
+    from vllm_quant_plugin.loader.matrix import MatrixLoader
 
     arguments = EngineArgs(
         model=str(folder), quantization=quantization, dtype="bfloat16", skip_tokenizer_init=True, enforce_eager=True,
@@ -141,7 +141,7 @@ def load_once(folder: Path, quantization: str | None) -> dict[str, Any]:
     )  # fmt: skip
     config = arguments.create_engine_config()
     watch = Stopwatch()
-    watch.wrap(Staging, "finish")
+    watch.wrap(MatrixLoader, "finish")
     create = base_loader.initialize_model
 
     def create_watched(*args: Any, **kwargs: Any) -> Any:

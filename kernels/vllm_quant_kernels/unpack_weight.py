@@ -103,3 +103,24 @@ def stack_rows(weights: list[CanonicalWeight]) -> CanonicalWeight:
     scales, zeros = concat_tables(weights)
     parts = tuple(part for w in weights if isinstance(w, StoredWeight) for part in w.parts)
     return StoredWeight(parts, scales, weights[0].group_size, zeros, weights[0].g_idx)
+
+
+def stack_runs(weights: list[CanonicalWeight]) -> list[CanonicalWeight]:
+    """Stack along the output into as few weights as possible: neighbours that :func:`stack_rows` takes."""
+    runs: list[list[CanonicalWeight]] = []
+    for weight in weights:
+        if runs and _stackable(runs[-1][0], weight):
+            runs[-1].append(weight)
+        else:
+            runs.append([weight])
+    return [stack_rows(run) for run in runs]
+
+
+def _stackable(a: CanonicalWeight, b: CanonicalWeight) -> bool:
+    if (a.bits, a.group_size, a.kind) != (b.bits, b.group_size, b.kind):
+        return False
+    if a.table is not None and b.table is not None and a.dim > 1 and not torch.equal(a.table, b.table):
+        return False
+    if a.g_idx is None or b.g_idx is None:
+        return a.g_idx is b.g_idx
+    return torch.equal(a.g_idx, b.g_idx)

@@ -68,14 +68,13 @@ def align(
     return sorted_ids, tiles if expert_map is None else expert_map[tiles], used
 
 
-def layer_of(expert_map: torch.Tensor | None, on_input: bool, gated: bool = True) -> Any:
+def layer_of(expert_map: torch.Tensor | None, on_input: bool) -> Any:
     """As much of vLLM's RoutedExperts as the method reads."""
     layer = torch.nn.Module()
     layer.global_num_experts = EXPERTS  # type: ignore[assignment]
     layer.register_buffer("expert_map", expert_map)
     layer.apply_router_weight_on_input = on_input  # type: ignore[assignment]
     layer.activation = layers.MoEActivation.SILU  # type: ignore[assignment]
-    layer.vqp_shards = {"w13": ("w1", "w3"), "w2": ("w2",)}  # type: ignore[assignment]
     return layer
 
 
@@ -159,11 +158,8 @@ def test_experts_one_by_one_skip_slots_without_an_expert() -> None:
         for matrix, n, k in (("w13", 2 * INNER, HIDDEN), ("w2", HIDDEN, INNER))
         for e in local.values()
     }
-    layer.vqp_stacks = {}
-    layer.vqp_experts = {
-        (e, matrix): lambda _, x, w=w: (x.double() @ w.T).to(x.dtype) for (matrix, e), w in dense.items()
-    }
-    method = VqpMoEMethod.__new__(VqpMoEMethod)
+    method = VqpMoEMethod(StoredScheme(Int(4), 32), SimpleNamespace(is_act_and_mul=True), "experts")
+    method._packed = {key: lambda _, x, w=w: (x.double() @ w.T).to(x.dtype) for key, w in dense.items()}
     x, (weights, ids) = torch.randn(6, HIDDEN, generator=generator).bfloat16(), route(6, 3)
     ids[0], ids[4, 0] = -1, -1
     found = method.apply(layer, x, weights, ids, None, None)
@@ -224,7 +220,6 @@ def test_the_method_loads_a_rank_into_stacks(act_order: bool, monkeypatch: pytes
     monkeypatch.setattr(kernel, "device_of", lambda device: Device("cuda", (9, 0)))
     monkeypatch.setattr("vllm_quant_kernels.cuda.library.load", lambda: None)
     monkeypatch.setattr(layers, "moe_align_block_size", align)
-    monkeypatch.setattr("vllm_quant_plugin.methods.moe.uses_dummy_weights", lambda: False)
     scheme = StoredScheme(Int(4), 16, symmetric=False, act_order=act_order, storage=GPTQ_V2)
     moe = SimpleNamespace(has_bias=False, tp_size=2, tp_rank=1, is_act_and_mul=True)
     method, layer = VqpMoEMethod(scheme, moe, "experts"), layer_of(None, False)
@@ -252,7 +247,7 @@ def test_the_method_loads_a_rank_into_stacks(act_order: bool, monkeypatch: pytes
     names = {name for name, _ in layer.named_parameters()}
     assert names >= {"w13_packed", "w13_packed_scales", "w13_packed_zeros", "w2_packed"}
     assert ("w13_packed_1" in names) == act_order
-    assert not layer.vqp_experts
+    assert not any(name.startswith("w13_packed_0") for name in names)
     x, (weights, ids) = torch.randn(9, HIDDEN).bfloat16(), route(9, 1)
     found = method.apply(layer, x, weights, ids, None, None)
     assert close(found, exact(x, dense["w13"], dense["w2"], weights, ids, {e: e for e in range(EXPERTS)}, False))

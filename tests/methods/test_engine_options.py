@@ -138,7 +138,7 @@ def test_loaded_weights_are_small(tmp_path: Path) -> None:
 
     def sizes(model: torch.nn.Module) -> dict[str, int]:
         layer = model.model.layers[0].mlp.down_proj
-        assert not hasattr(layer, "vqp_staging")
+        assert not hasattr(layer, "qweight")
         return {name: parameter.nbytes for name, parameter in layer.named_parameters()}
 
     found = inspect(written.folder, sizes, quantization="vqp_awq")

@@ -20,7 +20,7 @@ from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, Int
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
 from vllm_quant_plugin.formats.gptq import GPTQ_V2
-from vllm_quant_plugin.methods.linear import check_columns
+from vllm_quant_plugin.loader.shards import check_columns
 from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -121,9 +121,11 @@ class AwqFormat(Format):
             )
         words, groups = n * scheme.bits // 32, scheme.groups(k)
         return {
-            "qweight": TensorSpec(((k, words),), ("int32",)),
-            "qzeros": TensorSpec(((groups, words),), ("int32",), optional=scheme.symmetric),
-            "scales": TensorSpec(((groups, n),), FLOATS),
+            "qweight": TensorSpec(((k, words),), ("int32",), output_dim=1, input_dim=0, packed_dim=1),
+            "qzeros": TensorSpec(
+                ((groups, words),), ("int32",), optional=scheme.symmetric, output_dim=1, input_dim=0, packed_dim=1
+            ),
+            "scales": TensorSpec(((groups, n),), FLOATS, output_dim=1, input_dim=0),
         }
 
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:

@@ -53,12 +53,18 @@ class TensorSpec:
             the dtype that the format keeps scales in.
         optional: the module may come without it.
         written: whether ``pack`` writes it.
+        output_dim, input_dim: the dimensions along the output and the input features, whatever one element covers;
+            None where there is none. vLLM's model files reorder and cut tensors by them.
+        packed_dim: the dimension along which an element holds several codes.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
     optional: bool = False
     written: bool = True
+    output_dim: int | None = None
+    input_dim: int | None = None
+    packed_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,11 @@ class Format(ABC):
     def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
         """Canonical form of tensors that satisfy ``tensors``."""
         raise CheckpointError(f"{self.name} checkpoints are not read by this plugin", "serve it with vLLM itself")
+
+    def static_activation(self, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Scale and zero point (None: 0) of a module's static activations; None where it has none."""
+        scale = tensors.get("input_scale")
+        return None if scale is None else (scale, tensors.get("input_zero_point"))
 
     def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
         """Tensors as on disk. ``unpack(pack(w))`` is ``w`` up to the dtype that the format stores scales in."""

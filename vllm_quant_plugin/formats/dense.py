@@ -40,7 +40,7 @@ class DenseFormat(Format):
     def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
         if scheme.is_int:
             check_group(scheme, k, "online quantization")
-        return {"weight": TensorSpec(((n, k),), FLOATS)}
+        return {"weight": TensorSpec(((n, k),), FLOATS, output_dim=0, input_dim=1)}
 
     def scale_dtype(self, scheme: WeightScheme, model: str) -> str:
         return "float32"

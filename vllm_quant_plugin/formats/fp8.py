@@ -94,10 +94,13 @@ class Fp8Format(Format):
 
     def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
         assert isinstance(scheme.value, Float)
-        found = {"weight": TensorSpec(((n, k),), (FP8_DTYPE[scheme.value],)), "input_scale": input_scale(scheme)}
+        found = {
+            "weight": TensorSpec(((n, k),), (FP8_DTYPE[scheme.value],), output_dim=0, input_dim=1),
+            "input_scale": input_scale(scheme),
+        }
         if scheme.block:
             blocks = (-(-n // scheme.block[0]), -(-k // scheme.block[1]))
-            found["weight_scale_inv"] = TensorSpec((blocks,), FLOATS)
+            found["weight_scale_inv"] = TensorSpec((blocks,), FLOATS, output_dim=0, input_dim=1)
         else:
             found["weight_scale"] = TensorSpec(((), (1,)), FLOATS)
         return found

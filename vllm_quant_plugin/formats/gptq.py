@@ -142,12 +142,14 @@ class GptqFormat(Format):
                     f"GPTQ: {count} {what} of {scheme.bits} bits do not fill 32-bit words",
                     f"{what} must be a multiple of 32",
                 )
-        groups = scheme.groups(k)
+        groups, rows, columns = scheme.groups(k), dense_words(k, scheme.bits), dense_words(n, scheme.bits)
         return {
-            "qweight": TensorSpec(((dense_words(k, scheme.bits), n),), ("int32",)),
-            "qzeros": TensorSpec(((groups, dense_words(n, scheme.bits)),), ("int32",), optional=scheme.symmetric),
-            "scales": TensorSpec(((groups, n),), FLOATS),
-            "g_idx": TensorSpec(((k,),), INDICES, optional=not scheme.act_order),
+            "qweight": TensorSpec(((rows, n),), ("int32",), output_dim=1, input_dim=0, packed_dim=0),
+            "qzeros": TensorSpec(
+                ((groups, columns),), ("int32",), optional=scheme.symmetric, output_dim=1, input_dim=0, packed_dim=1
+            ),
+            "scales": TensorSpec(((groups, n),), FLOATS, output_dim=1, input_dim=0),
+            "g_idx": TensorSpec(((k,),), INDICES, optional=not scheme.act_order, input_dim=0),
         }
 
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:

@@ -160,9 +160,19 @@ def route(topk_ids: torch.Tensor, tokens: int, experts: int, expert_map: torch.T
 
 
 def run_experts(
-    layer: Any, w13: ExpertStack, w2: ExpertStack, x: torch.Tensor, topk_weights: torch.Tensor, topk_ids: torch.Tensor
+    layer: Any,
+    w13: ExpertStack,
+    w2: ExpertStack,
+    x: torch.Tensor,
+    topk_weights: torch.Tensor,
+    topk_ids: torch.Tensor,
+    *,
+    gated: bool = True,
 ) -> torch.Tensor:
-    """x (M, H); topk_weights and topk_ids (M, top_k), ids global, -1 for none. Returns (M, H)."""
+    """x (M, H); topk_weights and topk_ids (M, top_k), ids global, -1 for none. Returns (M, H).
+
+    ``gated``: w13 holds gate and up, not gate alone.
+    """
     m, top_k = topk_ids.shape
     pairs, experts = m * top_k, layer.global_num_experts
     if not pairs:
@@ -173,7 +183,7 @@ def run_experts(
     weights = topk_weights.reshape(-1).float().contiguous()
     on_input = bool(layer.apply_router_weight_on_input)
     gate_up = w13(layer, x, routing, top_k, pairs, weights if on_input else None)
-    hidden = gate_up.new_empty(pairs, gate_up.shape[-1] // len(layer.vqp_shards["w13"]))
+    hidden = gate_up.new_empty(pairs, gate_up.shape[-1] // (2 if gated else 1))
     layers.apply_moe_activation(layer.activation, hidden, gate_up)
     out = w2(layer, hidden, routing, 1, pairs, None if on_input else weights)
     return out.view(m, top_k, -1).sum(dim=1)

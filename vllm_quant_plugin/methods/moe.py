@@ -1,36 +1,37 @@
-"""Experts of a mixture: the same canonical weights, one packed matrix per expert.
+"""Experts of a mixture: two matrices per expert, loaded as those of linear layers are, and the routing around them.
 
-w13 = stack(gate (w1), up (w3))    (2I, H) per expert, rows split over TP
-w2  = down                         (H, I)  per expert, columns split over TP
+    w13 = stack(gate (w1), up (w3))    (2I, H)
+    w2  = down                         (H, I)
 
-On a GPU with the CUDA kernels switched on, the experts of a matrix become one stack (cuda_experts.py).
+On a GPU with the CUDA kernels switched on, the experts of a matrix become one stack (cuda_experts.py). Elsewhere each
+expert is two packed linear layers.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
+from vllm_quant_kernels.cuda.weight import PackedCuda
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.loader.matrix import HandOver, MatrixLoader
+from vllm_quant_plugin.loader.placeholder import Load, Placeholders
+from vllm_quant_plugin.loader.shards import check_columns, plan_experts
+from vllm_quant_plugin.loader.static_range import StaticRange
 from vllm_quant_plugin.methods.cuda_experts import ExpertStack, pack_for_stack, run_experts
 from vllm_quant_plugin.methods.kernel import PackedLinear
-from vllm_quant_plugin.methods.linear import (
-    check_columns,
-    dummy_tensors,
-    merge_static_activation,
-    stack_parts,
-    uses_dummy_weights,
-)
-from vllm_quant_plugin.methods.staging import Staging, placeholder
 from vllm_quant_plugin.schemes import StoredScheme
+
+# A matrix of one expert of this rank: ("w13" or "w2", the expert's number on this rank).
+ExpertMatrix = tuple[str, int]
 
 
 class VqpMoEMethod(layers.FusedMoEMethodBase):
-    """Fused-experts method: routes each token to its experts' quantized matrices.
+    """Experts method of one layer: routes each token to its experts' quantized matrices.
 
     Args:
         scheme: of all experts' gate, up and down projections.
@@ -42,6 +43,12 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         super().__init__(moe)
         self.scheme = scheme
         self.name = name
+        self.gated = bool(moe.is_act_and_mul)
+        self._placeholders = Placeholders()
+        self._matrices: dict[ExpertMatrix, MatrixLoader] = {}
+        self._for_stacks: dict[ExpertMatrix, list[PackedCuda]] = {}
+        self._stacks: dict[str, ExpertStack] = {}
+        self._packed: dict[ExpertMatrix, PackedLinear] = {}
 
     def create_weights(
         self,
@@ -54,97 +61,66 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
     ) -> None:
         if self.moe.has_bias:
             raise CheckpointError(f"{self.name}: experts with biases are not supported", "serve it with in-tree vLLM")
-        tp = self.moe.tp_size
-        intermediate = intermediate_size_per_partition * tp
-        check_columns(f"{self.name}.w2", self.scheme, intermediate, tp)
-        layer.vqp_sizes = (hidden_size, intermediate)
-        layer.vqp_experts = {}
-        layer.vqp_stacks = {}
-        gated = self.moe.is_act_and_mul
-        layer.vqp_shards = {"w13": ("w1", "w3") if gated else ("w1",), "w2": ("w2",)}
-        specs = get_format(self.scheme).tensors(self.scheme, intermediate, hidden_size)
-        leaves = list(specs)
+        rank, size = self.moe.tp_rank, self.moe.tp_size
+        intermediate = intermediate_size_per_partition * size
+        check_columns(f"{self.name}.w2", self.scheme, intermediate, size)
         device = torch.empty(0).device
-        layer.vqp_staging = {
-            (expert, matrix): self._staging(layer, expert, matrix, leaves, device, params_dtype)
-            for expert in range(num_experts)
-            for matrix in ("w13", "w2")
-        }
-        layer.vqp_leaves = [f"{matrix}_{leaf}" for matrix in ("w13", "w2") for leaf in leaves]
-        for matrix in ("w13", "w2"):
-            for leaf, spec in specs.items():
-                parameter = placeholder(self._loader(layer, matrix, leaf), spec.dtypes)
-                layer.register_parameter(f"{matrix}_{leaf}", parameter)
+        for matrix, plan in plan_experts(hidden_size, intermediate, rank, size, gated=self.gated).items():
+            for expert in range(num_experts):
+                pack = self._packer((matrix, expert), device, params_dtype)
+                loader = MatrixLoader(f"{self.name}.{expert}", self.scheme, plan, pack)
+                self._matrices[matrix, expert] = loader
+            self._placeholders.register(
+                layer, loader.specs, self.scheme.bits, self._loaders(layer, matrix), prefix=f"{matrix}_"
+            )
 
-    def _staging(
-        self, layer: Any, expert: int, matrix: str, leaves: list[str], device: torch.device, dtype: torch.dtype
-    ) -> Staging:
-        expected = [(shard, leaf) for shard in layer.vqp_shards[matrix] for leaf in leaves]
-        staging = Staging([expected], lambda: self._convert(layer, expert, matrix, staging, device, dtype))
-        return staging
+    def _packer(self, key: ExpertMatrix, device: torch.device, dtype: torch.dtype) -> HandOver:
+        def pack(pieces: list[CanonicalWeight], static: StaticRange) -> None:
+            for_stack = pack_for_stack(pieces, self.scheme, device, dtype)
+            if for_stack is not None:
+                self._for_stacks[key] = for_stack
+            else:
+                self._packed[key] = PackedLinear.build(pieces, self.scheme, static, device, dtype)
 
-    @staticmethod
-    def _loader(layer: Any, matrix: str, leaf: str) -> Any:
-        def load(
-            param: torch.nn.Parameter,
-            loaded_weight: torch.Tensor,
-            weight_name: str,
-            shard_id: str,
-            expert_id: int,
-            return_success: bool = False,
-        ) -> bool | None:
-            local = layer._map_global_expert_id_to_local_expert_id(expert_id)
-            if local != -1:
-                layer.vqp_staging[(local, matrix)].put(shard_id, leaf, loaded_weight)
-            return local != -1 if return_success else None
+        return pack
 
-        return load
+    def _loaders(self, layer: Any, matrix: str) -> Any:
+        """The weight loader of each tensor of ``matrix``, by the tensor's name."""
+        # vLLM keeps placeholders in a table for as long as their layer lives: they must not keep it alive.
+        layer_of = weakref.ref(layer)
 
-    def _convert(
-        self, layer: Any, expert: int, matrix: str, staging: Staging, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        hidden, intermediate = layer.vqp_sizes
-        rank, tp = self.moe.tp_rank, self.moe.tp_size
-        share = intermediate // tp
-        begin, end = rank * share, (rank + 1) * share
-        layout = get_format(self.scheme)
-        pieces: list[CanonicalWeight] = []
-        static: dict[str, torch.Tensor] = {}
-        for shard in layer.vqp_shards[matrix]:
-            tensors = {leaf: t.to(device) for leaf, t in staging.tensors(shard).items()}
-            n, k = (hidden, intermediate) if matrix == "w2" else (intermediate, hidden)
-            layout.validate(f"{self.name}.{expert}.{shard}", tensors, self.scheme, n, k)
-            weight = layout.unpack(tensors, self.scheme, n, k)
-            pieces.append(weight.columns(begin, end) if matrix == "w2" else weight.rows(begin, end))
-            merge_static_activation(static, tensors)
-        parts = stack_parts(pieces)
-        packed = pack_for_stack(parts, self.scheme, device, dtype)
-        if packed is not None:
-            layer.vqp_stacks.setdefault(matrix, {})[expert] = packed
-        else:
-            layer.vqp_experts[(expert, matrix)] = PackedLinear.build(parts, self.scheme, static, device, dtype)
+        def loader_of(leaf: str) -> Load:
+            def load(
+                param: torch.nn.Parameter,
+                loaded_weight: torch.Tensor,
+                weight_name: str,
+                shard_id: str,
+                expert_id: int,
+                return_success: bool = False,
+            ) -> bool | None:
+                local = layer_of()._map_global_expert_id_to_local_expert_id(expert_id)
+                if local != -1:
+                    self._matrices[matrix, local].put(shard_id, leaf, loaded_weight)
+                return local != -1 if return_success else None
+
+            return load
+
+        return loader_of
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        if not hasattr(layer, "vqp_staging"):
+        if not self._matrices:
             return
-        dummy = uses_dummy_weights()
-        hidden, intermediate = layer.vqp_sizes
-        for (_, matrix), staging in layer.vqp_staging.items():
-            if staging.empty and dummy and not staging.done:
-                n, k = (hidden, intermediate) if matrix == "w2" else (intermediate, hidden)
-                generator = torch.Generator().manual_seed(0)
-                for shard in layer.vqp_shards[matrix]:
-                    for leaf, tensor in dummy_tensors(get_format(self.scheme), self.scheme, n, k, generator).items():
-                        staging.put(shard, leaf, tensor)
-            staging.finish()
-        for name in layer.vqp_leaves:
-            delattr(layer, name)
-        del layer.vqp_staging, layer.vqp_leaves
-        for (expert, matrix), packed in sorted(layer.vqp_experts.items()):
+        for loader in self._matrices.values():
+            loader.finish()
+        self._matrices.clear()
+        self._placeholders.remove(layer)
+        for (matrix, expert), packed in sorted(self._packed.items()):
             packed.register(layer, f"{matrix}_packed_{expert}")
-        for matrix, experts in layer.vqp_stacks.items():
-            layer.vqp_stacks[matrix] = stack = ExpertStack([experts[e] for e in sorted(experts)])
-            stack.register(layer, f"{matrix}_packed")
+        for matrix in sorted({matrix for matrix, _ in self._for_stacks}):
+            experts = [self._for_stacks[key] for key in sorted(self._for_stacks) if key[0] == matrix]
+            self._stacks[matrix] = ExpertStack(experts)
+            self._stacks[matrix].register(layer, f"{matrix}_packed")
+        self._for_stacks.clear()
 
     def get_fused_moe_quant_config(self, layer: Any) -> Any:
         """None: the experts do not go through vLLM's modular kernels."""
@@ -160,15 +136,15 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         shared_experts_input: torch.Tensor | None,
     ) -> torch.Tensor:
         """x (M, H); topk_weights and topk_ids (M, top_k), ids global, -1 for none. Returns (M, H)."""
-        if layer.vqp_stacks:
-            stacks = layer.vqp_stacks
-            return run_experts(layer, stacks["w13"], stacks["w2"], x, topk_weights, topk_ids)
+        if self._stacks:
+            w13, w2 = self._stacks["w13"], self._stacks["w2"]
+            return run_experts(layer, w13, w2, x, topk_weights, topk_ids, gated=self.gated)
         if layer.expert_map is not None:
             # -1, no expert chosen, stays that: as an index it would be the last one.
             topk_ids = torch.where(topk_ids < 0, -1, layer.expert_map[topk_ids.clamp(min=0).long()])
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
         gather = x.device.type == "cpu"
-        for expert in range(len(layer.vqp_experts) // 2):
+        for expert in range(len(self._packed) // 2):
             chosen = topk_ids == expert
             if gather:
                 tokens, slot = chosen.nonzero(as_tuple=True)
@@ -182,15 +158,13 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
                 out += self._expert(layer, expert, x, weight) * chosen.any(dim=1, keepdim=True)
         return out.to(x.dtype)
 
-    @staticmethod
-    def _expert(layer: Any, expert: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _expert(self, layer: Any, expert: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """float32 (M, H): one expert's output, weighted by its router weight (M, 1)."""
         if layer.apply_router_weight_on_input:
             x = (x.float() * weight).to(x.dtype)
-        w13, w2 = layer.vqp_experts[(expert, "w13")], layer.vqp_experts[(expert, "w2")]
-        gate_up = w13(layer, x)
-        width = gate_up.shape[-1] // len(layer.vqp_shards["w13"])
+        gate_up = self._packed["w13", expert](layer, x)
+        width = gate_up.shape[-1] // (2 if self.gated else 1)
         hidden = torch.empty(*gate_up.shape[:-1], width, dtype=gate_up.dtype, device=gate_up.device)
         layers.apply_moe_activation(layer.activation, hidden, gate_up)
-        out = w2(layer, hidden).float()
+        out = self._packed["w2", expert](layer, hidden).float()
         return out if layer.apply_router_weight_on_input else out * weight

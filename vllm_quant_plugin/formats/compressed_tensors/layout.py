@@ -188,15 +188,16 @@ def _is_packed(scheme: StoredScheme) -> bool:
     return layout == "pack-quantized" or layout in FP4_LAYOUTS
 
 
-def _scale_shapes(scheme: StoredScheme, n: int, k: int) -> tuple[tuple[int, ...], ...]:
-    """Accepted shapes of weight_scale."""
+def _scale_spec(scheme: StoredScheme, n: int, k: int, dtypes: tuple[str, ...]) -> TensorSpec:
+    """weight_scale, and zero points of the same shape."""
     if scheme.block:
-        return ((-(-n // scheme.block[0]), -(-k // scheme.block[1])),)
+        blocks = (-(-n // scheme.block[0]), -(-k // scheme.block[1]))
+        return TensorSpec((blocks,), dtypes, output_dim=0, input_dim=1)
     if scheme.group_size == PER_TENSOR:
-        return ((), (1,), (1, 1))
+        return TensorSpec(((), (1,), (1, 1)), dtypes)
     if scheme.group_size == PER_CHANNEL:
-        return ((n, 1), (n,))
-    return ((n, scheme.groups(k)),)
+        return TensorSpec(((n, 1), (n,)), dtypes, output_dim=0)
+    return TensorSpec(((n, scheme.groups(k)),), dtypes, output_dim=0, input_dim=1)
 
 
 def _packed_tensors(scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
@@ -205,27 +206,31 @@ def _packed_tensors(scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpe
     zeros = tuple((words(n, bits), groups) for words in (dense_words, padded_words))
     asymmetric = not scheme.symmetric
     return {
-        "weight_packed": TensorSpec(packed, ("int32",)),
-        "weight_scale": TensorSpec(_scale_shapes(scheme, n, k), FLOATS),
-        "weight_zero_point": TensorSpec(zeros, ("int32",), optional=not asymmetric, written=asymmetric),
-        "weight_g_idx": TensorSpec(((k,),), INDICES, optional=not scheme.act_order, written=scheme.act_order),
+        "weight_packed": TensorSpec(packed, ("int32",), output_dim=0, input_dim=1, packed_dim=1),
+        "weight_scale": _scale_spec(scheme, n, k, FLOATS),
+        "weight_zero_point": TensorSpec(
+            zeros, ("int32",), optional=not asymmetric, written=asymmetric, output_dim=0, input_dim=1, packed_dim=0
+        ),
+        "weight_g_idx": TensorSpec(
+            ((k,),), INDICES, optional=not scheme.act_order, written=scheme.act_order, input_dim=0
+        ),
         "weight_shape": TensorSpec(((2,),), ("int64", "int32"), optional=True),
     }
 
 
 def _plain_tensors(scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
     """One element per weight, in a byte. Codes narrower than 8 bits have one as well."""
-    shapes = _scale_shapes(scheme, n, k)
+    dtype = "int8" if scheme.is_int else FP8_DTYPE[scheme.value]
     found = {
-        "weight": TensorSpec(((n, k),), ("int8" if scheme.is_int else FP8_DTYPE[scheme.value],)),
-        "weight_scale": TensorSpec(shapes, FLOATS),
+        "weight": TensorSpec(((n, k),), (dtype,), output_dim=0, input_dim=1),
+        "weight_scale": _scale_spec(scheme, n, k, FLOATS),
         "input_scale": input_scale(scheme),
         "input_zero_point": input_zero_point(scheme),
     }
     if not scheme.symmetric:
-        found["weight_zero_point"] = TensorSpec(shapes, ("int8", *FLOATS))
+        found["weight_zero_point"] = _scale_spec(scheme, n, k, ("int8", *FLOATS))
     if scheme.act_order:
-        found["weight_g_idx"] = TensorSpec(((k,),), INDICES)
+        found["weight_g_idx"] = TensorSpec(((k,),), INDICES, input_dim=0)
     return found
 
 

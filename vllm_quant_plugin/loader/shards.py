@@ -1,8 +1,7 @@
 """Which rows and columns of a checkpoint's matrices one tensor-parallel rank holds.
 
-Each vLLM layer is one or more logical parts (q, k, v; gate, up), each a whole (N, K) matrix in
-the checkpoint. A rank takes a row range of every part (column parallel) or a column range
-(row parallel):
+A vLLM layer multiplies by a matrix of one or more parts (q, k, v; gate, up), each a whole (N, K) matrix in the
+checkpoint. A rank takes a range of rows of every part (column parallel) or a range of columns (row parallel):
 
     column parallel, qkv, 2 ranks        row parallel, 2 ranks
     rank 0 | rank 1                      K: | rank 0 | rank 1 |
@@ -17,17 +16,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_quant_plugin import compat_layers as layers
+from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.formats.registry import legal_tp
+from vllm_quant_plugin.schemes import StoredScheme
 
 ShardId = str | int | tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """One checkpoint matrix of a layer.
+    """One part of a matrix.
 
     Attributes:
-        shard_id: what vLLM's weight loader calls it; None when the layer is a single matrix.
-        rows: N of the whole matrix.
+        shard_id: what vLLM calls it when it loads it; None where the matrix has no parts.
+        rows: N of the whole part.
         start, stop: the rows that this rank holds.
         pad_to: rows to fill up to with zeros (a padded vocabulary), else 0.
     """
@@ -41,12 +43,20 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A layer's parts in order, and the input columns [column_start, column_stop) of all of them."""
+    """The parts of a matrix in order, and the columns [column_start, column_stop) of all of them that a rank holds.
+
+    ``in_features`` is K of the whole matrix.
+    """
 
     parts: tuple[Part, ...]
     in_features: int
     column_start: int
     column_stop: int
+
+    @property
+    def rows(self) -> int:
+        """N of the whole matrix, of all parts and ranks."""
+        return sum(part.rows for part in self.parts)
 
     @property
     def splits_columns(self) -> bool:
@@ -57,8 +67,8 @@ def _share(shard_id: ShardId, rows: int, rank: int, size: int) -> Part:
     return Part(shard_id, rows, rows // size * rank, rows // size * (rank + 1))
 
 
-def plan_shards(layer: Any, input_size: int, input_size_per_partition: int, output_size: int) -> ShardPlan:
-    """The plan of a vLLM linear layer or LM head, as its ``create_weights`` sees it.
+def plan_linear(layer: Any, input_size: int, input_size_per_partition: int, output_size: int) -> ShardPlan:
+    """The plan of a vLLM linear layer or LM head, from what its ``create_weights`` gets.
 
     Args:
         layer: has ``tp_rank`` and ``tp_size`` (vLLM sets them before ``create_weights``).
@@ -90,3 +100,38 @@ def plan_shards(layer: Any, input_size: int, input_size_per_partition: int, outp
     else:
         parts = (Part(None, output_size, 0, output_size),)
     return ShardPlan(parts, input_size, *column)
+
+
+def plan_experts(hidden: int, intermediate: int, rank: int, size: int, *, gated: bool) -> dict[str, ShardPlan]:
+    """The plans of the two matrices of every expert of a mixture, by vLLM's names.
+
+        w13 = stack(gate (w1), up (w3))    (2I, H), rows split over the ranks; without a gate, w1 alone
+        w2  = down                         (H, I), columns split over the ranks
+
+    Args:
+        hidden, intermediate: H and I, of all ranks.
+    """
+    share = intermediate // size
+    upper = tuple(_share(shard_id, intermediate, rank, size) for shard_id in (("w1", "w3") if gated else ("w1",)))
+    down = (Part("w2", hidden, 0, hidden),)
+    return {
+        "w13": ShardPlan(upper, hidden, 0, hidden),
+        "w2": ShardPlan(down, intermediate, share * rank, share * (rank + 1)),
+    }
+
+
+def check_columns(name: str, scheme: StoredScheme, in_features: int, tp_size: int) -> None:
+    """Refuse a row-parallel split that cuts a quantization group.
+
+    Raises:
+        CheckpointError: naming the TP sizes that work.
+    """
+    legal = legal_tp(scheme, in_features, range(1, 65))
+    if tp_size not in legal:
+        step = scheme.block[1] if scheme.block else scheme.group_size
+        sizes = ", ".join(map(str, legal))
+        raise CheckpointError(
+            f"{name}: in_features {in_features} / tensor_parallel_size {tp_size} is not a multiple of "
+            f"group_size {step}",
+            f"tensor_parallel_size {sizes} works" if len(legal) == 1 else f"tensor_parallel_size {sizes} work",
+        )
