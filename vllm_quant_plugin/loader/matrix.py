@@ -49,7 +49,7 @@ class MatrixLoader:
         self.specs = self._format.tensors(scheme, plan.rows, plan.in_features)
         self._tensors: dict[ShardId, dict[str, torch.Tensor]] = {}
         # Either is all that can come: every part, or the fused matrix.
-        self._missing = [
+        self._missing: list[set[tuple[ShardId, str]]] = [
             {(part.shard_id, leaf) for part in plan.parts for leaf in self.specs},
             {(None, leaf) for leaf in self.specs},
         ]

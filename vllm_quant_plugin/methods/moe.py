@@ -10,6 +10,7 @@ expert is two packed linear layers.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,10 +85,10 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
 
         return pack
 
-    def _loaders(self, layer: Any, matrix: str) -> Any:
+    def _loaders(self, layer: Any, matrix: str) -> Callable[[str], Load]:
         """The weight loader of each tensor of ``matrix``, by the tensor's name."""
         # vLLM keeps placeholders in a table for as long as their layer lives: they must not keep it alive.
-        layer_of = weakref.ref(layer)
+        layer_of: Callable[[], Any] = weakref.ref(layer)
 
         def loader_of(leaf: str) -> Load:
             def load(
