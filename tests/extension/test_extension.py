@@ -36,6 +36,7 @@ from vllm_quant_plugin.formats.base import Format
 from vllm_quant_plugin.formats.registry import register_format, unregister_format
 from vllm_quant_plugin.quantize.algorithm import Algorithm, register_algorithm, unregister_algorithm
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
+from vllm_quant_serve.metrics.accounting import model_size
 
 __all__ = ["short_text", "small_model"]
 
@@ -122,6 +123,12 @@ def test_plan(quantized: Path) -> None:
     rotary = 2 * config["max_position_embeddings"] * config["head_dim"]
     found = run("plan", quantized, "--cpu-memory", "8GiB", "--json")
     assert found["weight_bytes_per_rank"] == read_checkpoint(quantized).nbytes + rotary
+
+
+def test_metrics_count_the_weights(quantized: Path, small_model: Path) -> None:
+    before, after = model_size(read_checkpoint(small_model), None), model_size(read_checkpoint(quantized), 4)
+    assert before is not None
+    assert after == before
 
 
 def test_convert_there_and_back(quantized: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,14 +114,12 @@ def _explicit(weight: CanonicalWeight, scheme: StoredScheme) -> CanonicalWeight:
     """The same weight with the zero points and the permutation that ``scheme`` stores even where they say nothing."""
     import torch
 
-    from vllm_quant_kernels.canonical import CanonicalWeight
-
     zeros, g_idx = weight.zeros, weight.g_idx
     if not scheme.symmetric and zeros is None:
         zeros = torch.full(weight.scales.shape, 1 << (weight.bits - 1), dtype=torch.uint8)
     if scheme.act_order and g_idx is None:
         g_idx = weight.group_index().int()
-    return CanonicalWeight(weight.codes, weight.scales, weight.bits, weight.group_size, zeros, weight.kind, g_idx)
+    return replace(weight.plain(), zeros=zeros, g_idx=g_idx)
 
 
 def _convert_module(
@@ -171,7 +169,7 @@ def convert_model(
     Args:
         model: folder with a quantized checkpoint, or hub id.
         output: folder to create.
-        to: ``gptq``, ``awq`` or ``compressed-tensors``.
+        to: name of a format that is written; ``targets`` lists them.
         overwrite: replace ``output`` when it is there.
         progress: called with (module, done, total).
 
