@@ -75,8 +75,8 @@ class ToyFormat(Format):
         if k % 2:
             raise CheckpointError(f"toy: {k} input features do not fill bytes", "in_features must be even")
         return {
-            "nibbles": TensorSpec(((n, k // 2),), ("uint8",)),
-            "steps": TensorSpec(((n, scheme.groups(k)),), FLOATS),
+            "nibbles": TensorSpec(((n, k // 2),), ("uint8",), output_dim=0, input_dim=1, packed_dim=1),
+            "steps": TensorSpec(((n, scheme.groups(k)),), FLOATS, output_dim=0, input_dim=1),
         }
 
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
