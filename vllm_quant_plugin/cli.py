@@ -65,7 +65,7 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
 
 
 def report(error: VqpError, *, as_json: bool) -> None:
-    """Print an expected failure: what, and how to mend it, on stderr; with ``as_json`` an object on stdout."""
+    """Print an expected failure: what happened and how to fix it, on stderr; with ``as_json`` an object on stdout."""
     if as_json:
         fields = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
         print(json.dumps({"error": fields}))

@@ -77,7 +77,7 @@ def test_a_library_that_dies_is_one_line(
     small_model: Path, tmp_path: Path, fake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_MODE", "dies")
-    with pytest.raises(BackendError, match="died as it was told") as caught:
+    with pytest.raises(BackendError, match="died as asked") as caught:
         quantize_model(small_model, tmp_path / "out", make_recipe("int8", **DATA))
     assert "\n" not in caught.value.message
     assert [p.name for p in tmp_path.iterdir()] == ["backends"]

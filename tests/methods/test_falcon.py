@@ -69,6 +69,6 @@ def test_fused_rows_are_put_in_order(name: str, tmp_path: Path) -> None:
     options = {"quant_method": method, **recipe.online_options}
     overrides = {"hf_overrides": {"quantization_config": options}} if recipe.online_options else {}
     got = ask(written.folder, quantization=method, **overrides)
-    verdict = judge(got, twin := ask(written.twin))
-    assert got.tokens == twin.tokens
+    verdict = judge(got, reference := ask(written.reference))
+    assert got.tokens == reference.tokens
     assert verdict.clean == 1

@@ -1,4 +1,4 @@
-"""Every cell of the support matrix, through vLLM, against its dequantized twin and against in-tree vLLM.
+"""Every cell of the support matrix, through vLLM, against its dequantized reference and against in-tree vLLM.
 
 Tolerances: see tests/support/oracle.py, where they are derived.
 """
@@ -24,14 +24,14 @@ NO_RELOAD = ("llama-tied", "mixtral")
 
 
 class Bench:
-    """Models, checkpoints and the twins' answers, each made once."""
+    """Models, checkpoints and the references' answers, each made once."""
 
     def __init__(self, folder: Path, wanted: list[Cell]) -> None:
         self.folder, self.wanted = folder, wanted
         self._models: dict[str, TinyModel] = {}
         self._ranges: dict[str, dict[str, tuple[float, float]]] = {}
         self._written: dict[str, Written] = {}
-        self._twins: dict[str, Answer] = {}
+        self._references: dict[str, Answer] = {}
 
     def model(self, architecture: str) -> TinyModel:
         if architecture not in self._models:
@@ -47,22 +47,22 @@ class Bench:
             self._written[cell.name] = write_checkpoint(folder, model, cell.recipe, input_ranges=ranges)
         return self._written[cell.name]
 
-    def twin(self, cell: Cell) -> Answer:
-        """vLLM's answer for the dequantized model; one engine serves all twins of an architecture."""
-        if cell.name not in self._twins:
+    def reference(self, cell: Cell) -> Answer:
+        """vLLM's answer for the dequantized model; one engine serves all references of an architecture."""
+        if cell.name not in self._references:
             if cell not in self.wanted:
                 self.wanted.append(cell)
             if cell.architecture in NO_RELOAD:
-                self._twins[cell.name] = ask(self.written(cell).twin)
+                self._references[cell.name] = ask(self.written(cell).reference)
             else:
                 self._ask_twins([c for c in self.wanted if c.architecture == cell.architecture])
-        return self._twins[cell.name]
+        return self._references[cell.name]
 
     def _ask_twins(self, cells: list[Cell]) -> None:
-        with engine(self.written(cells[0]).twin) as llm:
+        with engine(self.written(cells[0]).reference) as llm:
             for cell in cells:
-                llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.written(cell).twin)})
-                self._twins[cell.name] = ask_engine(llm)
+                llm.collective_rpc("reload_weights", kwargs={"weights_path": str(self.written(cell).reference)})
+                self._references[cell.name] = ask_engine(llm)
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +78,10 @@ def ids(cell: Cell) -> str:
 
 @pytest.mark.parametrize("cell", SERVED, ids=ids)
 def test_equals_dequantized_model(cell: Cell, bench: Bench) -> None:
-    """Greedy tokens are the twin's, and every logit of prompt and continuation is within the derived tolerance.
+    """Greedy tokens are the reference's, and every logit of prompt and continuation is within the derived tolerance.
 
-    Weight-only schemes: the twin is the dequantized model through vLLM, both in float32. W8A8 and
-    FP8 KV caches: the twin is a float64 model in plain PyTorch that rounds its activations or cache.
+    Weight-only schemes: the reference is the dequantized model through vLLM, both in float32. W8A8 and
+    FP8 KV caches: the reference is a float64 model in plain PyTorch that rounds its activations or cache.
     """
     written = bench.written(cell)
     got = ask(written.folder, **cell.engine_options())
@@ -92,9 +92,9 @@ def test_equals_dequantized_model(cell: Cell, bench: Bench) -> None:
         assert verdict.clean >= 0.75
         assert verdict.worst <= oracle.flip_bound(expected)
     else:
-        twin = bench.twin(cell)
-        assert got.tokens == twin.tokens
-        verdict = judge(got, twin)
+        reference = bench.reference(cell)
+        assert got.tokens == reference.tokens
+        verdict = judge(got, reference)
         assert verdict.clean == 1
     assert verdict.same_choice
 
@@ -113,7 +113,7 @@ def test_reference_is_vllm(bench: Bench) -> None:
     """The PyTorch reference and vLLM agree on an unquantized model of every architecture, in float32 noise."""
     cells = [next(cell for cell in SERVED if cell.architecture == name) for name in ARCHITECTURES]
     for cell in cells:
-        vllm = bench.twin(cell)
+        vllm = bench.reference(cell)
         oracle = Oracle(bench.model(cell.architecture), bench.written(cell))
         oracle.rounds = False
         expected = oracle.answer(vllm.tokens)

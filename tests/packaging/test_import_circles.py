@@ -17,11 +17,6 @@ PACKAGES = {
     "vllm_quant_serve": ROOT / "serve/vllm_quant_serve",
 }
 
-# Circles that are still to be taken apart, by their modules. Remove an entry with its circle; never add one.
-KNOWN: list[set[str]] = [
-    {"vllm_quant_plugin.methods.config", "vllm_quant_plugin.methods.dispatch"},
-]
-
 
 def module_files(packages: dict[str, Path]) -> dict[str, Path]:
     """The file of every module, by its dotted name; a package by its own name."""
@@ -87,10 +82,9 @@ def project_circles() -> list[set[str]]:
     return circles(graph)
 
 
-def test_no_circle_but_the_known() -> None:
+def test_no_circles() -> None:
     found = project_circles()
-    assert [sorted(group) for group in found if group not in KNOWN] == []
-    assert [sorted(group) for group in KNOWN if group not in found] == [], "gone: remove it from KNOWN"
+    assert [sorted(group) for group in found] == []
 
 
 def test_a_circle_is_seen_wherever_its_imports_are() -> None:

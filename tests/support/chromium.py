@@ -127,12 +127,12 @@ def _address(process: subprocess.Popen[bytes], profile: Path) -> str:
     """Where the tab's protocol is served: the browser writes its port into its profile."""
     import httpx
 
-    told = profile / "DevToolsActivePort"
+    port_file = profile / "DevToolsActivePort"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, f"chromium ended with {process.returncode}"
-        if told.exists() and told.read_text().strip():
-            tabs = httpx.get(f"http://127.0.0.1:{told.read_text().split()[0]}/json/list").json()
+        if port_file.exists() and port_file.read_text().strip():
+            tabs = httpx.get(f"http://127.0.0.1:{port_file.read_text().split()[0]}/json/list").json()
             pages = [one["webSocketDebuggerUrl"] for one in tabs if one["type"] == "page"]
             if pages:
                 return str(pages[0])

@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
     assert isolated == "-I"
     mode = os.environ.get("FAKE_MODE", "ok")
     if mode == "dies":
-        sys.exit("RuntimeError: the fake died as it was told")
+        sys.exit("RuntimeError: the fake died as asked")
     with os.fdopen(int(descriptor), "w", buffering=1) as events:
         quantize(json.loads(Path(job_path).read_text()), mode, lambda **event: print(json.dumps(event), file=events))
 

@@ -1,6 +1,6 @@
 """What a cell's logits must be, and how near: tolerances derived, or measured where rounding makes steps.
 
-float32, weight-only. Plugin and twin compute the same function and differ in the order of
+float32, weight-only. Plugin and reference compute the same function and differ in the order of
 summation only. A dot product of K terms carries a rounding error of about eps * sqrt(K) of its
 size (a random walk of K roundings). DEPTH products follow each other, RMSNorm between them keeps
 relative errors relative, and independent errors add as sqrt(DEPTH):

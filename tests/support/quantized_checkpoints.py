@@ -1,6 +1,6 @@
-"""Checkpoints in every format, written from a small dense model, each with its twin.
+"""Checkpoints in every format, written from a small dense model, each with its reference.
 
-The twin is the same model with the quantized weights multiplied out, unquantized on disk: what
+The reference is the same model with the quantized weights multiplied out, unquantized on disk: what
 a correct loader and kernel must reproduce.
 """
 
@@ -67,19 +67,19 @@ def static_activation(scheme: StoredScheme, low: float, high: float) -> dict[str
 
 @dataclass(frozen=True)
 class Written:
-    """Where a recipe's checkpoint and its twin are, and the twin's tensors.
+    """Where a recipe's checkpoint and its reference are, and the reference's tensors.
 
     Attributes:
         folder: the quantized checkpoint (the dense one for online quantization).
-        twin: the dense checkpoint with the quantized weights multiplied out.
-        dense: the twin's tensors.
+        reference: the dense checkpoint with the quantized weights multiplied out.
+        dense: the reference's tensors.
         schemes: scheme of every quantized module.
         static: input_scale and input_zero_point of modules with static activations.
         kv_scales: (k, v) scales of the FP8 cache, None where the cache is not quantized.
     """
 
     folder: Path
-    twin: Path
+    reference: Path
     dense: dict[str, torch.Tensor]
     schemes: dict[str, StoredScheme]
     static: dict[str, dict[str, torch.Tensor]]
@@ -103,7 +103,7 @@ def write_checkpoint(
     damage: Callable[[dict[str, torch.Tensor]], None] | None = None,
     seed: int = 1,
 ) -> Written:
-    """Write ``model`` quantized by ``recipe`` to ``folder``/quantized and its twin to ``folder``/twin.
+    """Write ``model`` quantized by ``recipe`` to ``folder``/quantized and its reference to ``folder``/reference.
 
     Args:
         input_ranges: (low, high) of every module's input by name, for static activations.
@@ -142,5 +142,5 @@ def write_checkpoint(
     if recipe.config is not None:
         config["quantization_config"] = dict(recipe.config)
     quantized = write_folder(folder / "quantized", config, stored)
-    twin = write_folder(folder / "twin", model.config, dense)
-    return Written(quantized, twin, dense, schemes, static, recipe.kv_scales)
+    reference = write_folder(folder / "reference", model.config, dense)
+    return Written(quantized, reference, dense, schemes, static, recipe.kv_scales)

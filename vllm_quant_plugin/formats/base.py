@@ -32,7 +32,7 @@ EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_nu
 
 
 class TensorHeader(Protocol):
-    """What a safetensors header tells of a tensor."""
+    """What a safetensors header says of a tensor."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

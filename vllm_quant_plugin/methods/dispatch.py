@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
@@ -10,13 +10,18 @@ from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.methods.kv_cache import VqpKVCacheMethod
 from vllm_quant_plugin.methods.linear import VqpLinearMethod
 from vllm_quant_plugin.methods.moe import VqpMoEMethod
-from vllm_quant_plugin.schemes import StoredScheme
-
-if TYPE_CHECKING:
-    from vllm_quant_plugin.methods.config import VqpConfig
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 
-def method_for(config: VqpConfig, layer: torch.nn.Module, prefix: str) -> Any:
+class SchemeSource(Protocol):
+    """A quantization config, as far as its layers ask it."""
+
+    model: ModelScheme
+
+    def scheme_of(self, prefix: str, cls_name: str = "Linear") -> StoredScheme | None: ...
+
+
+def method_for(config: SchemeSource, layer: torch.nn.Module, prefix: str) -> Any:
     """The method of ``layer``, None where vLLM's own default applies (embeddings, a 16-bit LM head).
 
     Raises:
@@ -39,7 +44,7 @@ def method_for(config: VqpConfig, layer: torch.nn.Module, prefix: str) -> Any:
     return None
 
 
-def _experts_scheme(config: VqpConfig, layer: Any, prefix: str) -> StoredScheme | None:
+def _experts_scheme(config: SchemeSource, layer: Any, prefix: str) -> StoredScheme | None:
     """One scheme for all experts, read off expert 0: vLLM stacks them into one tensor."""
     stem = prefix.removesuffix(".routed_experts")
     names = (layer.ckpt_gate_proj_name, layer.ckpt_down_proj_name, layer.ckpt_up_proj_name)

@@ -21,9 +21,9 @@ Table = dict[str, tuple[tuple[int | None, tuple[Backend, ...]], ...]]
 
 # By kind: (largest M, implementations, best first), in order; the last has no limit. Where none of them serves: own.
 TABLE: Table = {
-    # 8-bit weights of a layer are read once up to about 100 rows: the bus decides, and launches around it. Fused, every
-    # block reads all rows of x: from about 4 rows of 8192 on that is longer than a launch that waits for nobody. Above,
-    # torch's product costs another pass over 10 bytes an output.
+    # 8-bit weights of a layer are read once up to about 100 rows: memory bandwidth decides, and launches around it.
+    # Fused, every CTA reads all rows of x: from about 4 rows of 8192 on that is longer than a launch that waits for
+    # nobody. Above, torch's product costs another pass over 10 bytes per output.
     "int8": ((4, ("fused",)), (128, ("own",)), (None, ("wgmma", "cublaslt"))),
     # mma.sync with E4M3 is FP16 arithmetic on sm_90. torch's kernel has run on hardware, ours has not.
     "fp8": ((4, ("fused",)), (64, ("own",)), (None, ("rowwise", "wgmma", "cublaslt"))),
