@@ -64,6 +64,8 @@ def test_tokens_agree_with_in_tree(cell: Cell, tmp_path: Path) -> None:
     tokens are farther apart than twice this, the choice must be the same, and this must decide
     enough positions to say something: half, and a quarter with FP8.
     """
+    if cell.family == "INT8" and "vnni" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("oneDNN's INT8 sums saturate on a CPU without VNNI, so in-tree is not exact")
     model = tiny_model(cell.architecture)
     written = write(tmp_path, cell, model)
     dtype = "bfloat16" if cell.family in ("AWQ", "GPTQ") else "float32"
