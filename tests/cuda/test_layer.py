@@ -16,6 +16,7 @@ from vllm_quant_kernels.cuda.pack import pack_cuda
 from vllm_quant_kernels.scheme import E5M2, PER_CHANNEL, Int, WeightScheme
 from vllm_quant_plugin import compat_kernels
 from vllm_quant_plugin.errors import BackendError
+from vllm_quant_plugin.formats import Host
 from vllm_quant_plugin.methods import mp_kernel
 from vllm_quant_plugin.methods.kernel import PackedLinear, choose_kernel, pack_weight
 
@@ -68,10 +69,28 @@ def test_vllms_registry_has_the_cuda_kernel_where_it_is_switched_on(
     )
     monkeypatch.setenv("VQP_CUDA_KERNELS", switch)
     monkeypatch.setenv("VQP_LINEAR_KERNELS", order)
+    set_cpu(monkeypatch, "avx512f")
     for _ in range(2):
         mp_kernel.register_kernel()
     found = {(platform, lists[platform].index(k)) for platform in lists for k in lists[platform] if k != "in-tree"}
     assert found == set(list(zip((cpu, cuda), places, strict=False))[: 1 + int(switch)])
+
+
+def set_cpu(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(mp_kernel.Host, "local", staticmethod(lambda device: Host(device, frozenset(flags))))
+
+
+def test_the_cpu_kernel_comes_first_where_vllms_own_has_no_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = compat_kernels.PlatformEnum.CPU
+    lists: dict[Any, list[Any]] = {cpu: ["in-tree"]}
+    monkeypatch.setattr(compat_kernels, "_POSSIBLE_KERNELS", lists)
+    monkeypatch.setattr(
+        compat_kernels, "register_linear_kernel", lambda kernel, platform, _: lists[platform].append(kernel)
+    )
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "0")
+    set_cpu(monkeypatch, "avx2")
+    mp_kernel.register_kernel()
+    assert lists[cpu] == [mp_kernel.VqpLinearKernel, "in-tree"]
 
 
 def test_the_cuda_kernel_of_the_registry_takes_16_bit_activations() -> None:
