@@ -121,8 +121,8 @@ VQP_DEVICE void quantize_into_shared(const W8a8Params &p, Range range, char *sha
         clear_padding(codes, static_cast<int64_t>(chunk) * kChunk, c.k);
       }
       const int tile = (chunk - first) / (kRow / kChunk), inside = chunk % (kRow / kChunk);
-      const int at = tile * kTokens * kRow + tile_offset(row, inside / 2) + 8 * (inside & 1);
-      store_shared(shared + p.codes_offset + at, codes);
+      store_shared(
+          shared + p.codes_offset + tile * kTokens * kRow + tile_offset(row, inside / 2) + 8 * (inside & 1), codes);
     }
   }
 }
