@@ -17,13 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from vllm_quant_plugin.architecture.families import describe
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import NoFeasiblePlanError
 from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_serve.plan.exact.ask import ExactAnswer, ExactJob, ask_vllm
 from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.memory.weights import WeightModel
-from vllm_quant_serve.plan.model.families import describe
 from vllm_quant_serve.plan.search.context import installed_version
 
 CONFIGS = Path(__file__).parents[1] / "tests" / "serve" / "plan" / "configs"

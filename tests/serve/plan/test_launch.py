@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.resolve import resolve_devices
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.model.load import load_model
 from vllm_quant_serve.plan.search.context import load_context
 

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_quant_plugin.architecture.families import describe
+from vllm_quant_plugin.architecture.families.support import REMOVED
+from vllm_quant_plugin.architecture.placement import Placement, stage_layers
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import NoFeasiblePlanError, VqpError
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB, GPUS
 from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
-from vllm_quant_serve.plan.memory.storage import Placement, stage_layers
 from vllm_quant_serve.plan.memory.weights import WeightModel
-from vllm_quant_serve.plan.model.families import describe
-from vllm_quant_serve.plan.model.families.support import REMOVED
 
 CONFIGS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "configs").glob("*.json")}
 SMALL = ("llama-3.2-1b", "gemma-3-1b", "falcon-h1-0.5b", "deepseek-v2-lite", "granite-4.0-h-tiny", "qwen3-0.6b")

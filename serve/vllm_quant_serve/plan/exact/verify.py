@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_serve.plan.devices.cpu import cpu_flags
 from vllm_quant_serve.plan.exact.ask import ExactJob, ask_vllm
 from vllm_quant_serve.plan.memory.kv import kv_layouts
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.types import Interval, Plan
 

@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from vllm_quant_plugin.architecture.arch import Cache, Layer
+from vllm_quant_plugin.architecture.placement import stage_layers
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_serve.plan.memory.storage import stage_layers
-from vllm_quant_serve.plan.model.arch import Cache, Layer
 
 KV_ITEMSIZE = {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1, "bfloat16": 2, "float16": 2, "float32": 4}
 

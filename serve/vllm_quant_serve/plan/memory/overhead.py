@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_quant_serve.plan.memory.storage import Placement
-from vllm_quant_serve.plan.model.arch import ModelArch
+from vllm_quant_plugin.architecture.arch import ModelArch
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_serve.plan.types import Interval
 
 MIB = 1 << 20

@@ -1,1 +1,1 @@
-"""A model: its parameters, caches and rules of sharding, from config.json and safetensors headers."""
+"""The model of a plan: where it is read from, and with which scheme it is served."""

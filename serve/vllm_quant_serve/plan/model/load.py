@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vllm_quant_plugin.architecture.arch import ModelArch
+from vllm_quant_plugin.architecture.families import describe
+from vllm_quant_plugin.architecture.headers import with_headers
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import parse_quantization_config
 from vllm_quant_plugin.formats.registry import has_experts
 from vllm_quant_plugin.online import quantizes_online
 from vllm_quant_plugin.schemes import ModelScheme
-from vllm_quant_serve.plan.model.arch import ModelArch
-from vllm_quant_serve.plan.model.families import describe
-from vllm_quant_serve.plan.model.headers import with_headers
 from vllm_quant_serve.plan.model.online import scheme_while_loading
 from vllm_quant_serve.plan.model.source import read_model
 from vllm_quant_serve.plan.request import PlanRequest

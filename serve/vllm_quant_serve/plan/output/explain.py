@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_serve.plan.memory.overhead import SOURCES, version_key
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.output.render import between, size
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.types import Plan

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from vllm_quant_plugin.architecture.arch import ModelArch
+from vllm_quant_plugin.architecture.families.decoder import DTYPE_BYTES
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import NoFeasiblePlanError
 from vllm_quant_plugin.formats import Host, get_format, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.schemes import ModelScheme
@@ -12,10 +15,8 @@ from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.devices.pool import DEFAULT_UTILIZATION, Devices
 from vllm_quant_serve.plan.memory.kv import KvLayout, KvSettings, kv_layouts
 from vllm_quant_serve.plan.memory.ledger import LEAST_LAUNCHES, residuals
-from vllm_quant_serve.plan.memory.storage import Placement, Server
+from vllm_quant_serve.plan.memory.storage import Server
 from vllm_quant_serve.plan.memory.weights import WeightModel
-from vllm_quant_serve.plan.model.arch import ModelArch
-from vllm_quant_serve.plan.model.families.decoder import DTYPE_BYTES
 from vllm_quant_serve.plan.model.load import Model
 from vllm_quant_serve.plan.request import PlanRequest
 from vllm_quant_serve.plan.search.engine_defaults import (

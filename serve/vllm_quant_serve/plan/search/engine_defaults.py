@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import metadata
 
+from vllm_quant_plugin.architecture.arch import ModelArch
+from vllm_quant_plugin.architecture.families.decoder import DTYPE_BYTES
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.devices.pool import Devices
-from vllm_quant_serve.plan.model.arch import ModelArch
-from vllm_quant_serve.plan.model.families.decoder import DTYPE_BYTES
 from vllm_quant_serve.plan.options import EngineOptions
 
 

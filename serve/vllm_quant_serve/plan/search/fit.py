@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.memory.kv import KvLayout
 from vllm_quant_serve.plan.memory.ledger import narrowed
 from vllm_quant_serve.plan.memory.overhead import add, cpu_overhead, gpu_overhead, overheads_of
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.types import Interval
 

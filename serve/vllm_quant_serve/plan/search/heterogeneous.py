@@ -10,9 +10,9 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_serve.plan.devices.gpus import Gpu
 from vllm_quant_serve.plan.devices.pool import Devices
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.search.find import best_of, find_best
 from vllm_quant_serve.plan.search.fit import fit_stage, worst_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from vllm_quant_serve.plan.memory.storage import Placement
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.search.fit import Fit, fit_placement
 from vllm_quant_serve.plan.search.roofline import Roofline, Speed, Workload

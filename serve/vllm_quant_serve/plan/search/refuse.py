@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import NoReturn
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import NoFeasiblePlanError
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.search.context import Context, with_scheme
 from vllm_quant_serve.plan.search.methods import METHODS
 from vllm_quant_serve.plan.search.placements import (

@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from vllm_quant_plugin.architecture.arch import Cache, Parameter
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.devices.gpus import Gpu
-from vllm_quant_serve.plan.memory.storage import Placement
-from vllm_quant_serve.plan.model.arch import Cache, Parameter
 from vllm_quant_serve.plan.search.context import Context
 
 # Shares of the peak that good kernels reach: STREAM-like copies reach 0.8 to 0.9 of the bandwidth, large

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from vllm_quant_plugin.architecture.families import describe
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.cpu import cpu_flags
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.exact.ask import ExactAnswer, ExactJob, ask_vllm
-from vllm_quant_serve.plan.model.families import describe
 
 HERE = Path(__file__).parents[1]
 SCRIPT = Path(__file__).parents[4] / "benchmarks" / "planner_accuracy.py"

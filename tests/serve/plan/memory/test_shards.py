@@ -3,11 +3,11 @@
 import pytest
 
 from vllm_quant_kernels.scheme import E4M3, Int
+from vllm_quant_plugin.architecture.arch import Layer, ModelArch, Parameter
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.formats.gptq import GPTQ_V2
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.memory.weights import WeightModel
-from vllm_quant_serve.plan.model.arch import Layer, ModelArch, Parameter
 
 
 def model(scheme, *shapes, role="row", plugin=""):

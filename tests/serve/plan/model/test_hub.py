@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.serve.plan.conftest import load_config, write_sparse_safetensors
+from vllm_quant_plugin.architecture.families import describe
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
-from vllm_quant_serve.plan.model.families import describe
 
 ROOT = Path(__file__).parents[4]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests.serve.plan.conftest import load_config, write_sparse_safetensors
+from vllm_quant_plugin.architecture.families import describe
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.model import source
-from vllm_quant_serve.plan.model.families import describe
 
 DTYPES = {
     "llama-3.2-1b": "BF16", "llama-2-7b-awq": "F16", "whisper-small": "F16", "gemma-3n-e2b-text": "BF16",

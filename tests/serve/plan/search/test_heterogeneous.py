@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB, find_gpu
 from vllm_quant_serve.plan.devices.nvml import LocalGpu, identify, pools_of, visible
 from vllm_quant_serve.plan.devices.pool import Devices
 from vllm_quant_serve.plan.devices.resolve import resolve_pools
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.model.load import load_model
 from vllm_quant_serve.plan.output.render import command_line, refused_lines
 from vllm_quant_serve.plan.search.compare import compare

@@ -2,10 +2,10 @@
 
 import pytest
 
+from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.resolve import resolve_devices
-from vllm_quant_serve.plan.memory.storage import Placement
 from vllm_quant_serve.plan.model.load import load_model
 from vllm_quant_serve.plan.search.context import load_context
 from vllm_quant_serve.plan.search.roofline import BANDWIDTH_SHARE, STEP_SECONDS, Roofline, Workload

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vllm_quant_plugin.architecture.arch import ModelArch
+from vllm_quant_plugin.architecture.families import decoder, encdec, gemma_edge, hybrid, mla
+from vllm_quant_plugin.architecture.families.style import STYLES
+from vllm_quant_plugin.architecture.families.support import ALIASES, REMOVED
+from vllm_quant_plugin.architecture.reader import Reader, text_reader
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
-from vllm_quant_serve.plan.model.arch import ModelArch
-from vllm_quant_serve.plan.model.families import decoder, encdec, gemma_edge, hybrid, mla
-from vllm_quant_serve.plan.model.families.style import STYLES
-from vllm_quant_serve.plan.model.families.support import ALIASES, REMOVED
-from vllm_quant_serve.plan.model.reader import Reader, text_reader
 
 # Keys of an unknown family that a Llama-like decoder does not account for.
 _UNACCOUNTED = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from vllm_quant_serve.plan.model.arch import Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.reader import Reader
+from vllm_quant_plugin.architecture.arch import Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.reader import Reader
 
 
 @dataclass(frozen=True)

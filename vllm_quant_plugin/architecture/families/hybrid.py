@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vllm_quant_plugin.architecture.arch import Cache, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import mamba_one, parts, zamba
+from vllm_quant_plugin.architecture.families.decoder import rotary_elements
+from vllm_quant_plugin.architecture.families.mamba import GatedDeltaNet, Mamba2, ShortConv
+from vllm_quant_plugin.architecture.families.mixed import Config, assemble, attention_of, full_cache, layer_types
+from vllm_quant_plugin.architecture.families.moe import granite, qwen
+from vllm_quant_plugin.architecture.families.moe import lfm2 as lfm2_moe
+from vllm_quant_plugin.architecture.reader import Reader
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.model.arch import Cache, Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import mamba_one, parts, zamba
-from vllm_quant_serve.plan.model.families.decoder import rotary_elements
-from vllm_quant_serve.plan.model.families.mamba import GatedDeltaNet, Mamba2, ShortConv
-from vllm_quant_serve.plan.model.families.mixed import Config, assemble, attention_of, full_cache, layer_types
-from vllm_quant_serve.plan.model.families.moe import granite, qwen
-from vllm_quant_serve.plan.model.families.moe import lfm2 as lfm2_moe
-from vllm_quant_serve.plan.model.reader import Reader
 
 
 def _mamba2(reader: Reader, hidden: int, inner: int, **fields: Any) -> Mamba2:

@@ -10,11 +10,11 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import replace
 
+from vllm_quant_plugin.architecture.arch import ModelArch, Parameter, Role
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.registry import code_leaves, module_shape, side_leaves
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
-from vllm_quant_serve.plan.model.arch import ModelArch, Parameter, Role
 
 _COLUMN = {"q_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "fc1", "c_fc", "wq", "q_b_proj", "kv_b_proj",
            "in_proj", "conv1d", "dense_h_to_4h", "linear_fc1", "in_proj_qkvz", "in_proj_ba", "in_proj_qkv",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_quant_serve.plan.model.arch import Parameter, Role, TpRule
+from vllm_quant_plugin.architecture.arch import Parameter, Role, TpRule
 
 
 def linear(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from vllm_quant_serve.plan.model.reader import Reader
+from vllm_quant_plugin.architecture.reader import Reader
 
 Windows = list[int]
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 
-from vllm_quant_serve.plan.model.arch import Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.mamba import Mamba1
-from vllm_quant_serve.plan.model.families.mixed import Config, assemble, attention_of, full_cache
-from vllm_quant_serve.plan.model.reader import Reader
+from vllm_quant_plugin.architecture.arch import Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.mamba import Mamba1
+from vllm_quant_plugin.architecture.families.mixed import Config, assemble, attention_of, full_cache
+from vllm_quant_plugin.architecture.reader import Reader
 
 
 def _rank(reader: Reader, name: str, hidden: int) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_quant_plugin.architecture.arch import Cache, CacheKind, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.moe import RULES as MOE_RULES
+from vllm_quant_plugin.architecture.families.moe import Moe
+from vllm_quant_plugin.architecture.families.style import Style
+from vllm_quant_plugin.architecture.families.windows import RULES as WINDOW_RULES
+from vllm_quant_plugin.architecture.reader import Reader
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.model.arch import Cache, CacheKind, Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.moe import RULES as MOE_RULES
-from vllm_quant_serve.plan.model.families.moe import Moe
-from vllm_quant_serve.plan.model.families.style import Style
-from vllm_quant_serve.plan.model.families.windows import RULES as WINDOW_RULES
-from vllm_quant_serve.plan.model.reader import Reader
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_quant_serve.plan.model.arch import Cache, Parameter, State, TpRule
-from vllm_quant_serve.plan.model.families import parts
+from vllm_quant_plugin.architecture.arch import Cache, Parameter, State, TpRule
+from vllm_quant_plugin.architecture.families import parts
 
 
 @dataclass(frozen=True)

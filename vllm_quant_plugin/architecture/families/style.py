@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_quant_serve.plan.model.arch import Ends
-from vllm_quant_serve.plan.model.reader import Reader
+from vllm_quant_plugin.architecture.arch import Ends
+from vllm_quant_plugin.architecture.reader import Reader
 
 Flag = Callable[[Reader], bool]
 

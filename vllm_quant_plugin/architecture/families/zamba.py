@@ -5,13 +5,13 @@ Source: vllm/model_executor/models/zamba2.py of 0.32 and 0.33.
 
 from __future__ import annotations
 
+from vllm_quant_plugin.architecture.arch import Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.decoder import rotary_elements
+from vllm_quant_plugin.architecture.families.mamba import Mamba2
+from vllm_quant_plugin.architecture.families.mixed import Config, assemble, full_cache
+from vllm_quant_plugin.architecture.reader import Reader
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.model.arch import Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.decoder import rotary_elements
-from vllm_quant_serve.plan.model.families.mamba import Mamba2
-from vllm_quant_serve.plan.model.families.mixed import Config, assemble, full_cache
-from vllm_quant_serve.plan.model.reader import Reader
 
 # transformers' default of layers_block_type
 _TYPES = ["mamba"] + (["mamba"] * 5 + ["hybrid"]) * 7 + ["mamba"] * 4 + ["hybrid"] + ["mamba"] * 3 + ["hybrid"] + [

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from vllm_quant_plugin.architecture.arch import Cache, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.decoder import architecture, model_dtype
+from vllm_quant_plugin.architecture.families.mixed import Config, layer_types
+from vllm_quant_plugin.architecture.reader import Reader
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.model.arch import Cache, Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.decoder import architecture, model_dtype
-from vllm_quant_serve.plan.model.families.mixed import Config, layer_types
-from vllm_quant_serve.plan.model.reader import Reader
 
 _NORMS = (
     "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",

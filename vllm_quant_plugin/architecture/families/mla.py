@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_quant_serve.plan.model.arch import Cache, Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.decoder import architecture, model_dtype, rotary_elements
-from vllm_quant_serve.plan.model.families.moe import deepseek
-from vllm_quant_serve.plan.model.reader import Reader
+from vllm_quant_plugin.architecture.arch import Cache, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.decoder import architecture, model_dtype, rotary_elements
+from vllm_quant_plugin.architecture.families.moe import deepseek
+from vllm_quant_plugin.architecture.reader import Reader
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "kimi_k2")
 

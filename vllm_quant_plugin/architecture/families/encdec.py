@@ -6,11 +6,11 @@ encoder tokens as one step may take (``max_num_encoder_input_tokens``, which is 
 
 from __future__ import annotations
 
-from vllm_quant_serve.plan.model.arch import Cache, Layer, ModelArch, Parameter, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.decoder import architecture, model_dtype
-from vllm_quant_serve.plan.model.families.mixed import Config
-from vllm_quant_serve.plan.model.reader import Reader
+from vllm_quant_plugin.architecture.arch import Cache, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.decoder import architecture, model_dtype
+from vllm_quant_plugin.architecture.families.mixed import Config
+from vllm_quant_plugin.architecture.reader import Reader
 
 _NAMES = ("q_proj", "k_proj", "v_proj", "out_proj")
 

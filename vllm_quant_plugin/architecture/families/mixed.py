@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_quant_plugin.architecture.arch import Cache, Ends, Layer, ModelArch, TpRule
+from vllm_quant_plugin.architecture.families import parts
+from vllm_quant_plugin.architecture.families.decoder import DTYPE_BYTES, architecture, model_dtype
+from vllm_quant_plugin.architecture.reader import Reader
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_serve.plan.model.arch import Cache, Ends, Layer, ModelArch, TpRule
-from vllm_quant_serve.plan.model.families import parts
-from vllm_quant_serve.plan.model.families.decoder import DTYPE_BYTES, architecture, model_dtype
-from vllm_quant_serve.plan.model.reader import Reader
 
 Config = Mapping[str, Any]
 

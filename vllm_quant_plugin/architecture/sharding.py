@@ -1,0 +1,134 @@
+"""Which placements vLLM, its kernels and this plugin's refuse, with reasons. No torch.
+
+``inspect``, the dry run of ``quantize`` and ``plan`` all ask here, so that none lists a size that another refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from vllm_quant_plugin.architecture.arch import ModelArch, Parameter
+from vllm_quant_plugin.architecture.families import describe
+from vllm_quant_plugin.architecture.headers import with_headers
+from vllm_quant_plugin.architecture.placement import Placement, padded_vocab
+from vllm_quant_plugin.checkpoint import Checkpoint
+from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.base import WORD, canonical_step, fits_columns
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+
+TP_SIZES = (1, 2, 4, 8)
+SchemeOf = Callable[[str], StoredScheme | None]
+
+
+def tp_refusals(
+    checkpoint: Checkpoint,
+    stored: ModelScheme | None,
+    served: ModelScheme | None,
+    sizes: Sequence[int] = TP_SIZES,
+    *,
+    plugin: bool = False,
+) -> dict[int, str]:
+    """Tensor-parallel size -> why it is refused, "" where it is legal; by the rules of ``plan``.
+
+    Args:
+        stored: the schemes that the tensors on disk have; None for 16 bits.
+        served: the schemes that are served: ``stored`` again, or those that a run of ``quantize`` will write.
+        plugin: this plugin's methods load the weights, not vLLM's own.
+
+    Raises:
+        CheckpointError: the config is of no family that can be sized, or a key is missing or impossible.
+        NoFeasiblePlanError: vLLM does not serve the architecture any more.
+    """
+    arch = describe(checkpoint.config)
+    if checkpoint.tensors:
+        arch = with_headers(arch, checkpoint, stored)
+    scheme_of: SchemeOf = served.scheme_for if served is not None else lambda _: None
+    return {tp: next(refusals(arch, scheme_of, Placement(tp), plugin=plugin), "") for tp in sizes}
+
+
+def refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, *, plugin: bool = False) -> Iterator[str]:
+    """Why vLLM or a kernel refuses this placement; nothing when it is legal.
+
+    Args:
+        scheme_of: the scheme of a module, None for 16 bits.
+        plugin: this plugin's methods load the weights: they cut canonical weights, vLLM's own cut stored tensors.
+    """
+    tp = place.tp
+    if place.pp > len(arch.layers):
+        yield f"{len(arch.layers)} layers cannot be split into {place.pp} stages"
+    cut = tp * place.dp
+    for rule in arch.rules:
+        expert = rule.what.startswith("expert features")
+        if expert and place.expert_parallel:
+            continue
+        size = cut if expert else tp
+        if not rule.allows(size):
+            yield rule.refusal(size)
+    if padded_vocab(arch.vocab) % tp:
+        yield f"the vocabulary of {arch.vocab}, padded to {padded_vocab(arch.vocab)}, does not divide by {tp}"
+    if place.pp > 1 and not arch.pipeline:
+        yield f"vLLM cannot run {arch.architecture or arch.model_type} in pipeline stages"
+    yield from _stage_refusals(arch, place)
+    if arch.expert_limit and tp > arch.experts:
+        yield f"more ranks ({tp}) than experts ({arch.experts})"
+    if tp > 1:
+        yield from _scheme_refusals(arch, scheme_of, place, plugin)
+
+
+def _stage_refusals(arch: ModelArch, place: Placement) -> Iterator[str]:
+    """A layer that reads another's cache on a stage without that layer; only the first is reported."""
+    start = 0
+    for count in place.stages(len(arch.layers)) if place.pp <= len(arch.layers) else ():
+        for i in range(start, start + count):
+            target = arch.layers[i].reads
+            if target is not None and not start <= target < start + count:
+                yield f"layer {i} reads the cache of layer {target}, which another of {place.pp} stages holds"
+                return
+        start += count
+
+
+def _scheme_refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, plugin: bool) -> Iterator[str]:
+    """Shards that are no whole number of groups, blocks or packed words; each kind of module and scheme once."""
+    seen: set[tuple[str, tuple[int, ...], str, StoredScheme]] = set()
+    for parameter in arch.parameters():
+        if not parameter.linear or len(parameter.shape) != 2:
+            continue
+        if parameter.role.startswith("expert") and place.expert_parallel:
+            continue
+        leaf = parameter.module.rpartition(".")[2]
+        scheme = scheme_of(parameter.module)
+        # Layers differ in their schemes: the first in 16 bits must not hide a quantized one of the same shape.
+        if scheme is None or (leaf, parameter.shape, parameter.role, scheme) in seen:
+            continue
+        seen.add((leaf, parameter.shape, parameter.role, scheme))
+        tp = place.tp * place.dp if parameter.role.startswith("expert") else place.tp
+        yield from _shard_refusal(parameter, scheme, leaf, tp, packed_words=not plugin)
+
+
+def _shard_refusal(
+    parameter: Parameter, scheme: StoredScheme, leaf: str, tp: int, *, packed_words: bool
+) -> Iterator[str]:
+    """Why a matrix cannot be cut for ``tp`` ranks.
+
+    Args:
+        packed_words: vLLM's own methods load it: they slice the stored tensors, so that a shard must be whole 32-bit
+            words and blocks. This plugin unpacks the matrix first and slices its rows anywhere, columns between groups.
+    """
+    out_features, in_features = parameter.shape
+    step = get_format(scheme).shard_step(scheme, in_features) if packed_words else canonical_step(scheme)
+    if parameter.role in ("row", "expert_row") and in_features % tp == 0:
+        if not fits_columns(step, in_features, tp):
+            legal = [t for t in (2, 4, 8, 16, 32, 64) if fits_columns(step, in_features, t)]
+            works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"
+            cut = f"{leaf} {in_features}/{tp} = {in_features // tp}"
+            yield f"{cut} {_not_whole(step.columns, step.columns_unit, scheme)}{works}"
+    elif parameter.role in ("column", "kv", "expert_column"):
+        shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
+        if shard % step.rows:
+            yield f"{leaf} {out_features}/{tp} = {shard} {_not_whole(step.rows, step.rows_unit, scheme)}"
+
+
+def _not_whole(step: int, unit: str, scheme: StoredScheme) -> str:
+    if unit == WORD:
+        return f"does not fill 32-bit words at {scheme.bits} bits"
+    return f"is not a multiple of {unit} {step}"
