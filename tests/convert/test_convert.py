@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.convert.conftest import Sources, dequantized
+from vllm_quant_kernels.scheme import Int
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.convert.api import convert_model
 from vllm_quant_plugin.errors import OutputError, UsageError
-from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.quantize.io.report import hash_tensor_files
+from vllm_quant_plugin.rtn import quantize_int
+from vllm_quant_plugin.schemes import StoredScheme
 
 KEPT = [
     ("awq", "gptq", "gptq"),
@@ -129,3 +134,33 @@ def test_vllm_says_the_same_of_both(sources: Sources, tmp_path: Path) -> None:
     assert after.tokens == before.tokens
     # The same weights in the same packed layout: the same sums.
     assert all(torch.equal(a, b) for a, b in zip(after.logits, before.logits, strict=True))
+
+
+@pytest.mark.parametrize("order", ["group", "GROUP", "Dynamic", True, "weight", "static", None, False])
+def test_no_permutation_is_lost(tmp_path: Path, order: object) -> None:
+    """Whatever ``actorder`` is called, the converted weight is the one that compressed-tensors itself decompresses."""
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    n, k, group = 64, 128, 32
+    generator = torch.Generator().manual_seed(3)
+    g_idx = (torch.arange(k) // group)[torch.randperm(k, generator=generator)].int()
+    layout = get_format(scheme := StoredScheme(Int(4), group, act_order=True, storage=PACK_QUANTIZED))
+    weight = quantize_int(torch.randn(n, k, generator=generator), 4, group, scale_dtype=torch.float16)
+    packed = layout.pack(replace(weight, g_idx=g_idx), scheme)
+    arguments = {"num_bits": 4, "strategy": "group", "group_size": group, "actorder": order}
+    groups = {"g": {"targets": ["Linear"], "weights": arguments}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": groups}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/config.json").write_text(json.dumps({"quantization_config": config}))
+    save_file({f"layers.0.o_proj.{leaf}": tensor for leaf, tensor in packed.items()}, tmp_path / "in/model.safetensors")
+    named = order in ("group", "GROUP", "Dynamic", True)
+    if not named:
+        with pytest.raises(UsageError, match="g_idx that its config does not announce"):
+            convert_model(tmp_path / "in", tmp_path / "out", "gptq")
+        return
+    convert_model(tmp_path / "in", tmp_path / "out", "gptq")
+    assert read_checkpoint(tmp_path / "out").quantization_config["desc_act"] is True
+    library = BaseCompressor.get_value_from_registry("pack-quantized")
+    expected = library.decompress(packed, QuantizationScheme(targets=["Linear"], weights=arguments))["weight"]
+    assert torch.equal(dequantized(tmp_path / "out")["layers.0.o_proj"].half(), expected.half())

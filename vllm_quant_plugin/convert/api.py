@@ -139,7 +139,9 @@ def _convert_module(
     source.validate(name, held, before, n, k)
     weight = source.unpack(held, before, n, k).validate()
     if weight.g_idx is not None and not after.act_order:
-        raise UsageError(f"{name} has a g_idx that its config does not announce", "set desc_act in config.json")
+        raise UsageError(
+            f"{name} has a g_idx that its config does not announce", "set desc_act (actorder: group) in config.json"
+        )
     if after.symmetric and weight.zeros is not None:
         raise UsageError(f"{name} has zero points though its config says symmetric", "fix config.json")
     made = target.pack(_explicit(weight, after), after)

@@ -31,7 +31,7 @@ from vllm_quant_plugin.formats.base import (
     refuse_unless_weight_only_int,
 )
 from vllm_quant_plugin.formats.dynamic import dynamic_rules
-from vllm_quant_plugin.formats.fields import Fields, check_bits, check_group_size
+from vllm_quant_plugin.formats.fields import PACK_DTYPE, Enumeration, Fields, check_bits, check_group_size
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 
 BITS = (2, 4, 8)
 STORAGE = Storage("awq")
-_VERSIONS = {"gemm": "gemm", "awq": "gemm"}  # GPTQModel writes the name of the method as its checkpoint_format
+# GPTQModel writes the name of the method as its checkpoint_format.
+LAYOUT = Enumeration({"gemm": "gemm", "awq": "gemm"})
 # Fused modules and kernels of AutoAWQ, and how the codes were found; desc_act too: the layout has no act-order.
 _HARMLESS = (
     "quant_method", "method", "foem", "desc_act", "do_fuse", "modules_to_fuse", "fuse_max_seq_len", "exllama_config",
@@ -63,11 +64,11 @@ class AwqFormat(Format):
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)
         fields.harmless(_HARMLESS)
-        fields.choice("pack_dtype", of={"int32": "int32", "torch.int32": "int32"}, default="int32")
+        fields.choice("pack_dtype", of=PACK_DTYPE, default="int32", what="AWQ pack_dtype")
         fields.refuse("rotation", "rotations are not applied")
         fields.refuse("activation", "quantized activations of GPTQModel are not computed")
         bits = _check_bits(fields.integer("bits", "w_bit"))
-        fields.choice("version", "checkpoint_format", "format", of=_VERSIONS, default="gemm", what="AWQ layout")
+        fields.choice("version", "checkpoint_format", "format", of=LAYOUT, default="gemm", what="AWQ layout")
         scheme = StoredScheme(
             Int(bits),
             check_group_size(fields.integer("group_size", "q_group_size")),

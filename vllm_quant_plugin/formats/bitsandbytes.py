@@ -12,12 +12,13 @@ from typing import Any, ClassVar
 
 from vllm_quant_kernels.scheme import FLOAT_SCALES, PER_CHANNEL, Codebook, Int, ScaleType
 from vllm_quant_plugin.formats.base import Format, Headers, ShardStep, TensorSpec
-from vllm_quant_plugin.formats.fields import Fields
+from vllm_quant_plugin.formats.fields import Enumeration, Fields
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
 STORAGE = Storage("bitsandbytes")
 BLOCK, NESTED_BLOCK = 64, 256
+CODE_TABLE = Enumeration({"nf4": "nf4", "fp4": "fp4"}, exact=True)
 _HARMLESS = (
     "quant_method", "_load_in_8bit", "load_in_8bit", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
     "llm_int8_threshold", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight",
@@ -33,7 +34,7 @@ class BitsAndBytesFormat(Format):
         fields = Fields(config)
         fields.harmless(_HARMLESS)
         four = fields.boolean("load_in_4bit", "_load_in_4bit", default=False)
-        table = fields.choice("bnb_4bit_quant_type", of={"nf4": "nf4", "fp4": "fp4"}, default="fp4")
+        table = fields.choice("bnb_4bit_quant_type", of=CODE_TABLE, default="fp4")
         nested = fields.boolean("bnb_4bit_use_double_quant", default=False)
         names = fields.names("llm_int8_skip_modules")
         fields.finish()

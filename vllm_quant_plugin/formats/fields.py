@@ -8,6 +8,7 @@ under any name.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from vllm_quant_kernels.scheme import PER_CHANNEL
@@ -17,6 +18,34 @@ Config = Mapping[str, Any]
 _REQUIRED: Any = object()
 # Keys that vLLM adds to a config before it hands it on (model_loader/weight_utils.py).
 _ADDED_BY_VLLM = frozenset({"total_num_heads", "total_num_kv_heads"})
+# What pydantic takes for a boolean besides JSON's own (compressed-tensors reads its config with it).
+_TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
+
+
+@dataclass(frozen=True)
+class Enumeration:
+    """A field with a closed set of values, spelled as the library that writes the dialect spells them.
+
+    Attributes:
+        meanings: every spelling that is read, in lower case unless ``exact``, and what it means. Keys are strings, and
+            booleans where the library takes them.
+        exact: the library compares strings as they are; else it lowers (or raises) them first.
+    """
+
+    meanings: Mapping[str | bool, str]
+    exact: bool = False
+
+    def meaning(self, value: Any) -> str | None:
+        """What ``value`` means, None where it is no spelling of this enumeration. 1 is not true."""
+        if isinstance(value, bool):
+            return next((m for key, m in self.meanings.items() if key is value), None)
+        if not isinstance(value, str):
+            return None
+        return self.meanings.get(value if self.exact else value.lower())
+
+
+# The words of packed integer layouts; GPTQModel also has wider and narrower ones.
+PACK_DTYPE = Enumeration({"int32": "int32"})
 
 
 class Fields:
@@ -50,38 +79,51 @@ class Fields:
             raise CheckpointError(f"{self._where}.{name} must be an integer, got {value!r}", "fix config.json")
         return value
 
-    def boolean(self, *names: str, default: bool) -> bool:
-        """true and false, 1 and 0, and the words ``true`` and ``false`` in any case."""
-        value = self.get(*names)
-        if value is None:
-            return default
-        word = str(value).lower()
-        if word in ("true", "1"):
-            return True
-        if word in ("false", "0"):
-            return False
-        raise CheckpointError(f"{self._where}.{names[0]} must be true or false, got {value!r}", "fix config.json")
-
-    def choice(self, *names: str, of: Mapping[str, str], default: str, what: str = "") -> str:
-        """One value of an enumeration.
+    def boolean(self, *names: str, default: bool, words: bool = False) -> bool:
+        """true and false, 1 and 0.
 
         Args:
-            of: every spelling in lower case that writing libraries use, and what it means.
-            what: name of the enumeration in the message.
-
-        Raises:
-            CheckpointError: another value.
+            words: the writing library also takes strings such as ``"true"``, ``"off"``, ``"1"``. Others keep a string
+                as it is, and ``"false"`` is true to them: it is refused.
         """
         value = self.get(*names)
         if value is None:
             return default
-        found = of.get(str(value).lower())
-        if found is None:
-            known = ", ".join(dict.fromkeys(of.values()))
-            raise CheckpointError(
-                f"{what or f'{self._where}.{names[0]}'} {value!r} is not supported", f"{known} can be read"
-            )
-        return found
+        if isinstance(value, int) and value in (0, 1):
+            return bool(value)
+        word = value.lower() if words and isinstance(value, str) else None
+        if word in _TRUE:
+            return True
+        if word in _FALSE:
+            return False
+        raise CheckpointError(f"{self._where}.{names[0]} must be true or false, got {value!r}", "fix config.json")
+
+    def choice(self, *names: str, of: Enumeration, default: str, what: str = "") -> str:
+        """One value of an enumeration. Names that are all given must agree.
+
+        Args:
+            what: name of the enumeration in the message.
+
+        Raises:
+            CheckpointError: another value, or names that contradict each other.
+        """
+        self._read.update(names)
+        found: dict[str, str] = {}
+        for name in names:
+            value = self._config.get(name)
+            if value is None:
+                continue
+            meaning = of.meaning(value)
+            if meaning is None:
+                known = ", ".join(dict.fromkeys(of.meanings.values()))
+                raise CheckpointError(
+                    f"{what or f'{self._where}.{name}'} {value!r} is not supported", f"{known} can be read"
+                )
+            found[name] = meaning
+        if len(set(found.values())) > 1:
+            listed = " and ".join(f"{name} {self._config[name]!r}" for name in found)
+            raise CheckpointError(f"{self._where}: {listed} contradict each other", "fix config.json")
+        return next(iter(found.values()), default)
 
     def names(self, *keys: str) -> list[str]:
         """A list of module names, flattened by one level; of the first key that has any."""

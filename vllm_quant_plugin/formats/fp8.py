@@ -24,8 +24,9 @@ from vllm_quant_plugin.formats.eight_bit import (
     input_scale,
     weight_shape,
 )
-from vllm_quant_plugin.formats.fields import Fields, check_block
+from vllm_quant_plugin.formats.fields import Enumeration, Fields, check_block
 from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.formats.kv_cache import kv_cache_of
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
 if TYPE_CHECKING:
@@ -35,9 +36,12 @@ if TYPE_CHECKING:
     from vllm_quant_plugin.formats.base import ShardStep, Tensors
 
 STORAGE = Storage("fp8")
-_FLOATS = {"e4m3": "e4m3", "float8_e4m3fn": "e4m3", "e4m3fn": "e4m3", "e5m2": "e5m2", "float8_e5m2": "e5m2"}
+FLOAT_TYPE = Enumeration(
+    {"e4m3": "e4m3", "float8_e4m3fn": "e4m3", "e4m3fn": "e4m3", "e5m2": "e5m2", "float8_e5m2": "e5m2"}
+)
 # "ue8m0" says that scales are powers of two: they are stored as the floats that they are all the same.
-_SCALE_FORMATS = {"float": "float", "ue8m0": "ue8m0"}
+SCALE_FORMAT = Enumeration({"float": "float", "ue8m0": "ue8m0"}, exact=True)
+ACTIVATION_SCHEME = Enumeration({"dynamic": "dynamic", "static": "static"})
 
 
 class Fp8Format(Format):
@@ -50,13 +54,11 @@ class Fp8Format(Format):
         fields = Fields(config)
         fields.harmless(("quant_method", "dequantize", "is_checkpoint_fp8_serialized"))
         fields.refuse("modules_to_convert", "a list of what is quantized is not read", "list modules_to_not_convert")
-        fields.choice("scale_fmt", of=_SCALE_FORMATS, default="float")
+        fields.choice("scale_fmt", of=SCALE_FORMAT, default="float")
         block = fields.get("weight_block_size")
         block = None if block is None else check_block(block)
-        dynamic = fields.choice(
-            "activation_scheme", of={"dynamic": "dynamic", "static": "static"}, default="dynamic"
-        )  # fmt: skip
-        value: Float = E5M2 if fields.choice("fmt", of=_FLOATS, default="e4m3") == "e5m2" else E4M3
+        dynamic = fields.choice("activation_scheme", of=ACTIVATION_SCHEME, default="dynamic")
+        value: Float = E5M2 if fields.choice("fmt", of=FLOAT_TYPE, default="e4m3") == "e5m2" else E4M3
         if block:
             activation = ActivationScheme(value, strategy="group", dynamic=True, group_size=block[1])
         elif dynamic == "dynamic":
@@ -67,7 +69,7 @@ class Fp8Format(Format):
             value, block[1] if block else PER_TENSOR, block=block, activation=activation, storage=STORAGE
         )
         rules = tuple(Rule(n, None, "path") for n in fields.names("ignored_layers", "modules_to_not_convert"))
-        kv_cache = "fp8" if fields.get("kv_cache_scheme") else None
+        kv_cache = kv_cache_of(fields)
         fields.finish()
         return ModelScheme("fp8", scheme, rules, kv_cache=kv_cache)
 

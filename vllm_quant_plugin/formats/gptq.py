@@ -33,7 +33,7 @@ from vllm_quant_plugin.formats.base import (
     refuse_unless_weight_only_int,
 )
 from vllm_quant_plugin.formats.dynamic import dynamic_rules
-from vllm_quant_plugin.formats.fields import Fields, check_bits, check_group_size
+from vllm_quant_plugin.formats.fields import PACK_DTYPE, Enumeration, Fields, check_bits, check_group_size
 from vllm_quant_plugin.formats.fused import fused_pattern
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.formats.words import dense_words
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from vllm_quant_plugin.formats.base import Tensors
 
 BITS = (2, 3, 4, 8)
-_LAYOUTS = {"gptq": "gptq", "gptq_v1": "gptq", "gptq_v2": "gptq_v2"}
+LAYOUT = Enumeration({"gptq": "gptq", "gptq_v2": "gptq_v2"})
 # How the codes were found and how other libraries run them.
 _HARMLESS = (
     "quant_method", "method", "foem", "damp_percent", "damp_auto_increment", "static_groups", "true_sequential", "meta",
@@ -73,10 +73,8 @@ class GptqFormat(Format):
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)
         fields.harmless(_HARMLESS)
-        layout = fields.choice("checkpoint_format", "format", of=_LAYOUTS, default="gptq", what="GPTQ layout")
-        fields.choice(
-            "pack_dtype", of={"int32": "int32", "torch.int32": "int32"}, default="int32", what="GPTQ pack_dtype"
-        )
+        layout = fields.choice("checkpoint_format", "format", of=LAYOUT, default="gptq", what="GPTQ layout")
+        fields.choice("pack_dtype", of=PACK_DTYPE, default="int32", what="GPTQ pack_dtype")
         fields.refuse("is_marlin_format", "Marlin's own layout is not read", "use the checkpoint it was made from")
         fields.refuse("rotation", "rotations are not applied")
         fields.refuse("adapter", "adapters are not applied")

@@ -13,12 +13,15 @@ from vllm_quant_kernels.scheme import E4M3, PER_TENSOR, Float
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import Headers, ShardStep, TensorSpec
 from vllm_quant_plugin.formats.eight_bit import eight_bit_bytes, eight_bit_step, holds_eight_bit, weight_shape
-from vllm_quant_plugin.formats.fields import Fields
+from vllm_quant_plugin.formats.fields import Enumeration, Fields
 from vllm_quant_plugin.formats.fp4 import NVFP4, Fp4Format
+from vllm_quant_plugin.formats.kv_cache import kv_cache_of
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
 STORAGE = Storage("modelopt")
-_HARMLESS = ("quant_method", "producer", "quantization", "group_size", "config_groups", "quant_algo", "kv_cache_scheme")
+_HARMLESS = ("quant_method", "producer", "quantization", "group_size", "config_groups")
+ALGORITHM = Enumeration({"nvfp4": "nvfp4", "nvfp4_awq": "nvfp4", "w4a16_nvfp4": "nvfp4", "fp8": "fp8"})
+KV_CACHE = Enumeration({"fp8": "fp8"})
 
 
 def _excluded(glob: str) -> Rule:
@@ -35,18 +38,16 @@ class ModelOptFormat(Fp4Format):
         nested = config.get("quantization")
         fields = Fields(nested if isinstance(nested, Mapping) else config)
         fields.harmless(_HARMLESS)
-        algorithm = str(fields.get("quant_algo") or "").upper()
+        algorithm = fields.choice("quant_algo", of=ALGORITHM, default="", what="ModelOpt quant_algo")
         excluded = tuple(_excluded(name) for name in fields.names("exclude_modules", "ignore"))
-        kv_cache = "fp8" if str(fields.get("kv_cache_quant_algo") or "").upper() == "FP8" else None
+        kv_cache = fields.choice("kv_cache_quant_algo", of=KV_CACHE, default="", what="ModelOpt kv_cache_quant_algo")
+        kv_cache = kv_cache or kv_cache_of(fields)
         fields.finish()
-        if algorithm in ("NVFP4", "NVFP4_AWQ", "W4A16_NVFP4"):
-            return ModelScheme("modelopt", StoredScheme.of(NVFP4, STORAGE), excluded, kv_cache=kv_cache)
-        if algorithm == "FP8":
-            scheme = StoredScheme(E4M3, PER_TENSOR, storage=STORAGE)
-            return ModelScheme("modelopt", scheme, excluded, kv_cache=kv_cache)
-        raise CheckpointError(
-            f"ModelOpt quant_algo {algorithm or 'missing'!r} is not one that can be sized", "NVFP4 and FP8 are"
-        )
+        if not algorithm:
+            raise CheckpointError("the ModelOpt config has no quant_algo", "fix config.json or hf_quant_config.json")
+        fp8 = StoredScheme(E4M3, PER_TENSOR, storage=STORAGE)
+        scheme = fp8 if algorithm == "fp8" else StoredScheme.of(NVFP4, STORAGE)
+        return ModelScheme("modelopt", scheme, excluded, kv_cache=kv_cache)
 
     def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
         if scheme.value == E4M3:

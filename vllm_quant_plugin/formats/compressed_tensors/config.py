@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, PER_TENSOR, ActivationScheme, Int, ValueType
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats.fields import Config, Fields, check_bits, check_block, check_group_size
+from vllm_quant_plugin.formats.fields import Config, Enumeration, Fields, check_bits, check_block, check_group_size
 from vllm_quant_plugin.formats.fp4 import MXFP4, NVFP4
+from vllm_quant_plugin.formats.kv_cache import kv_cache_of
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
 VERSION = "0.17.0"
@@ -19,14 +20,17 @@ Layout = Literal["pack-quantized", "int-quantized", "float-quantized"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # Sized, not served.
 FP4_LAYOUTS = {"nvfp4-pack-quantized": NVFP4, "mxfp4-pack-quantized": MXFP4}
-_TYPES = {"int": "int", "float": "float"}
+TYPE = Enumeration({"int": "int", "float": "float"})
 # "dynamic" and "static" are aliases of the writing library; true means groups.
-_ORDERS = {
-    "group": "group", "dynamic": "group", "true": "group", "weight": "weight", "static": "weight", "false": "none",
-    "none": "none",
-}  # fmt: skip
-_WEIGHT_STRATEGIES = {name: name for name in ("tensor", "channel", "group", "block")}
-_ACTIVATION_STRATEGIES = {name: name for name in ("token", "tensor", "group")}
+ACTORDER = Enumeration(
+    {"group": "group", "dynamic": "group", True: "group", "weight": "weight", "static": "weight", False: "none"}
+)
+WEIGHT_STRATEGY = Enumeration({name: name for name in ("tensor", "channel", "group", "block")})
+ACTIVATION_STRATEGY = Enumeration({name: name for name in ("token", "tensor", "group")})
+# NVFP4 also has "local"; its groups are read by the name of their format.
+DYNAMIC = Enumeration({True: "dynamic", False: "static"})
+# naive-quantized: as the value type says.
+LAYOUT = Enumeration({name: name for name in (*LAYOUTS, *FP4_LAYOUTS, "naive-quantized")}, exact=True)
 # How scales were found, and the dtypes that the tensors themselves have.
 _HARMLESS_ARGUMENTS = ("observer", "observer_kwargs", "scale_dtype", "zp_dtype")
 _HARMLESS = ("quant_method", "quantization_status", "global_compression_ratio", "version", "run_compressed")
@@ -49,21 +53,24 @@ def parse(config: Config) -> ModelScheme:
     fields.harmless(_HARMLESS)
     _refuse_transforms(fields)
     _refuse_sparsity(fields)
-    layout = str(fields.get("format") or "").lower()
+    layout = fields.get("format", default="")
     rules = [_rule(str(name), None) for name in fields.get("ignore") or []]
-    kv_cache = "fp8" if fields.get("kv_cache_scheme") else None
+    kv_cache = kv_cache_of(fields)
     groups = fields.get("config_groups") or {}
     fields.finish()
     if not groups and layout in FP4_LAYOUTS:
         scheme = StoredScheme.of(FP4_LAYOUTS[layout], storage(layout))
         return ModelScheme("compressed-tensors", scheme, tuple(rules), lm_head=True, kv_cache=kv_cache)
-    if not groups:
+    if not groups and kv_cache is None:
         raise CheckpointError("compressed-tensors config without config_groups", "fix config.json")
     by_class: list[Rule] = []
     for name, group in groups.items():
         own = Fields(group, f"quantization_config.config_groups.{name}")
+        targets = own.get("targets", default=["Linear"])
+        if not targets or _is_attention(targets):
+            continue  # of the KV cache alone: kv_cache_scheme says the same
         scheme = _scheme(own, layout)
-        for target in own.get("targets") or ["Linear"]:
+        for target in targets:
             rule = _rule(str(target), scheme)
             (by_class if rule.mode == "class" else rules).append(rule)
         own.finish()
@@ -95,8 +102,18 @@ def _rule(target: str, scheme: StoredScheme | None) -> Rule:
     return Rule(target, scheme, "class" if target[:1].isupper() and "." not in target else "path")
 
 
+def _is_attention(targets: Any) -> bool:
+    """Whether a group is of attention modules, whose cache ``kv_cache_scheme`` describes: vLLM skips it too."""
+    return isinstance(targets, list) and len(targets) == 1 and str(targets[0]).endswith("Attention")
+
+
 def _value(fields: Fields, bits: int) -> ValueType:
-    return E4M3 if fields.choice("type", of=_TYPES, default="int") == "float" else Int(bits)
+    return E4M3 if fields.choice("type", of=TYPE, default="int") == "float" else Int(bits)
+
+
+def _inferred_strategy(size: int | None) -> str:
+    """As the writing library infers a missing strategy."""
+    return "tensor" if size is None else "channel" if size == PER_CHANNEL else "group"
 
 
 def _activation(arguments: Config | None, where: str) -> ActivationScheme | None:
@@ -106,19 +123,20 @@ def _activation(arguments: Config | None, where: str) -> ActivationScheme | None
     fields.harmless((*_HARMLESS_ARGUMENTS, "block_structure"))
     fields.refuse("actorder", "activations have no order")
     bits = fields.integer("num_bits")
-    dynamic = fields.boolean("dynamic", default=False)
-    given = str(fields.get("strategy") or ("token" if dynamic else "tensor")).lower()
-    strategy = _ACTIVATION_STRATEGIES.get(given)
-    if bits != 8 or strategy is None:
+    dynamic = fields.choice("dynamic", of=DYNAMIC, default="static") == "dynamic"
+    inferred = _inferred_strategy(fields.get("group_size"))
+    strategy = fields.choice("strategy", of=ACTIVATION_STRATEGY, default=inferred, what="activation strategy")
+    if bits != 8 or (strategy == "token" and not dynamic):
+        kind = "" if dynamic else "static "
         raise CheckpointError(
-            f"compressed-tensors activations of {bits} bits per {given} are not supported",
-            "8 bits per token, tensor or group are",
+            f"compressed-tensors {kind}activations of {bits} bits per {strategy} are not supported",
+            "8 bits are, per token when dynamic, per tensor or per group",
         )
     found = ActivationScheme(
         _value(fields, bits),
         strategy,  # type: ignore[arg-type]  # one of the three
         dynamic=dynamic,
-        symmetric=fields.boolean("symmetric", default=True),
+        symmetric=fields.boolean("symmetric", default=True, words=True),
         group_size=fields.get("group_size"),
     )
     fields.finish()
@@ -128,15 +146,15 @@ def _activation(arguments: Config | None, where: str) -> ActivationScheme | None
 def _layout(layout: str, value: ValueType, activation: ActivationScheme | None) -> str:
     if layout in LAYOUTS:
         return layout
-    if layout in ("naive-quantized", ""):
-        if not isinstance(value, Int):
-            return "float-quantized"
-        return "int-quantized" if activation is not None or value.bits == 8 else "pack-quantized"
-    raise CheckpointError(f"compressed-tensors format {layout!r} is not supported", f"{', '.join(LAYOUTS)} are")
+    if not isinstance(value, Int):
+        return "float-quantized"
+    return "int-quantized" if activation is not None or value.bits == 8 else "pack-quantized"
 
 
-def _scheme(group: Fields, layout: str) -> StoredScheme:
-    layout = str(group.get("format") or layout).lower()
+def _scheme(group: Fields, layout: Any) -> StoredScheme:
+    layout = group.get("format", default=layout)
+    if layout != "" and LAYOUT.meaning(layout) is None:
+        raise CheckpointError(f"compressed-tensors format {layout!r} is not supported", f"{', '.join(LAYOUTS)} are")
     arguments, inputs = group.get("weights"), group.get("input_activations")
     group.refuse("output_activations", "quantized outputs are not computed")
     if layout in FP4_LAYOUTS:
@@ -153,9 +171,9 @@ def _scheme(group: Fields, layout: str) -> StoredScheme:
     kind = "int" if isinstance(value, Int) else "float"
     check_bits(bits, tuple(range(2, 9)) if kind == "int" else (8,), f"compressed-tensors {kind}")
     size, structure, block = fields.get("group_size"), fields.get("block_structure"), None
-    # As the writing library infers a missing strategy.
-    inferred = "tensor" if size is None else "channel" if size == PER_CHANNEL else "group"
-    strategy = fields.choice("strategy", of=_WEIGHT_STRATEGIES, default=inferred, what="weight strategy")
+    strategy = fields.choice(
+        "strategy", of=WEIGHT_STRATEGY, default=_inferred_strategy(size), what="weight strategy"
+    )  # fmt: skip
     if strategy == "group":
         group_size = check_group_size(fields.integer("group_size"))
     elif strategy == "block":
@@ -167,8 +185,8 @@ def _scheme(group: Fields, layout: str) -> StoredScheme:
             raise CheckpointError(
                 f"quantization_config: weights have group_size {size} and strategy {strategy!r}", "fix config.json"
             )
-    order = fields.choice("actorder", of=_ORDERS, default="none")
-    symmetric = fields.boolean("symmetric", default=True)
+    order = fields.choice("actorder", of=ACTORDER, default="none")
+    symmetric = fields.boolean("symmetric", default=True, words=True)
     fields.finish()
     return StoredScheme(
         value, group_size, block, symmetric, act_order=order == "group", activation=activation, storage=storage(chosen)

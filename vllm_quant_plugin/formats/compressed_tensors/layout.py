@@ -229,8 +229,10 @@ def _plain_tensors(scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec
     }
     if not scheme.symmetric:
         found["weight_zero_point"] = _scale_spec(scheme, n, k, ("int8", *FLOATS))
-    if scheme.act_order:
-        found["weight_g_idx"] = TensorSpec(((k,),), INDICES, input_dim=0)
+    if scheme.group_size > 0 and not scheme.block:
+        found["weight_g_idx"] = TensorSpec(
+            ((k,),), INDICES, optional=not scheme.act_order, written=scheme.act_order, input_dim=0
+        )
     return found
 
 
@@ -252,11 +254,18 @@ def _fields(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 
 def _group_index(tensors: Tensors, scheme: StoredScheme) -> torch.Tensor | None:
-    """int32 (K,), None without act-order."""
+    """int32 (K,) wherever the module has one: the writing library applies it whatever ``actorder`` says.
+
+    None without, and where it says nothing: in natural order, or of -1, which the library leaves unset.
+    """
     import torch
 
-    g_idx = tensors.get("weight_g_idx") if scheme.act_order else None
-    return None if g_idx is None else g_idx.to(torch.int32)
+    g_idx = tensors.get("weight_g_idx")
+    if g_idx is None or scheme.group_size <= 0 or bool((g_idx == -1).any()):
+        return None
+    g_idx = g_idx.to(torch.int32)
+    natural = torch.arange(len(g_idx), device=g_idx.device) // scheme.group_size
+    return None if torch.equal(g_idx, natural.to(torch.int32)) else g_idx
 
 
 def _unpack_words(tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
