@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vllm_quant_plugin
-from vllm_quant_serve.planning import human_bytes
+from vllm_quant_plugin.sizes import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def demo(
     console = Console(quiet=as_json, highlight=False, soft_wrap=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     original = sum(file.stat().st_size for file in BUNDLED.glob("*.safetensors"))
-    console.print(f"[bold]1. quantize[/] the bundled model: {BUNDLED.name}, BF16, {human_bytes(original)}")
+    console.print(f"[bold]1. quantize[/] the bundled model: {BUNDLED.name}, BF16, {format_size(original)}")
     made = [
         _quantize("AWQ 4-bit", "awq", output / "awq", {"bits": 4, **CALIBRATION}, console),
         _quantize("INT8", "int8", output / "int8", {}, console),
@@ -98,7 +98,7 @@ def _quantize(name: str, method: str, output: Path, options: dict[str, Any], con
     finally:
         torch.set_num_threads(threads)
     console.print(
-        f"   {name:10} {human_bytes(report.bytes_before)} -> {human_bytes(report.bytes_after)}, "
+        f"   {name:10} {format_size(report.bytes_before)} -> {format_size(report.bytes_after)}, "
         f"{report.bits_per_weight:.2f} bits per weight, {report.seconds:.0f} s"
     )
     return Artefact(name, str(output), report.bytes_after, report.bits_per_weight, report.seconds)

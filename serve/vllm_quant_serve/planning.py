@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_plugin.checkpoint import PICKLE_PATTERNS, read_checkpoint
+from vllm_quant_plugin.sizes import format_size
 from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.plan.api import Plan, PlanRequest
 from vllm_quant_serve.plan.devices.resolve import resolve_devices
 from vllm_quant_serve.plan.options import DeviceOptions, EngineOptions, GoalOptions
-
-_KIB_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def installed_for_cpu() -> bool:
@@ -84,24 +83,14 @@ def _overridden_quantization(words: ServeArgs) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def human_bytes(count: float) -> str:
-    """``14.0 MiB``."""
-    value, unit = float(count), _KIB_UNITS[0]
-    for unit in _KIB_UNITS:
-        if value < 1024 or unit == _KIB_UNITS[-1]:
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-
-
 def plan_summary(plan: Plan) -> str:
     """The plan in two lines."""
     sizes = {"TP": plan.tensor_parallel_size, "PP": plan.pipeline_parallel_size, "DP": plan.data_parallel_size}
     split = " x ".join(f"{name} {size}" for name, size in sizes.items() if size > 1) or "one device"
     return (
         f"plan: {plan.quantization} {plan.architecture} on {plan.device} ({split}): "
-        f"weights {human_bytes(plan.weight_bytes_per_rank)}, KV cache {human_bytes(plan.kv_bytes.value)}, "
-        f"of {human_bytes(plan.memory_budget)} per device\n"
+        f"weights {format_size(plan.weight_bytes_per_rank)}, KV cache {format_size(plan.kv_bytes.value)}, "
+        f"of {format_size(plan.memory_budget)} per device\n"
         f"      {plan.kv_tokens.value:,} KV tokens ({plan.kv_tokens.low:,} to {plan.kv_tokens.high:,}), "
         f"{plan.max_concurrency:.1f} requests of {plan.max_model_len:,} tokens at once"
     )

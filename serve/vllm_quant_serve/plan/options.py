@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 import typer
 
-from vllm_quant_serve.plan.devices.gpus import parse_size
+from vllm_quant_plugin.sizes import parse_size
 
 Objective = Literal["fewest-gpus", "throughput", "latency", "cost"]
 

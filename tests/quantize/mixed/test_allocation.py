@@ -16,7 +16,6 @@ from vllm_quant_plugin.quantize.mixed.allocation import (
     budget_bytes,
     candidate_schemes,
     find_units,
-    parse_size,
     require_feasible,
 )
 from vllm_quant_plugin.quantize.mixed.api import make_target
@@ -38,19 +37,6 @@ def test_units_are_what_vllm_fuses(units: list[Unit]) -> None:
     assert sizes == [1, 1, 2, 3]
     for unit in units:
         assert {m.name for m in unit.modules} == set(siblings(unit.modules[0].name))
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("4.5GB", 4_500_000_000), ("4GiB", 4 << 30), ("700MB", 700_000_000), ("12", 12), ("1.5k", 1500)]
-)
-def test_size(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "big", "-1GB", "0MB", "4.5XB"])
-def test_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="not a size"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])

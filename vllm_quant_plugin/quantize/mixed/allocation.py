@@ -19,20 +19,6 @@ from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.schemes import StoredScheme
 
 GROUP_SIZES = (32, 64, 128)
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$", re.IGNORECASE)
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``4.5GB`` (powers of 1000), ``4.5GiB`` (of 1024) or ``700MB``.
-
-    Raises:
-        UsageError: not a size.
-    """
-    found = _SIZE.match(text.strip())
-    if not found or float(found[1]) <= 0:
-        raise UsageError(f"--target-size {text!r} is not a size", "write 4.5GB, 4.5GiB or 700MB")
-    power = " KMGT".index(found[2].upper() or " ")
-    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def candidate_schemes(

@@ -25,13 +25,13 @@ from vllm_quant_plugin.quantize.mixed.allocation import (
     budget_bytes,
     candidate_schemes,
     find_units,
-    parse_size,
     require_feasible,
 )
 from vllm_quant_plugin.quantize.mixed.recipe_file import with_schemes
 from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.options import Calibration, MixedOptions, SchemeOptions
 from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.sizes import parse_size
 
 # Calibration windows that the sensitivities are measured on, and other ones for the check at the end.
 SENSITIVITY_WINDOWS = 6
@@ -232,7 +232,7 @@ def make_target(mixed: MixedOptions, scheme: SchemeOptions) -> Target | None:
     if scheme.bits is not None or scheme.level is not None:
         raise UsageError("--bits or --level and a target exclude each other", "the target's search chooses the bits")
     groups = None if scheme.group_size is None else (scheme.group_size,)
-    size = None if mixed.target_size is None else parse_size(mixed.target_size)
+    size = None if mixed.target_size is None else parse_size(mixed.target_size, "--target-size")
     return Target(mixed.target_bpw, size, groups)
 
 

@@ -116,47 +116,61 @@ _ALIASES = {
     "a100-sxm": "a100", "v100-32": "v100", "4090": "rtx4090", "3090": "rtx3090", "5090": "rtx5090",
     "a6000": "rtx-a6000", "rtx6000": "rtx6000-ada", "rtxpro6000": "rtx-pro-6000", "rtxa6000": "rtx-a6000",
 }  # fmt: skip
-_SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*(kib|mib|gib|tib|kb|mb|gb|tb|k|m|g|t|b)?$", re.IGNORECASE)
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40,
-          "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40,
-          "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}  # fmt: skip
 MAX_DEVICES = 4096
 
 
-def parse_size(text: str, flag: str) -> int:
-    """Bytes of ``48GiB``, ``512MB``, ``80g`` (binary) or a plain number of bytes."""
-    match = _SIZE.match(text.strip())
-    size = int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match else 0
-    if size <= 0:
-        raise UsageError(f"{flag} {text!r} is not a size", "write e.g. 48GiB, 80GB or a number of bytes")
-    return size
+def _known(name: str) -> Gpu | None:
+    """The GPU called ``name``, in any spelling of case, blanks, hyphens and underscores."""
+    key = _key(name)
+    plain = {k.replace("-", ""): k for k in (*GPUS, *_ALIASES)}
+    key = plain.get(key.replace("-", ""), key)
+    return GPUS.get(_ALIASES.get(key, key))
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
 
 
 def find_gpu(name: str) -> Gpu:
-    """The GPU called ``name``, in any spelling of case, blanks and underscores.
+    """The GPU called ``name``.
 
     Raises:
         UsageError: unknown; the hint names the closest ones.
     """
-    key = re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
-    plain = {k.replace("-", ""): k for k in (*GPUS, *_ALIASES)}
-    key = plain.get(key.replace("-", ""), key)
-    found = GPUS.get(_ALIASES.get(key, key))
+    found = _known(name)
     if found is None:
-        close = difflib.get_close_matches(key, [*GPUS, *_ALIASES], n=3) or sorted(GPUS)
-        raise UsageError(
-            f"GPU {name!r} is not in the table", f"known are {', '.join(close)}; or give --gpu-memory, e.g. 48GiB"
-        )
+        close = difflib.get_close_matches(_key(name[:60]), [*GPUS, *_ALIASES], n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(sorted(GPUS))}."
+        raise UsageError(f"GPU {name[:60]!r} is not in the table", f"{hint} Or give --gpu-memory, e.g. 48GiB")
     return found
 
 
+def _split(spec: str) -> tuple[str, str]:
+    """Name and count as written: ``h100:4``, ``h100x4``, ``4xh100``; a name that is known as it stands has no count."""
+    name, colon, count = spec.partition(":")
+    if colon or _known(spec) is not None:
+        return name, count
+    before = re.fullmatch(r"(\d+)\s*[x*\u00d7]\s*(.+)", spec.strip(), re.IGNORECASE | re.ASCII)
+    if before and _known(before[2]) is not None:
+        return before[2], before[1]
+    after = re.fullmatch(r"(.+?)\s*([x*\u00d7])\s*(\d+)", spec.strip(), re.IGNORECASE | re.ASCII)
+    if after is None:
+        return name, ""
+    # The x of mi300x8 ends the name, that of h100x8 does not.
+    return (after[1] + after[2] if _known(after[1] + after[2]) and not _known(after[1]) else after[1]), after[3]
+
+
 def parse_gpu(spec: str) -> tuple[Gpu, int]:
-    """``h100:4`` -> the GPU and 4; without a count, 1."""
-    name, _, count = spec.partition(":")
-    number = int(count) if count.isascii() and count.isdigit() else 0
-    if count and not 1 <= number <= MAX_DEVICES:
+    """``h100:4`` (or ``h100x4``) -> the GPU and 4; without a count, 1.
+
+    Raises:
+        UsageError: an unknown GPU, or no number of them.
+    """
+    name, count = _split(spec[:200])
+    number = int(count) if count.isascii() and count.isdigit() and len(count) < 10 else 0
+    if (count or ":" in spec) and not 1 <= number <= MAX_DEVICES:
         raise UsageError(
-            f"--gpu {spec!r}: {count!r} is not a number of GPUs", f"write e.g. h100:4 (1 to {MAX_DEVICES})"
+            f"--gpu {spec[:60]!r}: {count[:30]!r} is not a number of GPUs", f"write e.g. h100:4 (1 to {MAX_DEVICES})"
         )
     return find_gpu(name), number or 1
 

@@ -7,6 +7,7 @@ import shlex
 import textwrap
 from typing import TYPE_CHECKING
 
+from vllm_quant_plugin.sizes import format_size as size
 from vllm_quant_serve.plan.types import Candidate, Interval, Plan, Prediction
 
 if TYPE_CHECKING:
@@ -17,16 +18,6 @@ if TYPE_CHECKING:
 BAR = 56
 MOST_REFUSALS = 12
 _PARTS = (("weights", "cyan"), ("overhead", "yellow"), ("KV cache", "green"), ("unused", "bright_black"))
-
-
-def size(nbytes: int) -> str:
-    """Bytes with a unit, binary."""
-    value = float(nbytes)
-    for unit in ("B", "KiB", "MiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def between(interval: Interval, show: str = "bytes") -> str:
