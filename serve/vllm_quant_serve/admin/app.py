@@ -6,7 +6,6 @@ carry it as ``Authorization: Bearer``; only the two probes, which answer yes or 
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -39,20 +38,11 @@ def build_app(session: Session, token: str | None = None) -> FastAPI:
     registry.register(SessionCollector(session))
 
     app.include_router(plan_router())
-    planning = asyncio.Lock()
 
     @app.middleware("http")
     async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         refusal = _refuse(request, token)
-        if refusal is not None:
-            return refusal
-        if request.method != "POST":
-            return await call_next(request)
-        # A plan takes up to a second of one core in the supervisor's process: one at a time.
-        if planning.locked():
-            return PlainTextResponse("another plan is being made\n", status_code=503, headers={"Retry-After": "1"})
-        async with planning:
-            return await call_next(request)
+        return refusal if refusal is not None else await call_next(request)
 
     @app.get("/livez")
     async def livez() -> Response:

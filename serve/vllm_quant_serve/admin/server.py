@@ -13,6 +13,7 @@ import uvicorn
 from vllm_quant_kernels import env
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.admin.app import build_app
+from vllm_quant_serve.admin.connections import uvicorn_options
 from vllm_quant_serve.launch import LOOPBACK
 from vllm_quant_serve.supervise.session import Session
 
@@ -69,7 +70,9 @@ class AdminServer:
     def __init__(self, session: Session, sock: socket.socket, token: str | None) -> None:
         host, port = sock.getsockname()[:2]
         self.address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        config = uvicorn.Config(build_app(session, token), log_level="warning", access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            build_app(session, token), log_level="error", access_log=False, lifespan="off", **uvicorn_options()
+        )
         self._server = _QuietServer(config)
         self._socket = sock
         self._task: asyncio.Task[Any] | None = None

@@ -1,73 +1,94 @@
-"""``POST /plan`` for a FastAPI app: the same question and answer as ``vllm-quant plan --json``. No torch."""
+"""``POST /plan`` for a FastAPI app: the same question and answer as ``vllm-quant plan --json``. No torch.
+
+Each question is answered by a process of its own (``child``), one at a time. It ends with its answer, when its time is
+over, when the client leaves, and with this process.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import Any
+import asyncio
+import contextlib
+import json
+import sys
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import ConfigDict, ValidationError, create_model
 
-from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_plugin.errors import NoFeasiblePlanError, VqpError
-from vllm_quant_serve.plan.api import make_plan
-from vllm_quant_serve.plan.request import PlanRequest
+from vllm_quant_serve.plan.child import MEMORY
 
-# ``exact`` starts a process for half a minute: not something to do on request.
-_REFUSED = ("exact",)
+SECONDS = 20.0
+MOST_OUTPUT = 16 << 20
+_CHILD = (sys.executable, "-m", "vllm_quant_serve.plan.child")
 
 
-def _body_model() -> Any:
-    """The fields of ``PlanRequest`` and ``config``, a config.json given inline; unknown fields are refused."""
-    import typing
-
-    hints = typing.get_type_hints(PlanRequest)
-    fields: dict[str, Any] = {}
-    for field in dataclasses.fields(PlanRequest):
-        if field.name in _REFUSED:
-            continue
-        default: Any = ... if field.default is dataclasses.MISSING else field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        fields[field.name] = (hints[field.name], default)
-    fields["config"] = (dict[str, Any] | None, None)
-    return create_model("PlanBody", __config__=ConfigDict(extra="forbid"), **fields)
+def _failure(status: int, message: str, hint: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "hint": hint, "exit_code": 2}}, status, headers)
 
 
-PlanBody = _body_model()
+async def ask(body: bytes, seconds: float = SECONDS) -> Response:
+    """The answer of a child process to a body.
 
-
-def _failure(error: VqpError) -> JSONResponse:
-    """409 when nothing fits, 422 when the question or the model is wrong."""
-    status = 409 if isinstance(error, NoFeasiblePlanError) else 422
-    content = {"error": {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}}
-    return JSONResponse(content, status)
-
-
-def answer(body: dict[str, Any]) -> JSONResponse:
-    """The plan for a JSON body, or the error that the command line would print."""
+    Cancelling the call ends the process.
+    """
+    child = await asyncio.create_subprocess_exec(
+        *_CHILD, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
     try:
-        fields = PlanBody(**body).model_dump()
-    except ValidationError as err:
-        first = err.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "body"
-        return JSONResponse({"error": {"message": f"{where}: {first['msg']}", "hint": "", "exit_code": 2}}, 422)
-    config = fields.pop("config")
-    checkpoint = None if config is None else Checkpoint(Path(fields["model"]), config)
-    try:
-        return JSONResponse(make_plan(PlanRequest(**fields), checkpoint).to_dict())
-    except VqpError as error:
-        return _failure(error)
+        async with asyncio.timeout(seconds):
+            output = await _exchange(child, body)
+        answered = json.loads(output)
+    except TimeoutError:
+        return _failure(422, f"the plan takes more than {seconds:g} s", "ask for a smaller one, or use vllm-quant plan")
+    except ValueError:
+        # It was ended by one of its limits before it could say so.
+        return _failure(422, f"the plan needs more than {MEMORY >> 20} MiB or too much time", "ask for a smaller one")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.kill()
+        await asyncio.shield(child.wait())
+    return JSONResponse(answered["document"], answered["status"])
+
+
+async def _exchange(child: asyncio.subprocess.Process, body: bytes) -> bytes:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        child.stdin.write(body)
+        await child.stdin.drain()
+    child.stdin.close()
+    output = b""
+    while len(output) <= MOST_OUTPUT and (part := await child.stdout.read(1 << 16)):
+        output += part
+    return output
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client has left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def plan_router() -> APIRouter:
     """A router with ``POST /plan``."""
     router = APIRouter()
+    slot = asyncio.Lock()
 
     @router.post("/plan")
-    def post_plan(body: dict[str, Any]) -> JSONResponse:
-        return answer(body)
+    async def post_plan(request: Request) -> Response:
+        # Read first: a body that arrives slowly must not hold the slot.
+        body = await request.body()
+        if slot.locked():
+            return _failure(503, "another plan is being made", "ask again in a second", {"Retry-After": "1"})
+        async with slot:
+            asked = asyncio.ensure_future(ask(body))
+            left = asyncio.ensure_future(_gone(request))
+            try:
+                await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
+                return await asked if asked.done() else Response(status_code=499)
+            finally:
+                for task in (asked, left):
+                    task.cancel()
+                # The process has ended before the next question may start one.
+                await asyncio.gather(asked, left, return_exceptions=True)
 
     return router

@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Self, get_args
 
 from vllm_quant_plugin.errors import UsageError
+from vllm_quant_plugin.sizes import LARGEST
+from vllm_quant_serve.plan.devices.gpus import MOST_DEVICES
 from vllm_quant_serve.plan.options import DeviceOptions, EngineOptions, GoalOptions, MemoryOptions, Objective
 
-_COUNTS = (
-    "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "max_model_len", "concurrency",
-    "max_num_seqs", "max_num_batched_tokens", "block_size", "kv_cache_memory", "gpu_count", "nodes", "prompt_tokens",
-    "output_tokens",
-)  # fmt: skip
+# vLLM counts tokens and requests in 32 bits.
+_MOST = (1 << 31) - 1
+# Field -> the most that it may be.
+_COUNTS = {
+    **dict.fromkeys(("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "gpu_count", "nodes"),
+                    MOST_DEVICES),
+    **dict.fromkeys(("max_model_len", "concurrency", "max_num_seqs", "max_num_batched_tokens", "block_size",
+                     "prompt_tokens", "output_tokens"), _MOST),
+    **dict.fromkeys(("kv_cache_memory", "gpu_memory", "cpu_memory"), LARGEST),
+}  # fmt: skip
+
+
+def _flag(field: str) -> str:
+    return "--kv-cache-memory-bytes" if field == "kv_cache_memory" else f"--{field.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,13 @@ class PlanRequest(GoalOptions, EngineOptions, MemoryOptions, DeviceOptions, _Mod
         Raises:
             UsageError: a value is out of range or unknown; the message names the flag.
         """
-        for name in _COUNTS:
+        for name, most in _COUNTS.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value} must be at least 1", "give a positive number")
+            if value is None or 1 <= value <= most:
+                continue
+            shown = str(value) if abs(value) < 1 << 200 else "of so many digits"
+            hint = "give a positive number" if value < 1 else f"give at most {most}"
+            raise UsageError(f"{_flag(name)} {shown} must be {'at least 1' if value < 1 else f'at most {most}'}", hint)
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise UsageError(f"--gpu-memory-utilization {share} is out of range", "0 < x <= 1")

@@ -117,6 +117,9 @@ _ALIASES = {
     "a6000": "rtx-a6000", "rtx6000": "rtx6000-ada", "rtxpro6000": "rtx-pro-6000", "rtxa6000": "rtx-a6000",
 }  # fmt: skip
 MAX_DEVICES = 4096
+# Of all hosts together.
+MOST_DEVICES = 1 << 20
+MOST_KINDS = 8
 
 
 def _known(name: str) -> Gpu | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_serve.plan.devices.cpu import cpu_devices
-from vllm_quant_serve.plan.devices.gpus import parse_gpu, unknown_gpu
+from vllm_quant_serve.plan.devices.gpus import MOST_DEVICES, MOST_KINDS, parse_gpu, unknown_gpu
 from vllm_quant_serve.plan.devices.pool import Devices
 from vllm_quant_serve.plan.request import PlanRequest
 
@@ -36,6 +36,9 @@ def resolve_pools(request: PlanRequest) -> tuple[Devices, ...]:
             "this host has no NVIDIA GPU (NVML reports none)",
             "name the devices to plan for: --gpu h100:4, --gpu-memory 48GiB or --cpu",
         )
+    total = sum(pool.count for pool in pools) * (request.nodes or 1)
+    if total > MOST_DEVICES:
+        raise UsageError(f"{total:,} devices are more than a plan considers", f"give at most {MOST_DEVICES:,}")
     if request.nodes is None:
         return pools
     if len(pools) > 1:
@@ -47,7 +50,10 @@ def resolve_pools(request: PlanRequest) -> tuple[Devices, ...]:
 def _named(request: PlanRequest) -> tuple[Devices, ...]:
     """The pools of ``--gpu``; counts of a kind that is named twice are added."""
     found: dict[str, Devices] = {}
-    for spec in (part for given in request.gpu for part in given.split(",")):
+    specs = [part for given in request.gpu[: MOST_KINDS + 1] for part in given[:1000].split(",")]
+    if len(specs) > MOST_KINDS:
+        raise UsageError(f"--gpu names more than {MOST_KINDS} kinds of GPU", "plan for fewer of them at once")
+    for spec in specs:
         gpu, count = parse_gpu(spec.strip())
         if request.gpu_memory is not None:
             gpu = replace(gpu, memory=request.gpu_memory)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from vllm_quant_plugin.architecture.arch import ModelArch
 from vllm_quant_plugin.architecture.families import describe
@@ -16,6 +19,9 @@ from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.model.online import scheme_while_loading
 from vllm_quant_serve.plan.model.source import read_model
 from vllm_quant_serve.plan.request import PlanRequest
+
+MOST_LAYERS = 10_000
+_LAYERS = re.compile(r"(^|_)layers$|^n_layer$|^depth$")
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Mo
         notes = [note] if note else []
     if not isinstance(checkpoint.config, dict):
         raise CheckpointError("config.json: expected a JSON object", "copy the file again")
+    _refuse_endless(checkpoint.config)
     arch = describe(checkpoint.config)
     config = checkpoint.quantization_config
     scheme = parse_quantization_config(config) if config else None
@@ -75,6 +82,17 @@ def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Mo
         scheme = scheme_while_loading(online, request.quantization_config or {})
     experts = bool(arch.experts) or has_experts(checkpoint.config)
     return Model(arch, scheme, online is not None, experts, (*notes, *arch.notes))
+
+
+def _refuse_endless(config: Mapping[str, Any]) -> None:
+    """Refuse a number of layers that no model has: each layer is described on its own."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            _refuse_endless(value)
+        elif _LAYERS.search(key) and isinstance(value, int | float) and value > MOST_LAYERS:
+            raise CheckpointError(
+                f"config.json: {key} is more than the {MOST_LAYERS:,} layers that a plan considers", "correct the file"
+            )
 
 
 def _online_method(request: PlanRequest) -> str | None:

@@ -6,6 +6,7 @@ vLLM then takes the fewest KV blocks of all stages.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from vllm_quant_serve.plan.search.result import to_plan, visible_devices
 from vllm_quant_serve.plan.types import Plan
 
 MOST_PIPELINES = 64
+MOST_CONSIDERED = 10_000
 
 
 def plan_pools(contexts: Sequence[Context]) -> tuple[Context, Plan]:
@@ -70,18 +72,42 @@ def pipelines(contexts: Sequence[Context]) -> Iterator[Evaluated]:
     """Pipelines through at least two kinds, fewest devices first."""
     request = contexts[0].request
     tp_sizes = [request.tensor_parallel_size] if request.tensor_parallel_size else sizes(8)
-    found = []
-    for tp in tp_sizes:
-        for counts in itertools.product(*(range(c.devices.count // tp + 1) for c in contexts)):
-            stages = sum(counts)
-            asked = request.pipeline_parallel_size
-            if sum(n > 0 for n in counts) > 1 and stages <= len(contexts[0].arch.layers) and asked in (None, stages):
-                found.append((tp * stages, stages, tp, counts))
-    for _, _, tp, counts in sorted(found)[:MOST_PIPELINES]:
+    # Each is in order, so that their merge is, too, and no more are made than are looked at.
+    ordered = heapq.merge(*(_pipelines_of(contexts, tp) for tp in tp_sizes))
+    for _, _, tp, counts in itertools.islice(ordered, MOST_PIPELINES):
         one = evaluate_across(contexts, tp, counts)
         yield one
         if one.sure:
             return
+
+
+def _pipelines_of(contexts: Sequence[Context], tp: int) -> Iterator[tuple[int, int, int, tuple[int, ...]]]:
+    """Devices, stages, TP and stages of each kind, of the pipelines whose memory holds the weights; fewest first."""
+    layers, asked = len(contexts[0].arch.layers), contexts[0].request.pipeline_parallel_size
+    caps = [min(c.devices.count // tp, layers) for c in contexts]
+    memory = [c.devices.gpu.memory for c in contexts]
+    # Ranks of one tensor-parallel position hold the whole model together.
+    least = contexts[0].weights.weights(Placement(tp)).worst
+    every = (
+        (stages, counts)
+        for stages in ([asked] if asked else range(2, min(layers, sum(caps)) + 1))
+        for counts in _compositions(stages, caps)
+    )
+    for stages, counts in itertools.islice(every, MOST_CONSIDERED):
+        room = sum(count * one for count, one in zip(counts, memory, strict=True))
+        if sum(n > 0 for n in counts) > 1 and stages <= layers and room > least:
+            yield tp * stages, stages, tp, counts
+
+
+def _compositions(total: int, caps: Sequence[int]) -> Iterator[tuple[int, ...]]:
+    """Ways to write ``total`` as a sum of numbers from 0 to each cap, in lexicographic order."""
+    if not caps:
+        if total == 0:
+            yield ()
+        return
+    for first in range(max(0, total - sum(caps[1:])), min(caps[0], total) + 1):
+        for rest in _compositions(total - first, caps[1:]):
+            yield first, *rest
 
 
 def evaluate_across(contexts: Sequence[Context], tp: int, counts: Sequence[int]) -> Evaluated:

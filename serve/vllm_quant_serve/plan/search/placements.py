@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from vllm_quant_plugin.architecture.placement import Placement
+from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.search.fit import Fit, fit_placement
 from vllm_quant_serve.plan.search.roofline import Roofline, Speed, Workload
@@ -65,7 +68,8 @@ def placements(context: Context) -> Iterator[Placement]:
     request, devices = context.request, context.devices
     count = devices.count
     tps = [request.tensor_parallel_size] if request.tensor_parallel_size else sizes(count)
-    pps = [request.pipeline_parallel_size] if request.pipeline_parallel_size else sizes(count)
+    stages = min(count, max(len(context.arch.layers), 1))
+    pps = [request.pipeline_parallel_size] if request.pipeline_parallel_size else sizes(stages)
     found = []
     for tp in tps:
         for pp in pps:
@@ -80,7 +84,7 @@ def placements(context: Context) -> Iterator[Placement]:
 
 def sizes(count: int) -> list[int]:
     """1 to 16, then what large installations use."""
-    return [n for n in range(1, count + 1) if n <= 16 or n % 8 == 0][:64]
+    return [*range(1, min(count, 16) + 1), *range(24, min(count, 400) + 1, 8)]
 
 
 def label(place: Placement) -> str:
@@ -88,6 +92,12 @@ def label(place: Placement) -> str:
     text = f"TP {place.tp}" + (f" x PP {place.pp}" if place.pp > 1 else "")
     text += f" x DP {place.dp}" if place.dp > 1 else ""
     return text + (", experts distributed" if place.expert_parallel else "")
+
+
+@lru_cache(maxsize=4096)
+def refusals(weights: WeightModel, place: Placement) -> tuple[str, ...]:
+    """Why a placement is illegal: all reasons or, for the many large sizes, the first."""
+    return tuple(itertools.islice(weights.refusals(place), None if place.tp <= 16 else 1))
 
 
 def evaluate(context: Context, place: Placement) -> Evaluated:
@@ -104,7 +114,7 @@ def evaluate(context: Context, place: Placement) -> Evaluated:
     thin = _thin(context, place)
     if thin:
         return Evaluated(place, None, f"{label(place)}: {thin}")
-    reasons = list(context.weights.refusals(place))
+    reasons = refusals(context.weights, place)
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if reasons[1:] else ""
         return Evaluated(place, None, f"{label(place)}: {reasons[0]}{more}")
@@ -118,7 +128,7 @@ def _thin(context: Context, place: Placement) -> str:
     asked = request.tensor_parallel_size or request.pipeline_parallel_size
     if asked or context.devices.is_cpu or place.tp * place.pp <= per_host or 2 * place.tp >= per_host:
         return ""
-    wider = [tp for tp in sizes(per_host) if tp > place.tp and not any(context.weights.refusals(Placement(tp)))]
+    wider = [tp for tp in sizes(per_host) if tp > place.tp and not refusals(context.weights, Placement(tp))]
     return f"over several hosts wider tensor parallelism has a lower latency: TP {wider[-1]}" if wider else ""
 
 
@@ -162,9 +172,22 @@ def evaluate_all(context: Context) -> list[Evaluated]:
     """Every placement worth evaluating; whole experts per rank where cutting them is illegal."""
     evaluated: list[Evaluated] = []
     enough = False
-    for place in placements(context):
-        if enough and place.pp > 1:
+    found = list(placements(context))
+    most = {place.tp: place for place in sorted(found, key=lambda place: place.pp)}
+    hopeless: set[int] = set()
+    for place in found:
+        if place.pp > 1 and (enough or place.tp in hopeless):
             continue  # pipelines only where tensor parallelism alone does not do
+        if place.pp > 1 and context.request.pipeline_parallel_size is None and _cut_wrongly(context, place):
+            continue  # the reason is that of the placement without a pipeline
+        last = most.pop(place.tp) if place.pp > 1 and place.tp in most else place
+        if last is not place:
+            # A rank of fewer stages holds no less: what does not fit the most of them does not fit fewer.
+            one = evaluate(context, last)
+            if one.fit is not None and one.fit.missing:
+                hopeless.add(place.tp)
+                evaluated.append(one)
+                continue
         one = evaluate(context, place)
         evaluated.append(one)
         spread = replace(place, expert_parallel=True)
@@ -172,6 +195,8 @@ def evaluate_all(context: Context) -> list[Evaluated]:
             one = evaluate(context, spread)
             evaluated.append(one)
         enough = enough or one.sure
+        if not one.meets:
+            hopeless.add(place.tp)  # further stages hand over more, and make no token faster
     return evaluated
 
 
@@ -181,7 +206,15 @@ def _may_distribute(context: Context, place: Placement, spread: Placement) -> bo
         return False
     if context.request.enable_expert_parallel is not None:
         return False
-    return next(context.weights.refusals(spread), None) is None
+    return not refusals(context.weights, spread)
+
+
+def _cut_wrongly(context: Context, place: Placement) -> bool:
+    """Whether the tensor-parallel size alone makes a pipeline illegal, also with whole experts per rank."""
+    flat = replace(place, pp=1)
+    if not refusals(context.weights, flat):
+        return False
+    return not _may_distribute(context, place, replace(flat, expert_parallel=True))
 
 
 def round_length(length: int) -> int:

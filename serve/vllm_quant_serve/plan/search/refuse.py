@@ -15,6 +15,7 @@ from vllm_quant_serve.plan.search.placements import (
     Evaluated,
     evaluate,
     evaluate_all,
+    refusals,
     round_length,
     sizes,
 )
@@ -45,9 +46,7 @@ def _suggest_legal_sizes(context: Context) -> str:
     request = context.request
     pp, dp = request.pipeline_parallel_size or 1, request.data_parallel_size or 1
     expert = bool(request.enable_expert_parallel)
-    legal = [
-        tp for tp in sizes(context.devices.count) if not any(context.weights.refusals(Placement(tp, pp, dp, expert)))
-    ]
+    legal = [tp for tp in sizes(context.devices.count) if not refusals(context.weights, Placement(tp, pp, dp, expert))]
     if legal:
         return f"tensor-parallel sizes that are legal here: {', '.join(map(str, legal))}"
     return "give more devices, or leave the sizes to the planner"

@@ -8,6 +8,7 @@ step). It ranks placements; it is an estimate, not a measurement, and is labelle
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ EAGER_LAYER_SECONDS = 0.00015
 # One all-reduce besides its bytes: NVLink one-shot kernels take about 10 us, PCIe through NCCL about 30 us.
 NVLINK_SECONDS = 10e-6
 PCIE_SECONDS = 30e-6
+# Chunks of a prompt that are computed one by one.
+MOST_CHUNKS = 64
 
 
 @dataclass(frozen=True)
@@ -157,14 +160,25 @@ class Roofline:
         return self._seconds(batch, cache, self._attention_flops(batch, length))
 
     def prefill(self, tokens: int) -> float:
-        """Seconds to read a prompt of ``tokens`` tokens, in chunks of max_num_batched_tokens."""
-        chunk, done, seconds = self.context.max_num_batched_tokens, 0, 0.0
-        while done < tokens:
-            step = min(chunk, tokens - done)
-            cache = sum(self._cache_bytes(c, done + step) for c in self.context.arch.caches)
-            seconds += self._seconds(step, cache, self._attention_flops(step, done + step // 2))
-            done += step
-        return seconds
+        """Seconds to read a prompt of ``tokens`` tokens, in chunks of max_num_batched_tokens.
+
+        A chunk's time grows evenly with what was read before, so of many chunks the middle one of each run stands for
+        its run.
+        """
+        chunk = self.context.max_num_batched_tokens
+        chunks, rest = divmod(tokens, chunk)
+        runs = min(chunks, MOST_CHUNKS)
+        edges = [chunks * i // runs for i in range(runs + 1)] if runs else [0]
+        seconds = sum(
+            (end - start) * self._chunk((start + end - 1) * chunk // 2, chunk)
+            for start, end in itertools.pairwise(edges)
+        )
+        return seconds + (self._chunk(chunks * chunk, rest) if rest else 0.0)
+
+    def _chunk(self, done: int, tokens: int) -> float:
+        """Seconds for ``tokens`` tokens of a prompt after ``done`` others."""
+        cache = sum(self._cache_bytes(c, done + tokens) for c in self.context.arch.caches)
+        return self._seconds(tokens, cache, self._attention_flops(tokens, done + tokens // 2))
 
     def largest_batch(self, load: Workload, limit: int, seconds: float) -> int:
         """The most requests of all replicas, up to ``limit``, whose output tokens take no longer; 0 when one does."""
