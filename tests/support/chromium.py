@@ -75,6 +75,30 @@ class Page:
         """The window, as of a phone or of a desk."""
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
 
+    def look(self, *, scheme: str = "light", medium: str = "screen") -> None:
+        """What the page's media queries see: ``light`` or ``dark``, ``screen`` or ``print``."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self._call("Emulation.setEmulatedMedia", media=medium, features=features)
+
+    def click(self, selector: str) -> None:
+        """A mouse click in the middle of an element: what a browser takes for the user's own act."""
+        name = json.dumps(selector)
+        box = self.ask(
+            f"(() => {{ const e = document.querySelector({name}); e.scrollIntoView({{ block: 'center' }});"
+            " const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
+        )
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def paste(self) -> str:
+        """What the clipboard holds, pasted into a field that is then removed."""
+        self.ask("document.body.append(Object.assign(document.createElement('textarea'), {id: 'pasted'}));"
+                 " document.getElementById('pasted').focus()")  # fmt: skip
+        self._call("Input.dispatchKeyEvent", type="keyDown", key="v", code="KeyV", modifiers=2, commands=["paste"])
+        found = str(self.ask("document.getElementById('pasted').value"))
+        self.ask("document.getElementById('pasted').remove()")
+        return found
+
     def open(self, url: str) -> None:
         self._call("Page.navigate", url=url)
 

@@ -38,7 +38,7 @@ def plan(
         raise UsageError("plan needs a model", "give a model folder or a Hub id")
     request = PlanRequest.of(model, devices, memory, engine, goal, revision=revision, exact=exact)
     if output.compare:
-        show.show_comparison(request, output.as_json)
+        show.show_comparison(request, output.as_json, output.html)
     elif output.emit is not None:
         from vllm_quant_serve.deploy.from_plan import show_files
 

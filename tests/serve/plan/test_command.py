@@ -96,13 +96,23 @@ def test_explain_adds_up(tmp_path):
         assert word in text
 
 
+def test_the_comparison_has_a_page(tmp_path):
+    target = tmp_path / "compare.html"
+    done = run("plan", str(BUNDLED), "--gpu", "h100:2", "--compare", "--html", str(target))
+    assert done.returncode == 0, done.stderr
+    page = target.read_text()
+    for text in ("All methods fit.", "2 x H100 SXM 80GB", "GPTQ-3", "arXiv:2306.00978"):
+        assert text in page
+    assert "report written to" in done.stdout
+
+
 def test_html_stands_alone(tmp_path):
     target = tmp_path / "report.html"
     done = run("plan", str(BUNDLED), "--gpu", "h100:4", "--html", str(target))
     assert done.returncode == 0, done.stderr
     page = target.read_text()
     assert "src=" not in page
-    assert "<script" not in page
+    assert "default-src 'none'" in page
     assert "KV tokens" in page
     assert list(tmp_path.iterdir()) == [target]
     failed = run("plan", str(BUNDLED), "--gpu", "h100", "--html", str(tmp_path / "none" / "report.html"))

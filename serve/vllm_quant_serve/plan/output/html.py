@@ -1,68 +1,167 @@
-"""``plan --html FILE``: a self-contained report: no scripts, no fonts, nothing loaded. No torch."""
+"""``plan --html FILE``: the plan as a page that stands alone. No torch."""
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
-from vllm_quant_plugin.errors import OutputError
-from vllm_quant_serve.plan.output.render import between, command_line, label_of, memory_parts, size, speed
-from vllm_quant_serve.plan.types import Plan
+from vllm_quant_plugin.pages.charts import stacked, swatch
+from vllm_quant_plugin.pages.document import document, made_by, write_text
+from vllm_quant_plugin.pages.markup import (
+    Column,
+    Html,
+    Sizes,
+    bullets,
+    command,
+    facts,
+    figure,
+    folded,
+    heading,
+    join,
+    section,
+    table,
+    tag,
+    tiles,
+)
+from vllm_quant_serve.plan.output.render import between, command_line, label_of, memory_parts, refused_lines, size
+from vllm_quant_serve.plan.types import Candidate, Interval, Plan
 
-_COLORS = {"weights": "#3b82c4", "overhead": "#d9a13b", "KV cache": "#4c9f70", "unused": "#d5d8dc"}
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1c2430;background:#fff}
-h1{font-size:1.4rem}table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .8rem .3rem 0;
-border-bottom:1px solid #e3e6ea;vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}
-.bar{display:flex;height:2rem;border-radius:4px;overflow:hidden;margin:1rem 0 .4rem}.bar div{min-width:1px}
-.key span{display:inline-block;width:.8rem;height:.8rem;border-radius:2px;margin:0 .4rem 0 1rem}
-.no{color:#a33}.yes{color:#2c7a4b}pre{background:#f4f6f8;padding:.8rem;overflow-x:auto;border-radius:4px}
-@media(prefers-color-scheme:dark){body{background:#14181d;color:#e4e8ee}td,th{border-color:#303740}pre{background:#1e242b}}
-"""
+_LOOKS = {"weights": "weights", "overhead": "overhead", "KV cache": "cache", "unused": "unused"}
+
+
+def short_name(model: str) -> str:
+    """The last part of a path or Hub id, for a heading; the whole is shown below it."""
+    return model.rstrip("/").rpartition("/")[2] or model
+
+
+def _devices(plan: Plan) -> str:
+    if plan.stage_layers:
+        return plan.device
+    ranks = plan.tensor_parallel_size * plan.pipeline_parallel_size * plan.data_parallel_size
+    if plan.device == "CPU":
+        return "a CPU" if ranks == 1 else f"a CPU, {ranks} ranks"
+    return (
+        f"{ranks} x {plan.device}" if ranks == plan.device_count else f"{ranks} of {plan.device_count} x {plan.device}"
+    )
+
+
+def _chosen(plan: Plan, one: Candidate) -> bool:
+    return one.feasible and label_of(one) == label_of(plan) and one.device in ("", plan.device)
+
+
+def _verdict(plan: Plan) -> tuple[Html, str]:
+    """The answer in one line, and its colour."""
+    tight = any(_chosen(plan, one) and one.reason.endswith("tight") for one in plan.candidates)
+    said = f" {label_of(plan)} on {_devices(plan)}, requests of up to {plan.max_model_len:,} tokens"
+    said += f", {plan.max_concurrency:,.4g} of that length at once." if plan.max_concurrency >= 1 else "."
+    if tight:
+        said += " It fits by less than the uncertainty of the estimate."
+    return join(tag("strong", "Fits, but tight." if tight else "Fits."), said), "warn" if tight else "good"
+
+
+def _range(interval: Interval) -> str:
+    exact = interval.low == interval.high
+    return "exact" if exact else f"between {interval.low:,} and {interval.high:,}"
+
+
+def _tiles(plan: Plan) -> Html:
+    speed = plan.prediction
+    rows = []
+    if speed is not None:
+        rows += [
+            ("Time per token", figure(speed.tpot * 1e3, 1), "ms", f"of each request, {speed.batch:,} at once"),
+            ("Throughput", figure(speed.tokens_per_second), "tokens/s", f"all requests, {speed.batch:,} at once"),
+            ("Time to first token", figure(speed.ttft * 1e3), "ms", f"prompt of {speed.prompt_tokens:,}, no queue"),
+        ]
+    rows.append(("KV cache", figure(plan.kv_tokens.value), "tokens", _range(plan.kv_tokens)))
+    if speed is None:
+        rows.append(("Longest request", figure(plan.max_model_len), "tokens", ""))
+    note = tag("p", "Times and throughput are roofline estimates, not measurements.", class_="note")
+    return tag("div", join(tiles(rows), note if speed is not None else None))
+
+
+def _memory(plan: Plan) -> Html:
+    parts = memory_parts(plan)
+    intervals = {"overhead": plan.overhead_bytes, "KV cache": plan.kv_bytes}
+    sizes = Sizes.of([*(nbytes for _, nbytes in parts), plan.overhead_bytes.low])
+    rows: list[list[object]] = []
+    for name, nbytes in parts:
+        known = intervals.get(name)
+        shown = f"{sizes.show(known.low)} to {sizes.show(known.high)}" if known and known.low != known.high else ""
+        rows.append([join(swatch(_LOOKS[name]), name), sizes.show(nbytes), shown, f"{nbytes / plan.memory_total:.1%}"])
+    rows.append(["device", sizes.show(plan.memory_total), "", "100.0%"])
+    headings = (sizes.unit, f"range, {sizes.unit}", "share")
+    columns = [Column("part"), *(Column(name, number=True) for name in headings)]
+    bar = stacked("Memory of one device: " + ", ".join(f"{name} {size(n)}" for name, n in parts),
+                  [(f"{name}: {size(nbytes)}", nbytes, _LOOKS[name]) for name, nbytes in parts])  # fmt: skip
+    return section(
+        "Memory of one device", bar, table(columns, rows, total=True, cards=False, caption="memory of one device")
+    )
+
+
+def _placements(plan: Plan) -> Html:
+    """Every placement that fits, the chosen one marked; those that do not, folded."""
+    fitting = [one for one in plan.candidates if one.feasible]
+    several = any(one.device for one in fitting)
+    sizes = Sizes.of([one.weight_bytes_per_rank for one in fitting])
+    columns = [Column("placement"), *([Column("devices", prose=True)] if several else []),
+               Column(f"weights per rank, {sizes.unit}", number=True), Column("KV tokens", number=True),
+               Column("ms per token", number=True), Column("tokens per second", number=True),
+               Column("remark")]  # fmt: skip
+    chosen = next((i for i, one in enumerate(fitting) if _chosen(plan, one)), None)
+    rows: list[list[object]] = []
+    for i, one in enumerate(fitting):
+        name = join(label_of(one), tag("span", "chosen", class_="tag")) if i == chosen else label_of(one)
+        remark = "tight" if one.reason.endswith("tight") else "see notes" if one.change else ""
+        rows.append([name, *([one.device] if several else []), sizes.show(one.weight_bytes_per_rank),
+                     figure(one.kv_tokens), figure(None if one.tpot is None else one.tpot * 1e3, 1),
+                     figure(one.tokens_per_second), remark])  # fmt: skip
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    parts = [section("Placements that fit", table(columns, rows, chosen=chosen, caption="placements that fit"))]
+    refused = refused_lines(plan.candidates)
+    if refused:
+        count = sum(not one.feasible for one in plan.candidates)
+        parts.append(folded("Placements that do not fit", f"{count}, with the reason", bullets(refused)))
+    return join(*parts)
+
+
+def _details(plan: Plan) -> Html:
+    rows: list[tuple[str, object]] = [
+        ("Model", plan.model),
+        ("Architecture", plan.architecture),
+        ("Weights", f"{plan.quantization}, {size(plan.weight_bytes_per_rank)} per rank"),
+        ("KV cache", f"{between(plan.kv_bytes)} per rank, {plan.kv_bytes_per_token:,} bytes per token,"
+                     f" dtype {plan.kv_cache_dtype}"),
+        ("Longest request", f"{plan.max_model_len:,} tokens"),
+        ("Sequences at once", f"at most {plan.max_num_seqs:,}"),
+        ("Memory utilization", f"{plan.gpu_memory_utilization:g} of {size(plan.memory_total)} per device"),
+    ]  # fmt: skip
+    if plan.stage_layers:
+        rows.append(("Layers per stage", " + ".join(map(str, plan.stage_layers))))
+    if plan.prediction is not None and plan.prediction.cost_per_million is not None:
+        rows.append(("Price per million output tokens", f"{plan.prediction.cost_per_million:.3g}"))
+    if plan.exact is not None:
+        rows += [(f"vLLM's own {key.replace('_', ' ')}", figure(value) if isinstance(value, int) else str(value))
+                 for key, value in plan.exact.items()]  # fmt: skip
+    return section("Settings", facts(rows))
 
 
 def page(plan: Plan, lines: list[str]) -> str:
     """The report; ``lines`` explain the figures."""
-    title = escape(f"Plan for {plan.model}")
-    parts = memory_parts(plan)
-    bar = "".join(
-        f'<div style="flex:{max(nbytes, 1)};background:{_COLORS[name]}" title="{name}: {size(nbytes)}"></div>'
-        for name, nbytes in parts
-    )
-    key = "".join(f'<span style="background:{_COLORS[name]}"></span>{name} {size(nbytes)}' for name, nbytes in parts)
-    facts = {
-        "Model": f"{plan.architecture}, {plan.quantization}",
-        "Placement": f"{label_of(plan)} on {'' if plan.stage_layers else f'{plan.device_count} x '}{plan.device}",
-        "Weights per rank": size(plan.weight_bytes_per_rank),
-        "Overhead per rank": between(plan.overhead_bytes),
-        "KV cache per rank": between(plan.kv_bytes),
-        "KV tokens": between(plan.kv_tokens, "tokens"),
-        "Longest request": f"{plan.max_model_len:,} tokens, {plan.max_concurrency:g} such at once",
-    }
-    if plan.prediction is not None:
-        facts["Estimated speed"] = speed(plan.prediction)
-    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts.items())
-    placements = "".join(
-        f'<tr><td class="{"yes" if one.feasible else "no"}">{"fits" if one.feasible else "no"}</td>'
-        f"<td>{escape(label_of(one))}{escape(f' on {one.device}' if one.device else '')}</td>"
-        f'<td class="n">{size(one.weight_bytes_per_rank) if one.weight_bytes_per_rank is not None else ""}</td>'
-        f'<td class="n">{f"{one.kv_tokens:,}" if one.kv_tokens is not None else ""}</td>'
-        f"<td>{'' if one.feasible else escape(one.reason)}</td></tr>"
-        for one in plan.candidates
-    )
-    notes = "".join(f"<li>{escape(note)}</li>" for note in plan.notes)
-    command = escape(command_line(plan))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body><h1>{title}</h1>'
-        f'<div class="bar" role="img" aria-label="memory of one device">{bar}</div>'
-        f'<p class="key">{size(plan.memory_total)} per device:{key}</p><table>{rows}</table>'
-        f"<h2>Placements</h2><table><tr><th></th><th>placement</th><th>weights per rank</th><th>KV tokens</th>"
-        f"<th>why</th></tr>{placements}</table>"
-        f"<h2>Command</h2><pre>{command}</pre>"
-        f"{f'<h2>Notes</h2><ul>{notes}</ul>' if notes else ''}"
-        f"<h2>How the figures were computed</h2><pre>{escape(chr(10).join(lines))}</pre></body></html>\n"
-    )
+    name = short_name(plan.model)
+    said, mood = _verdict(plan)
+    parts = [
+        heading("Plan for vllm serve", name, f"{plan.architecture}, {plan.quantization}", said, mood),
+        _tiles(plan),
+        section("Command", command(command_line(plan))),
+        _placements(plan),
+        _memory(plan),
+        section("Notes", bullets(plan.notes)) if plan.notes else None,
+        _details(plan),
+        folded("How the figures were computed", "", bullets(lines, class_="explained")) if lines else None,
+        made_by("vllm-quant plan", "made from config.json and safetensors headers"),
+    ]
+    return document(f"Plan for {name}", join(*parts))
 
 
 def write_page(plan: Plan, lines: list[str], path: Path) -> None:
@@ -71,9 +170,4 @@ def write_page(plan: Plan, lines: list[str], path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(page(plan, lines), "utf-8")
-        part.replace(path)
-    except OSError as err:
-        raise OutputError(f"{path}: {err.strerror or err}", "choose a file that can be written") from None
+    write_text(page(plan, lines), path)

@@ -35,17 +35,25 @@ def show_plan(request: PlanRequest, *, as_json: bool, explained: bool, html: str
         print_lines(["", f"report written to {html}"])
 
 
-def show_comparison(request: PlanRequest, as_json: bool) -> None:
-    """``--compare``."""
+def show_comparison(request: PlanRequest, as_json: bool, html: str | None = None) -> None:
+    """``--compare``; with ``html`` also write a page there."""
     from vllm_quant_serve.plan.search.compare import compare
 
     rows = compare(request)
+    if html is not None:
+        from vllm_quant_serve.plan.devices.resolve import resolve_pools
+        from vllm_quant_serve.plan.output.compare_html import write_comparison
+
+        (pool,) = resolve_pools(request)
+        write_comparison(request.model, rows, Path(html), devices=f"{pool.count} x {pool.gpu.name}")
     if as_json:
         print(json.dumps({"model": request.model, "methods": [row.to_dict() for row in rows]}, indent=2))
         return
-    from vllm_quant_serve.plan.output.render import print_comparison
+    from vllm_quant_serve.plan.output.render import print_comparison, print_lines
 
     print_comparison(rows)
+    if html is not None:
+        print_lines(["", f"report written to {html}"])
 
 
 def show_accuracy(as_json: bool) -> None:
