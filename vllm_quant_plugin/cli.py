@@ -10,13 +10,16 @@ import importlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, NoReturn
 
 import typer
 
 from vllm_quant_kernels.env import SettingError
 from vllm_quant_plugin import __version__
-from vllm_quant_plugin.errors import UsageError, VqpError
+from vllm_quant_plugin.console import keep_log, say
+from vllm_quant_plugin.errors import BackendError, EngineDiedError, StartupError, UsageError, VqpError
+from vllm_quant_plugin.interruption import Interrupted, end_children, message, set_command, signals_raise
 from vllm_quant_plugin.option_groups import option_groups
 
 # name -> (module, function, one line of help). The function carries typer annotations.
@@ -66,23 +69,47 @@ def build_app(argv: Sequence[str]) -> typer.Typer:
 
 def report(error: VqpError, *, as_json: bool) -> None:
     """Print an expected failure: what happened and how to fix it, on stderr; with ``as_json`` an object on stdout."""
+    # Bad input says all there is to say; what a library or an engine printed is worth reading where that failed.
+    log = keep_log() if isinstance(error, BackendError | StartupError | EngineDiedError) else None
     if as_json:
         fields = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        print(json.dumps({"error": fields}))
-    print(f"error: {error.message}" + (f"; {error.hint}" if error.hint else ""), file=sys.stderr)
+        print(json.dumps({"error": fields | ({"log": str(log)} if log else {})}))
+    hints = [error.hint, f"what it printed is in {log}" if log else ""]
+    print("; ".join(filter(None, [f"error: {error.message}", *hints])), file=sys.stderr)
+
+
+def _end_interrupted(stop: Interrupted, *, as_json: bool) -> NoReturn:
+    """Say what is kept, and end without waiting for threads or children."""
+    end_children()
+    text, hint = message(stop.number, stop.kept)
+    if as_json:
+        print(json.dumps({"error": {"message": text, "hint": hint, "exit_code": stop.exit_code}}), flush=True)
+    say(f"{text}; {hint}")
+    sys.exit(stop.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the ``vllm-quant`` command."""
     words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    set_command(words)
     try:
-        build_app(words)(args=words, prog_name="vllm-quant")
+        with nullcontext() if words[:1] == ["serve"] else signals_raise():
+            try:
+                build_app(words)(args=words, prog_name="vllm-quant")
+            except Interrupted as stop:
+                _end_interrupted(stop, as_json=as_json)
     except VqpError as error:
-        report(error, as_json="--json" in words)
+        report(error, as_json=as_json)
         sys.exit(error.exit_code)
     except SettingError as error:
-        report(UsageError(str(error), f"unset {error.name}"), as_json="--json" in words)
+        report(UsageError(str(error), f"unset {error.name}"), as_json=as_json)
         sys.exit(UsageError.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        log = keep_log()
+        if log:
+            say(f"what libraries printed is in {log}")
+        raise
     sys.exit(0)

@@ -78,3 +78,9 @@ class QualityError(VqpError):
     """The model is worse than the user allows (``--max-kl``), or that could not be measured."""
 
     exit_code = 9
+
+
+class ResumeError(VqpError):
+    """``--resume``: what is there belongs to a run with another recipe, input, library version or thread count."""
+
+    exit_code = 10

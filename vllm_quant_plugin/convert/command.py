@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_quant_plugin.console import progress_bar
+from vllm_quant_plugin.console import Verbose, progress_bar
 from vllm_quant_plugin.convert.api import targets
 
 
@@ -18,6 +18,7 @@ def convert(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to create.")],
     overwrite: Annotated[bool, typer.Option(help="Replace the output folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write a quantized model in another format: every weight the same number, or a refusal that says why."""
     from vllm_quant_plugin.convert.api import convert_model

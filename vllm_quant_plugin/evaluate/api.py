@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from vllm_quant_plugin.evaluate.engine import scoring_engine
 from vllm_quant_plugin.evaluate.recording import (
     Recording,
     Text,
+    fitting_window,
     load_texts,
     record_reference,
     score_in_time,
@@ -23,6 +23,7 @@ from vllm_quant_plugin.evaluate.recording import (
 )
 from vllm_quant_plugin.evaluate.report import EvalReport, LayerError, TextResult, perplexity, summarize_kl
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.writing import temporary_folder
 
 __all__ = ["EvalReport", "Recording", "evaluate_model", "record_reference"]
 
@@ -48,7 +49,8 @@ def evaluate_model(
         texts: files, documents separated by newline and NUL, or encoded texts; default: the two that ship with
             the package.
         windows: first windows of each text, None for all.
-        window_len: tokens per window; figures for different lengths are not comparable.
+        window_len: tokens per window, no more than the model has positions for; figures for different lengths are not
+            comparable.
         seconds: a limit for scoring (not for loading); at least two windows of each text are scored.
         noise: measure the noise floor too.
         progress: called with (text, done, total).
@@ -60,22 +62,25 @@ def evaluate_model(
     """
     started = time.monotonic()
     checkpoint = read_checkpoint(resolve_model(model))
-    with tempfile.TemporaryDirectory(prefix="vqp-eval-") as scratch:
+    fitting = fitting_window(checkpoint, window_len)
+    with temporary_folder("vqp-eval-") as scratch:
         if isinstance(reference, Recording):
             _check_vocabulary(reference.vocabulary, checkpoint)
             report = _compare(str(model), checkpoint, reference, progress, engine)
         elif reference is not None:
             _check_vocabulary(vocabulary(read_checkpoint(resolve_model(reference))), checkpoint)
-            load_texts(checkpoint, texts, windows, window_len)
+            load_texts(checkpoint, texts, windows, fitting)
             # The original takes about half of the time.
             recording = record_reference(
-                reference, Path(scratch), texts=texts, windows=windows, window_len=window_len,
+                reference, scratch, texts=texts, windows=windows, window_len=fitting,
                 seconds=None if seconds is None else seconds / 2, noise=noise, progress=progress, **engine,
             )  # fmt: skip
             report = _compare(str(model), checkpoint, recording, progress, engine)
         else:
-            chosen = load_texts(checkpoint, texts, windows, window_len)
+            chosen = load_texts(checkpoint, texts, windows, fitting)
             report = _score_alone(str(model), checkpoint, chosen, seconds, progress, engine)
+    if fitting != window_len:
+        report.notes.append(f"windows cut to {fitting} tokens: the model has {fitting + 1} positions")
     report.seconds = round(time.monotonic() - started, 2)
     return report
 

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from vllm_quant_plugin.console import progress_bar
+from vllm_quant_plugin.console import Verbose, progress_bar
 from vllm_quant_plugin.errors import OutputError, UsageError
 from vllm_quant_plugin.evaluate.options import EngineOptions, TaskOptions, TextOptions
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
+from vllm_quant_plugin.writing import replace_text, writing
 
 
 def evaluate(
@@ -26,6 +27,7 @@ def evaluate(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Perplexity and KL divergence of a checkpoint as vLLM runs it."""
     if html is not None and (html.is_dir() or not os.access(html.absolute().parent, os.W_OK)):
@@ -42,11 +44,12 @@ def evaluate(
 
     with progress_bar("evaluate", enabled=not as_json) as progress:
         report = evaluate_model(model, reference=reference, progress=progress, **text.arguments(), **engine.arguments())
+    print(json.dumps(report.to_json(), indent=2) if as_json else summary(report), flush=True)
     if html is not None:
         from vllm_quant_plugin.evaluate.html import html_report
 
-        html.write_text(html_report(report, Path(model).name), "utf-8")
-    print(json.dumps(report.to_json(), indent=2) if as_json else summary(report))
+        with writing(html, "the figures are above"):
+            replace_text(html, html_report(report, Path(model).name))
     require_quality(report, max_kl)
 
 

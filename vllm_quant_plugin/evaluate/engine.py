@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.console import suppress_output
 from vllm_quant_plugin.errors import EngineDiedError, StartupError
+from vllm_quant_plugin.writing import output_error, refusal_inside
 
 _MIN_KV_BYTES = 64 << 20
 
@@ -36,6 +38,7 @@ class Scorer:
 
         Raises:
             EngineDiedError: vLLM failed.
+            OutputError: a window's figures cannot be kept.
         """
         import torch
 
@@ -45,7 +48,10 @@ class Scorer:
                 self._llm.generate([{"prompt_token_ids": window}], self._sampling, use_tqdm=False)
             answers = self._llm.collective_rpc(method, args=(window, *args))
         except Exception as err:
-            raise EngineDiedError(f"vLLM failed while scoring: {_reason(err)}", "set VQP_VERBOSE=1") from err
+            refused = refusal_inside(err)
+            if refused is not None:
+                raise output_error(refused, tempfile.gettempdir(), "TMPDIR names another folder") from None
+            raise EngineDiedError(f"vLLM failed while scoring: {_reason(err)}", "--verbose shows its log") from err
         return next(answer for answer in answers if answer is not None)
 
     def call(self, method: str, *args: Any) -> None:
@@ -126,7 +132,7 @@ def scoring_engine(checkpoint: Checkpoint, window_len: int, **options: Any) -> I
         except Exception as err:
             raise StartupError(
                 f"{checkpoint.path}: vLLM does not start: {_reason(err)}",
-                "see `vllm-quant inspect`, or set VQP_VERBOSE=1",
+                "see `vllm-quant inspect`",
             ) from err
         scorer = Scorer(llm, SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=1, detokenize=False))
         try:

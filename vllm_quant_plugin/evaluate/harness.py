@@ -89,7 +89,7 @@ def run_tasks(
             )
     except Exception as err:
         lines = str(err).strip().splitlines() or [type(err).__name__]
-        raise StartupError(f"lm-eval failed: {lines[-1]}", "set VQP_VERBOSE=1 to see its output") from err
+        raise StartupError(f"lm-eval failed: {lines[-1]}", "--verbose shows its output") from err
     return {
         task: {name: float(value) for name, value in sorted(metrics.items()) if isinstance(value, int | float)}
         for task, metrics in sorted(found["results"].items())

@@ -7,16 +7,19 @@ README.md        the model card's section between the two marks
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, write_json
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import StartupError
 from vllm_quant_plugin.evaluate.html import html_report
+from vllm_quant_plugin.evaluate.recording import fitting_window
 from vllm_quant_plugin.evaluate.report import EvalReport
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.writing import replace_text, writing
 
 _BEGIN, _END = "<!-- quality -->", "<!-- end of quality -->"
 # Of each text: an eighth of what ``eval`` takes, for an order of magnitude in seconds on a small model.
@@ -83,22 +86,23 @@ def assess(
     Raises:
         StartupError, EngineDiedError: vLLM does not run one of the two here, or not quickly.
         CheckpointError, UsageError: no tokenizer, or no room for a window.
+        OutputError: the report cannot be written; the model is as it was.
     """
     from vllm_quant_plugin.evaluate.api import evaluate_model
 
     folder = Path(output)
     original = read_checkpoint(resolve_model(model))
     _require_memory(original, quick=quick)
-    limit = original.text_config.get("max_position_embeddings")
-    length = min(QUICK_WINDOW_LEN, limit - 1) if isinstance(limit, int) else QUICK_WINDOW_LEN
+    length = fitting_window(original, QUICK_WINDOW_LEN)
     report = evaluate_model(
         folder, reference=original.path, windows=windows, window_len=length, seconds=seconds, progress=progress
     )
     report.model, report.reference = folder.name, Path(str(model)).name
-    write_json(folder / "quality.json", report.to_json())
-    (folder / "quality.html").write_text(html_report(report, folder.name, recipe, dict(lost or {})), "utf-8")
-    card = folder / "README.md"
-    card.write_text(with_quality(card.read_text("utf-8"), report), "utf-8")
+    page, card = html_report(report, folder.name, recipe, dict(lost or {})), folder / "README.md"
+    with writing(folder, f"{folder} is complete without its quality report"):
+        replace_text(folder / "quality.html", page)
+        replace_text(card, with_quality(card.read_text("utf-8"), report))
+        replace_text(folder / "quality.json", json.dumps(report.to_json(), indent=2) + "\n")
     return report
 
 

@@ -57,11 +57,11 @@ class Recording:
 
     def path(self, text: int, window: int) -> str:
         """File of a window's log-probabilities."""
-        return str(self.folder / f"{text}-{window}.pt")
+        return str(self.folder / f"{text}-{window}.safetensors")
 
     def layers_path(self, text: int) -> str:
         """File of the hidden states of a text's first window."""
-        return str(self.folder / f"{text}-layers.pt")
+        return str(self.folder / f"{text}-layers.safetensors")
 
 
 def vocabulary(checkpoint: Checkpoint) -> int:
@@ -70,6 +70,12 @@ def vocabulary(checkpoint: Checkpoint) -> int:
     if not isinstance(size, int):
         raise CheckpointError(f"{checkpoint.path}: config.json has no vocab_size", "add it")
     return size
+
+
+def fitting_window(checkpoint: Checkpoint, window_len: int) -> int:
+    """Tokens per window: as many as are wanted, or what the model's positions hold beside the one that is generated."""
+    limit = checkpoint.text_config.get("max_position_embeddings")
+    return min(window_len, limit - 1) if isinstance(limit, int) and limit > 4 else window_len
 
 
 def load_texts(
@@ -82,9 +88,6 @@ def load_texts(
     """
     if window_len < 4:
         raise UsageError(f"--window-len {window_len} is too short", "use 4 or more")
-    limit = checkpoint.text_config.get("max_position_embeddings")
-    if isinstance(limit, int) and window_len + 1 > limit:
-        raise UsageError(f"--window-len {window_len} does not fit the model's {limit} positions", "lower it")
     tokenizer = load_tokenizer(checkpoint.path)
     found = []
     for item in paths or HELD_OUT:

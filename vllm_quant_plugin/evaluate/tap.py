@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+
+from vllm_quant_plugin.quantize.io.shards import write_tensors
 
 
 def kl_per_token(reference: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
@@ -112,13 +115,13 @@ class LogitsTap:
         hidden = {name: kept[: len(window)] for name, kept in hidden.items()}
         if record:
             if self.rank == 0:  # type: ignore[attr-defined]
-                torch.save(hidden, path)
+                write_tensors(Path(path), hidden, sync=False)
             return []
-        before = torch.load(Path(path), weights_only=True)
+        before = load_file(path)
         return [
-            (name, float((hidden[name] - kept).norm() / kept.norm().clamp(min=1e-12)))
-            for name, kept in before.items()
-            if name in hidden and hidden[name].shape == kept.shape
+            (name, float((found - before[name]).norm() / before[name].norm().clamp(min=1e-12)))
+            for name, found in hidden.items()
+            if name in before and before[name].shape == found.shape
         ]
 
     def vqp_tap_score(self, window: list[int]) -> list[float] | None:
@@ -133,9 +136,9 @@ class LogitsTap:
             return None
         if top_k:
             top = scores.topk(min(top_k, scores.shape[-1]), dim=-1)
-            torch.save({"top": top.values.cpu(), "ids": top.indices.cpu()}, path)
+            write_tensors(Path(path), {"top": top.values, "ids": top.indices}, sync=False)
         else:
-            torch.save({"all": scores.cpu()}, path)
+            write_tensors(Path(path), {"all": scores}, sync=False)
         return _target(scores, window).tolist()
 
     def vqp_tap_compare(self, window: list[int], path: str) -> tuple[list[float], list[float], list[bool]] | None:
@@ -143,7 +146,7 @@ class LogitsTap:
         scores = self._take(len(window) - 1)
         if scores is None:
             return None
-        kept = {k: v.to(scores.device) for k, v in torch.load(Path(path), weights_only=True).items()}
+        kept = {k: v.to(scores.device) for k, v in load_file(path).items()}
         if "all" in kept:
             divergence, top_token = kl_per_token(kept["all"], scores), kept["all"].argmax(-1)
         else:

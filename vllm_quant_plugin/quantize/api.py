@@ -65,12 +65,12 @@ def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrit
 
 
 def _check(
-    model: str | Path, output: str | Path, recipe: Recipe, overwrite: bool
+    model: str | Path, output: str | Path, recipe: Recipe, overwrite: bool, resume: bool = False
 ) -> tuple[Checkpoint, list[QuantizedLinear], OutputFolder]:
     folder = resolve_model(model)
     checkpoint = read_checkpoint(folder)
     modules = check_schemes(check_input(checkpoint), recipe.scheme_for)
-    return checkpoint, modules, OutputFolder(Path(output), overwrite=overwrite, source=folder)
+    return checkpoint, modules, OutputFolder(Path(output), overwrite=overwrite, source=folder, resumable=resume)
 
 
 def _plan(
@@ -110,9 +110,10 @@ def quantize_model(
         UsageError: the recipe does not fit the model, or the calibration file is unreadable.
         BackendError: the library that the recipe names is missing or failed.
         OutputError: the output exists or cannot be written.
+        ResumeError: the interrupted run was another one.
     """
     started = time.monotonic()
-    checkpoint, modules, target = _check(model, output, recipe, overwrite)
+    checkpoint, modules, target = _check(model, output, recipe, overwrite, resume)
     found = versions()
     if recipe.library and recipe.library.own_environment:
         found[recipe.backend] = require_backend(recipe.backend).version
@@ -123,7 +124,7 @@ def quantize_model(
             source=describe_source(checkpoint), versions=found,
         )  # fmt: skip
         try:
-            quantizer = _write_tensors(checkpoint, modules, recipe, work, report, progress, target.journal, resume)
+            quantizer = _write_tensors(checkpoint, modules, recipe, work, report, progress, target, resume)
         except ValueError as err:
             if isinstance(err, CheckpointError):
                 raise
@@ -150,7 +151,7 @@ def _write_tensors(
     work: Path,
     report: QuantizeReport,
     progress: Progress,
-    journal: Path,
+    target: OutputFolder,
     resume: bool,
 ) -> str:
     """Write the tensors by the way that suits the recipe; returns ``name:version`` of what made the codes."""
@@ -167,7 +168,7 @@ def _write_tensors(
     else:
         windows = _calibration_windows(checkpoint, recipe, report)
         if recipe.library is None:
-            _run_layerwise(checkpoint, modules, recipe, windows, writer, report, progress, journal, resume)
+            _run_layerwise(checkpoint, modules, recipe, windows, writer, report, progress, target, resume)
         else:
             from vllm_quant_plugin.quantize.engine.library import quantize_with_library
 
@@ -204,10 +205,10 @@ def _run_layerwise(
     writer: ModelWriter,
     report: QuantizeReport,
     progress: Progress,
-    folder: Path,
+    target: OutputFolder,
     resume: bool,
 ) -> None:
-    """The built-in engine with calibration data and a journal in ``folder``."""
+    """The built-in engine with calibration data and a journal beside the output."""
     from vllm_quant_plugin.quantize.engine.journal import Journal
     from vllm_quant_plugin.quantize.engine.run import quantize_layerwise
 
@@ -215,7 +216,8 @@ def _run_layerwise(
         "recipe": recipe.to_json(), "input": report.source, "calibration": windows.sha256,
         "versions": report.versions, "environment": report.environment,
     }  # fmt: skip
-    journal = Journal(folder, fingerprint, resume=resume)
+    journal = Journal(target.journal, fingerprint, resume=resume)
+    target.resumable = True
     report.resumed_layers = journal.layers
     assert report.calibration is not None
     try:

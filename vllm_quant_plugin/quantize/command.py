@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from vllm_quant_plugin.backends.command import offer_backend
-from vllm_quant_plugin.console import progress_bar
-from vllm_quant_plugin.errors import QualityError, VqpError
+from vllm_quant_plugin.console import Verbose, progress_bar
+from vllm_quant_plugin.errors import OutputError, QualityError, VqpError
 from vllm_quant_plugin.evaluate.report import EvalReport, require_quality
+from vllm_quant_plugin.interruption import Kept, leaving
 from vllm_quant_plugin.option_groups import AnyOf
 from vllm_quant_plugin.quantize.algorithm import algorithm_options, algorithms, default_method
 from vllm_quant_plugin.quantize.estimate.preflight import summary as plan_summary
@@ -44,6 +46,7 @@ def quantize(
     ] = False,
     resume: Annotated[bool, typer.Option(help="Continue an interrupted run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Quantize a model offline.
 
@@ -87,8 +90,11 @@ def _assess(report: QuantizeReport, model: str, max_kl: float | None, *, quiet: 
     """The quality report, None (and a note) when it cannot be measured here; with a limit that is an error."""
     from vllm_quant_plugin.evaluate.quality import assess
 
+    output = shlex.quote(report.output)
+    measure = f"vllm-quant eval {output} --reference {shlex.quote(model)} --html {output}/quality.html"
+    kept = Kept(f"{report.output} is complete, but not its quality report", f"measure it with: {measure}")
     try:
-        with progress_bar("quality", enabled=not quiet) as progress:
+        with leaving(lambda: kept), progress_bar("quality", enabled=not quiet) as progress:
             return assess(
                 report.output,
                 model,
@@ -97,6 +103,8 @@ def _assess(report: QuantizeReport, model: str, max_kl: float | None, *, quiet: 
                 quick=max_kl is None,
                 progress=progress,
             )
+    except OutputError as err:
+        raise OutputError(err.message, f"{err.hint}; then: {measure}") from None
     except VqpError as err:
         if max_kl is not None:
             raise QualityError(f"--max-kl cannot be checked: {err.message}", err.hint) from None
@@ -108,6 +116,7 @@ def reproduce(
     output: Annotated[Path, typer.Argument(help="A folder that `vllm-quant quantize` wrote.")],
     model: Annotated[str | None, typer.Option(help="Where the original is, when it moved.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Repeat a quantization from its record and compare every file.
 

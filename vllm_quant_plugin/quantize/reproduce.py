@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from vllm_quant_plugin.quantize.api import quantize_model
 from vllm_quant_plugin.quantize.io.output import RECORD_NAME
 from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.writing import temporary_folder
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ def reproduce_model(
 
     Raises:
         CheckpointError: no record, or the original is not the one that was quantized.
+        OutputError: no room beside ``output``.
     """
     output = Path(output)
     record = _record(output)
@@ -66,8 +67,8 @@ def reproduce_model(
         )
     now, then = versions(), record.get("versions", {})
     other = {n: (then.get(n), now.get(n)) for n in sorted({**then, **now}) if then.get(n) != now.get(n)}
-    with tempfile.TemporaryDirectory(prefix=".reproduce-", dir=output.absolute().parent) as scratch:
-        again = quantize_model(folder, Path(scratch) / "out", recipe, progress=progress).files
+    with temporary_folder(".reproduce-", output.absolute().parent) as scratch:
+        again = quantize_model(folder, scratch / "out", recipe, progress=progress).files
     here = hash_tensor_files(output)
     recorded = record["files"]
     differing = tuple(

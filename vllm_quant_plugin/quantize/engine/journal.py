@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
-from vllm_quant_plugin.errors import OutputError
-
-STATE = "state.json"
+from vllm_quant_plugin.errors import OutputError, ResumeError
+from vllm_quant_plugin.quantize.engine.fingerprint import differences
+from vllm_quant_plugin.quantize.io.output import STATE
+from vllm_quant_plugin.quantize.io.shards import write_tensors
+from vllm_quant_plugin.writing import writing
 
 
 def _sync(path: Path) -> None:
@@ -49,15 +50,17 @@ class Journal:
         seen: calibration tokens that reached each of them.
 
     Raises:
-        OutputError: another process is writing here, or the state belongs to another run.
+        OutputError: another process is writing here, nothing can be written, or the state is damaged.
+        ResumeError: the state belongs to another run; the message says how the two differ.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._fingerprint = json.loads(json.dumps(fingerprint))
-        # Held until the process ends, however it ends.
-        self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Held until the process ends, however it ends.
+            self._lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -85,17 +88,16 @@ class Journal:
             self.seen = dict(state["seen"])
         except (OSError, ValueError, KeyError, TypeError):
             raise OutputError(f"{path}: damaged", "start over without --resume") from None
-        differing = [k for k in {**found, **self._fingerprint} if found.get(k) != self._fingerprint.get(k)]
+        differing = differences(found, self._fingerprint)
         if differing:
-            raise OutputError(
-                f"the interrupted run differs in {', '.join(sorted(differing))}",
+            raise ResumeError(
+                f"the interrupted run differs: {'; '.join(differing)}",
                 "repeat its flags and inputs, or start over without --resume",
             )
 
     def _save(self, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
         temporary = self.folder / f"{name}.new"
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
-        _sync(temporary)
+        write_tensors(temporary, tensors)
         temporary.rename(self.folder / name)
 
     def commit(

@@ -38,6 +38,42 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
+def _header(entries: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]]) -> tuple[bytes, list[str]]:
+    """The beginning of a safetensors file, and the order of its tensors: widest dtypes first, so that each is aligned.
+
+    Args:
+        entries: dtype, shape and bytes by name.
+    """
+    order = sorted(entries, key=lambda n: (-entries[n][0].itemsize, n))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in order:
+        dtype, shape, size = entries[name]
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw, order
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, sync: bool = True) -> None:
+    """Write tensors that are all in memory as one safetensors file; with ``sync`` it is on disk afterwards.
+
+    The safetensors library reports a refused write as an error of its own; here it is what the system says.
+
+    Raises:
+        OSError: a write is refused.
+    """
+    begin, order = _header({n: (t.dtype, tuple(t.shape), t.numel() * t.element_size()) for n, t in tensors.items()})
+    with path.open("wb") as out:
+        out.write(begin)
+        for name in order:
+            out.write(tensor_bytes(tensors[name]))
+        out.flush()
+        if sync:
+            os.fsync(out.fileno())
+
+
 class ShardWriter:
     """Writes one safetensors file, tensor by tensor.
 
@@ -57,20 +93,11 @@ class ShardWriter:
         self._file.write(data)
 
     def close(self) -> None:
-        """Finish the file: header first, then the tensors, widest dtypes first so that each is aligned."""
+        """Finish the file: header first, then the tensors."""
         self._file.close()
-        order = sorted(self._entries, key=lambda n: (-self._entries[n][0].itemsize, n))
-        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name in order:
-            dtype, shape, _, size = self._entries[name]
-            header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
-            offset += size
-        raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        raw += b" " * (-len(raw) % 8)
+        begin, order = _header({n: (dtype, shape, size) for n, (dtype, shape, _, size) in self._entries.items()})
         with self.path.open("wb") as out, self._spool.open("rb") as spool:
-            out.write(len(raw).to_bytes(8, "little"))
-            out.write(raw)
+            out.write(begin)
             for name in order:
                 _, _, start, size = self._entries[name]
                 spool.seek(start)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, read_json, write_json
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint, read_json
 from vllm_quant_plugin.console import Progress, no_progress
-from vllm_quant_plugin.errors import OutputError, StartupError, UsageError
+from vllm_quant_plugin.errors import ResumeError, StartupError, UsageError
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.interruption import Kept, command_line, leaving
 from vllm_quant_plugin.quantize.api import quantize_model
+from vllm_quant_plugin.quantize.engine.fingerprint import differences
 from vllm_quant_plugin.quantize.io.output import RECORD_NAME, OutputFolder
 from vllm_quant_plugin.quantize.io.report import QuantizeReport, describe_source, versions
 from vllm_quant_plugin.quantize.mixed.allocation import (
@@ -32,6 +33,7 @@ from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.options import Calibration, MixedOptions, SchemeOptions
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.sizes import parse_size
+from vllm_quant_plugin.writing import replace_text, temporary_folder, writing
 
 # Calibration windows that the sensitivities are measured on, and other ones for the check at the end.
 SENSITIVITY_WINDOWS = 6
@@ -123,30 +125,55 @@ def quantize_to_target(
     checkpoint = read_checkpoint(folder)
     final = OutputFolder(Path(output), overwrite=overwrite, source=folder)
     scratch = final.final.with_name(f".{final.final.name}.search")
+
+    def kept() -> Kept | None:
+        if not (scratch / _PLAN).exists():
+            shutil.rmtree(scratch, ignore_errors=True)
+            return None
+        command = command_line("--resume")
+        return Kept(f"the search is kept in {scratch}", f"resume with: {command}" if command else "resume it")
+
+    with leaving(kept):
+        return _quantize_to_target(
+            checkpoint, recipe, target, final, scratch, str(output), name or str(model), resume, progress, started
+        )
+
+
+def _quantize_to_target(
+    checkpoint: Checkpoint, recipe: Recipe, target: Target, final: OutputFolder, scratch: Path, output: str,
+    name: str, resume: bool, progress: Progress, started: float,
+) -> QuantizeReport:  # fmt: skip
     plan = _plan(checkpoint, recipe, target, scratch, resume, progress)
     chosen: dict[str, QuantizeReport] = {}
     for kind, fields in plan["recipes"].items():
         place = scratch / kind / final.final.name
         finished = _finished(place) if resume else None
         chosen[kind] = finished or quantize_model(
-            folder, place, Recipe.from_json(fields), overwrite=True, resume=resume, progress=progress,
-            name=name or str(model),
-        )  # fmt: skip
+            checkpoint.path,
+            place,
+            Recipe.from_json(fields),
+            overwrite=True,
+            resume=resume,
+            progress=progress,
+            name=name,
+        )
     found = _check(checkpoint, recipe, scratch, final.final.name, list(chosen), progress)
     kept = min(found, key=lambda kind: found[kind]) if found else "mixed"
     report = chosen[kept]
-    report.output = str(output)
+    report.output = output
     report.seconds = round(time.monotonic() - started, 2)
     report.mixed = {**plan["summary"], "checked_kl": found, "kept": kept}
     if kept == "uniform":
         report.warnings.append("uniform bits were better on unseen text than the mixture, so they were kept")
     if not found and "uniform" in chosen:
         report.warnings.append("the mixture was not compared with uniform bits: vLLM did not start here")
+    made = scratch / kept / final.final.name
+    with writing(made):
+        replace_text(made / RECORD_NAME, json.dumps(report.to_json(), indent=2, ensure_ascii=False) + "\n")
     with final as work:
         shutil.rmtree(work)
-        (scratch / kept / final.final.name).rename(work)
-        write_json(work / RECORD_NAME, report.to_json())
-    shutil.rmtree(scratch)
+        made.rename(work)
+    shutil.rmtree(scratch, ignore_errors=True)
     return report
 
 
@@ -167,10 +194,15 @@ def _plan(
         "versions": versions(),
     }))  # fmt: skip
     path = scratch / _PLAN
+    if not resume:
+        path.unlink(missing_ok=True)
     if resume and path.exists():
         kept = read_json(path)
         if kept.get("fingerprint") != fingerprint:
-            raise OutputError(f"{path}: belongs to another search", "repeat its flags, or start over without --resume")
+            differing = "; ".join(differences(kept.get("fingerprint"), fingerprint))
+            raise ResumeError(
+                f"the interrupted search differs: {differing}", "repeat its flags, or start over without --resume"
+            )
         return kept
     found, units = search(checkpoint, recipe, target, progress)
     recipes = {"mixed": with_schemes(recipe, found.schemes)}
@@ -188,10 +220,9 @@ def _plan(
     plan = {
         "fingerprint": fingerprint, "summary": summary, "recipes": {k: r.to_json() for k, r in recipes.items()}
     }  # fmt: skip
-    scratch.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".new")
-    write_json(temporary, plan)
-    temporary.rename(path)
+    with writing(path):
+        scratch.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(plan, indent=2))
     return plan
 
 
@@ -205,10 +236,10 @@ def _check(
     from vllm_quant_plugin.evaluate.recording import Text
 
     _, unseen = _windows(checkpoint, recipe)
-    with tempfile.TemporaryDirectory(prefix="vqp-mixed-") as folder:
+    with temporary_folder("vqp-mixed-") as folder:
         try:
             recording = record_reference(
-                checkpoint.path, Path(folder), texts=[Text("unseen calibration text", unseen)],
+                checkpoint.path, folder, texts=[Text("unseen calibration text", unseen)],
                 window_len=len(unseen[0]), noise=False, progress=progress,
             )  # fmt: skip
             reports = {kind: evaluate_model(scratch / kind / name, reference=recording) for kind in kinds}
