@@ -1,8 +1,9 @@
 """Quantize or convert again and again while the disk is full from the n-th write call on, for several n.
 
-Started with ``full_disk.c`` preloaded, as ``on_full_disk.py LIBRARY FOLDER JOB``: JOB is a JSON object of the model, the
-method and its options, or the target of a conversion, and how many n are tried. Prints one JSON line for each run: the call that failed, the exit code,
-the message, and what is left in the folder. Each run is a fork of this process, which has imported everything.
+Started with ``full_disk.c`` preloaded, as ``on_full_disk.py LIBRARY FOLDER JOB``. JOB is a JSON object: the model; the
+method and its options, or the target of a conversion; how many n are tried. One JSON line for each run: the call that
+failed, the exit code, the message, and what is left in the folder. Each run but the first, which succeeds, is a fork of
+this process.
 """
 
 from __future__ import annotations
@@ -45,28 +46,22 @@ def main() -> None:
     library, folder, job = ctypes.CDLL(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     library.full_disk_calls.restype = ctypes.c_long
     torch.set_num_threads(1)
-    # Allowed every call, it succeeds and says how many there are.
-    calls = run_child(library, folder, job, 1 << 40)
+    # Allowed every call, it succeeds and says how many there are; the forks inherit what it imports.
+    first = attempt(library, folder, job, 1 << 40)
+    print(json.dumps(first), flush=True)
+    calls = first["calls"]
     points = int(job["points"])
     for call in sorted({0, 1, calls - 1, *(calls * i // points for i in range(points))}):
         run_child(library, folder, job, call)
 
 
-def run_child(library: ctypes.CDLL, folder: Path, job: dict[str, Any], call: int) -> int:
-    """``attempt`` in a fork, whose line is printed; returns the number of write calls."""
-    sys.stdout.flush()
-    read_end, write_end = os.pipe()
+def run_child(library: ctypes.CDLL, folder: Path, job: dict[str, Any], call: int) -> None:
+    """``attempt`` in a fork, whose line is printed."""
     child = os.fork()
     if child == 0:
-        found = attempt(library, folder, job, call)
-        print(json.dumps(found), flush=True)
-        os.write(write_end, str(found["calls"]).encode())
+        print(json.dumps(attempt(library, folder, job, call)), flush=True)
         os._exit(0)
-    os.close(write_end)
-    with os.fdopen(read_end) as answer:
-        calls = int(answer.read())
     os.waitpid(child, 0)
-    return calls
 
 
 if __name__ == "__main__":

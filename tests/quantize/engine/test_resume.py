@@ -47,7 +47,7 @@ def test_another_recipe_is_refused(small_model: Path, tmp_path: Path) -> None:
     with pytest.raises(_Killed):
         quantize_model(small_model, tmp_path / "out", RECIPE, progress=_stop_after(1))
     other = make_recipe("awq", level="4bit-64g", samples=8, seq_len=64, seed=3)
-    with pytest.raises(ResumeError, match="--bits was 3, is 4; .*--seed was 0, is 3"):
+    with pytest.raises(ResumeError, match=r"--bits was 3, is 4; .*--seed was 0, is 3"):
         quantize_model(small_model, tmp_path / "out", other, resume=True)
     # The state is still there for the run it belongs to.
     assert quantize_model(small_model, tmp_path / "out", RECIPE, resume=True).resumed_layers == 1

@@ -51,13 +51,13 @@ def _check(runs: list[dict[str, Any]]) -> None:
 def test_with_calibration_text(library: Path, small_model: Path, short_text: str, tmp_path: Path) -> None:
     options = {"activations": "static", "smooth": "none", "samples": 2, "seq_len": 64, "calibration": short_text}
     runs = _runs(
-        library, tmp_path / "x", {"model": str(small_model), "method": "int8", "points": 6, "options": options}
+        library, tmp_path / "x", {"model": str(small_model), "method": "int8", "points": 4, "options": options}
     )
     _check(runs)
     assert any("2 finished layers are kept" in found["message"] for found in runs)
 
 
 def test_without_and_conversion(library: Path, small_model: Path, tmp_path: Path) -> None:
-    _check(_runs(library, tmp_path / "x", {"model": str(small_model), "method": "fp8", "points": 6, "options": {}}))
+    _check(_runs(library, tmp_path / "x", {"model": str(small_model), "method": "fp8", "points": 4, "options": {}}))
     quantize_model(small_model, tmp_path / "rtn", make_recipe("rtn", bits=4))
-    _check(_runs(library, tmp_path / "x", {"model": str(tmp_path / "rtn"), "to": "gptq", "points": 6}))
+    _check(_runs(library, tmp_path / "x", {"model": str(tmp_path / "rtn"), "to": "gptq", "points": 4}))

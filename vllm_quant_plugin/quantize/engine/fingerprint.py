@@ -9,10 +9,12 @@ from typing import Any
 _FLAGS = {
     "recipe.method": "-m", "recipe.backend": "--backend", "recipe.calibration.source": "--calibration",
     "recipe.calibration.samples": "--calibration-samples", "recipe.calibration.seq_len": "--seq-len",
-    "recipe.calibration.seed": "--seed", "recipe.scheme.bits": "--bits", "recipe.scheme.group_size": "--group-size",
+    "recipe.calibration.seed": "--seed", "recipe.scheme.value.bits": "--bits",
+    "recipe.scheme.group_size": "--group-size",
     "recipe.scheme.act_order": "--act-order", "recipe.kv_cache": "--kv-cache", "recipe.rules": "--recipe",
     "calibration": "the calibration text's tokens", "environment.torch_threads": "the number of threads",
 }  # fmt: skip
+_STORAGE = "recipe.scheme.storage."
 _DIFFERENCES_SHOWN = 4
 
 
@@ -22,6 +24,10 @@ def differences(before: Any, now: Any) -> list[str]:
     if any(name.startswith("recipe.calibration.") for name in found):
         # Other flags give other tokens.
         found.pop("calibration", None)
+    weights = [name for name in found if name.startswith("recipe.scheme.")]
+    if not all(name.startswith(_STORAGE) for name in weights):
+        # Where the layout differs since the weights do.
+        found = {name: how for name, how in found.items() if not name.startswith(_STORAGE)}
     shown = [f"{_FLAGS.get(name, name.removeprefix('recipe.'))} {how}" for name, how in found.items()]
     more = len(shown) - _DIFFERENCES_SHOWN
     return shown[:_DIFFERENCES_SHOWN] + ([f"and {more} more"] if more > 0 else [])

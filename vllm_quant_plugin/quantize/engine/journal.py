@@ -74,7 +74,7 @@ class Journal:
             return
         try:
             self._read()
-        except OutputError:
+        except (OutputError, ResumeError):
             self.close()
             raise
 
