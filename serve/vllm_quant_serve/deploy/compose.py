@@ -46,7 +46,7 @@ def _server(deployment: Deployment) -> dict[str, Any]:
         "build": {"context": ".", "dockerfile": "deploy/Dockerfile", "target": "cpu" if deployment.on_cpu else "cuda"},
         "command": ["serve", *deployment.words_for(admin_beyond_loopback=True)],
         # An empty key means no key. Without a token the admin app would refuse to leave loopback.
-        "environment": {"VLLM_API_KEY": _Variable("${VLLM_API_KEY:-}"), "HOME": HOME,
+        "environment": {"VLLM_API_KEY": _Variable("${VLLM_API_KEY:-}"), "HOME": HOME, **deployment.variables,
                         "VQP_ADMIN_TOKEN": _Variable("${VQP_ADMIN_TOKEN:?set it to a long random word}")},
         "ports": [f"127.0.0.1:{port}:{port}" for port in (deployment.launch.endpoint.port, deployment.admin_port)],
         "init": True,

@@ -64,13 +64,30 @@ class Deployment:
 
     @property
     def words(self) -> list[str]:
-        """The words of ``vllm-quant serve``: vLLM's flags as typed, without API keys, then our own.
+        """The words of ``vllm-quant serve``: the plan's flags, vLLM's flags as typed, without API keys, then our own.
 
-        On one machine the plan is made again on the target, for the devices found there. The first of several machines
-        does not see the devices of the others, so there the devices are those of this plan.
+        On one machine these are checked again on the target, against the devices found there. The first of several
+        machines does not see the devices of the others, so there the devices are those of this plan.
         """
         model = str(self.folder) if self.folder else self.launch.model
-        return [model, *self.launch.words, *self.own, *(self.devices_words if self.machines.count > 1 else ())]
+        devices = self.devices_words if self.machines.count > 1 else ()
+        return [model, *self._planned(), *self.launch.words, *self.own, *devices]
+
+    def _planned(self) -> list[str]:
+        """The plan's flags, without those that every launch adds itself."""
+        kept: list[str] = []
+        keep = True
+        for word in self.launch.planned:
+            if word.startswith("--"):
+                keep = word not in ("--host", "--middleware")
+            if keep:
+                kept.append(word)
+        return kept
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The plan's environment variables that hold on any machine of its kind: no numbers of this host's GPUs."""
+        return {name: value for name, value in self.launch.variables if name.startswith("VLLM_")}
 
     def words_for(self, *, admin_beyond_loopback: bool) -> list[str]:
         """``words`` with the admin app's port; in a container both apps listen on the container's address."""

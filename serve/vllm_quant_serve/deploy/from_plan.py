@@ -10,24 +10,6 @@ from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
 from vllm_quant_serve.planning import machines_of
 from vllm_quant_serve.supervise.options import SuperviseOptions
 
-# Field of the question -> flag of ``vllm serve``.
-_VLLM = {
-    "revision": "--revision",
-    "quantization": "--quantization",
-    "dtype": "--dtype",
-    "max_model_len": "--max-model-len",
-    "max_num_seqs": "--max-num-seqs",
-    "max_num_batched_tokens": "--max-num-batched-tokens",
-    "kv_cache_dtype": "--kv-cache-dtype",
-    "kv_cache_memory": "--kv-cache-memory-bytes",
-    "block_size": "--block-size",
-    "gpu_memory_utilization": "--gpu-memory-utilization",
-    "tensor_parallel_size": "--tensor-parallel-size",
-    "pipeline_parallel_size": "--pipeline-parallel-size",
-    "data_parallel_size": "--data-parallel-size",
-    "enable_expert_parallel": "--enable-expert-parallel",
-    "enforce_eager": "--enforce-eager",
-}
 # Field of the question -> flag of ``vllm-quant serve``.
 _OWN = {
     "concurrency": "--concurrency",
@@ -62,12 +44,9 @@ def _words(request: PlanRequest, flags: dict[str, str]) -> list[str]:
 
 def deployment_of(request: PlanRequest, plan: Plan, image: str) -> Deployment:
     """The launch behind a plan, with the launcher's defaults."""
-    words = parse_args([request.model, *_words(request, _VLLM)])
-    launch = build_launch(words, plan.serve_args(), plan.env)
-    devices = _words(request, _DEVICES)
-    if request.gpu_memory is not None:
-        # The launcher has no flag for such devices: it uses the placement as it is.
-        devices = [*plan.serve_args(), "--no-plan"]
+    launch = build_launch(parse_args([request.model]), plan.serve_args(), plan.env)
+    # The launcher has no flag for devices known by their memory only: it uses the placement as it is.
+    devices = _words(request, _DEVICES) if request.gpu_memory is None else ["--no-plan"]
     machines, own = machines_of(request, plan), _words(request, _OWN)
     return Deployment(launch, plan, SuperviseOptions(), machines, own, devices, image, launch.endpoint.port + 1)
 

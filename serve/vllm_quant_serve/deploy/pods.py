@@ -17,6 +17,7 @@ def serving_container(deployment: Deployment, command: Sequence[str], arguments:
         **_container(deployment, "server", command, arguments),
         "env": [
             {"name": "HOME", "value": HOME},
+            *({"name": name, "value": value} for name, value in deployment.variables.items()),
             _from_secret("VLLM_API_KEY", "api-key", optional=True),
             _from_secret("VQP_ADMIN_TOKEN", "admin-token", optional=False),
         ],

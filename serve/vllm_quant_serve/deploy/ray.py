@@ -35,6 +35,7 @@ def until_head_is_gone(deployment: Deployment, address: str) -> str:
 def ray_script(deployment: Deployment) -> str:
     """A script for every machine of the cluster: ``head`` on the first, ``worker HEAD_ADDRESS`` on the others."""
     machines, words = deployment.machines, [*deployment.words, "--admin-port", str(deployment.admin_port)]
+    variables = "".join(f"    export {name}={shlex.quote(value)}\n" for name, value in deployment.variables.items())
     return f"""#!/bin/sh
 # {machines.count} machines of {machines.devices} devices. On the first, where clients connect:  sh FILE head
 # On each of the others, with the first one's address:  sh FILE worker ADDRESS
@@ -43,7 +44,7 @@ def ray_script(deployment: Deployment) -> str:
 set -eu
 case "${{1:-}}" in
 head)
-    {head_line(deployment)}
+{variables}    {head_line(deployment)}
     exec {shlex.join(["vllm-quant", "serve", *words])}
     ;;
 worker)

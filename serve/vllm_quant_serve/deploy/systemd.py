@@ -19,6 +19,7 @@ def systemd_unit(deployment: Deployment) -> str:
     words = (program, "serve", *deployment.words_for(admin_beyond_loopback=False))
     # "%" and "$" have meanings of their own in ExecStart.
     command = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in words)
+    variables = "".join(f"Environment={name}={value}\n" for name, value in deployment.variables.items())
     return f"""[Unit]
 Description=vLLM serving {deployment.launch.model}
 Wants=network-online.target
@@ -27,7 +28,7 @@ After=network-online.target
 [Service]
 Type=exec
 ExecStart={command}
-# VLLM_API_KEY and VQP_ADMIN_TOKEN, readable by root only.
+{variables}# VLLM_API_KEY and VQP_ADMIN_TOKEN, readable by root only.
 EnvironmentFile=-/etc/{NAME}.env
 # Bad flags, no plan, a bad checkpoint, a missing library: a restart fixes none of them.
 Restart=on-failure

@@ -87,7 +87,9 @@ class Plan:
         expert_parallel: whole experts are distributed over the ranks.
         prediction: estimated speed.
         overhead_parts: the overhead by component.
-        flags: ``vllm serve`` flags that the user did not set, flag -> value ("" for a switch).
+        dtype: of what is not quantized, and of the activations.
+        flags: ``vllm serve`` flags under which it runs this plan, flag -> value ("" for a switch): what the user asked
+            for and what the planner chose, without what vLLM's defaults give.
         env: environment variables that the launch needs besides the flags.
         nnodes: hosts that the placement spans; the ranks fill one after another.
         devices_per_node: devices that the launch uses on a host, on the fullest where there are several.
@@ -131,11 +133,12 @@ class Plan:
     stage_layers: tuple[int, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     compute_dtype: str = "bf16"
+    dtype: str = "bfloat16"
     exact: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
     def serve_args(self) -> list[str]:
-        """The flags to add to ``vllm serve``: only those that the user did not set."""
+        """The flags of ``vllm serve`` that make this plan. The launcher leaves out those that its user typed."""
         return [word for flag, value in self.flags.items() for word in ([flag, value] if value else [flag])]
 
     def to_dict(self) -> dict[str, Any]:

@@ -66,8 +66,11 @@ def test_systemd_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert int(fields["TimeoutStopSec"]) > 60 + 15
     assert fields["KillMode"] == "mixed"
     command = shlex.split(fields["ExecStart"].replace("%%", "%").replace("$$", "$"))
-    assert command[1:] == ["serve", str(BUNDLED), "--hf-overrides", OVERRIDES, "--cpu", "--drain-timeout", "60.0",
-                           "--admin-port", "8001"]  # fmt: skip
+    planned = command.index("--hf-overrides")
+    assert command[planned:] == ["--hf-overrides", OVERRIDES, "--cpu", "--drain-timeout", "60.0",
+                                 "--admin-port", "8001"]  # fmt: skip
+    assert command[1:4] == ["serve", str(BUNDLED), "--kv-cache-memory-bytes"], "the plan's own flags"
+    assert not {"--host", "--middleware"} & set(command), "the launcher adds them itself"
 
 
 def test_kubernetes_on_one_machine(capsys: pytest.CaptureFixture[str]) -> None:

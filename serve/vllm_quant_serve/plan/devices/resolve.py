@@ -15,7 +15,7 @@ def resolve_pools(request: PlanRequest) -> tuple[Devices, ...]:
     """The devices of a request, one pool per kind.
 
     Raises:
-        UsageError: contradictory flags, an unknown GPU, no device flag on a host without GPUs, or no GPU.
+        UsageError: contradictory flags, an unknown GPU, or too many devices.
     """
     if request.cpu or request.cpu_memory is not None:
         if request.gpu or request.gpu_memory is not None:
@@ -31,11 +31,10 @@ def resolve_pools(request: PlanRequest) -> tuple[Devices, ...]:
         from vllm_quant_serve.plan.devices.nvml import local_pools
 
         pools = local_pools()
+    if not pools and request.nodes is not None:
+        raise UsageError("--nodes is for GPUs, and this host has none (NVML reports none)", "name them: --gpu h100:8")
     if not pools:
-        raise UsageError(
-            "this host has no NVIDIA GPU (NVML reports none)",
-            "name the devices to plan for: --gpu h100:4, --gpu-memory 48GiB or --cpu",
-        )
+        return (cpu_devices(None),)
     total = sum(pool.count for pool in pools) * (request.nodes or 1)
     if total > MOST_DEVICES:
         raise UsageError(f"{total:,} devices are more than a plan considers", f"give at most {MOST_DEVICES:,}")

@@ -37,6 +37,7 @@ class Context:
         quantization: human-readable, e.g. ``INT4 g128 sym (gptq)``.
         default_max_num_seqs: vLLM's default for these devices.
         residuals: actual minus planned overhead of earlier launches like this, see ``ledger``.
+        dtype: of the activations; ``named_dtype`` where vLLM must be told.
         shortened: the planner reduced the length, because the full context does not fit.
     """
 
@@ -56,6 +57,8 @@ class Context:
     shortened: bool = False
     residuals: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    dtype: str = "bfloat16"
+    named_dtype: bool = False
 
     def layouts(self, place: Placement) -> list[KvLayout]:
         """The KV cache of each pipeline stage under ``place``."""
@@ -122,6 +125,8 @@ def load_context(request: PlanRequest, model: Model, devices: Devices) -> Contex
     arch, scheme = model.arch, model.scheme
     devices = _shared_by_ranks(devices, (request.tensor_parallel_size or 1) * (request.pipeline_parallel_size or 1))
     notes = list(model.notes)
+    if devices.is_cpu and not request.cpu and request.cpu_memory is None:
+        notes.append("this host has no NVIDIA GPU: planned for its CPU; --gpu h100:4 plans for others")
     dtype = serving_dtype(request.dtype, arch, devices, notes)
     itemsize = DTYPE_BYTES[dtype]
     length = request.max_model_len or arch.max_position
@@ -145,7 +150,8 @@ def load_context(request: PlanRequest, model: Model, devices: Devices) -> Contex
     return Context(
         request, devices, arch, scheme, weights, kv, length, itemsize,
         quantization_name(scheme, dtype, model.online), sequences, batched, DEFAULT_UTILIZATION, version,
-        residuals=known, notes=tuple(notes),
+        residuals=known, notes=tuple(notes), dtype=dtype,
+        named_dtype=request.dtype != "auto" or dtype not in ("bfloat16", arch.dtype),
     )  # fmt: skip
 
 

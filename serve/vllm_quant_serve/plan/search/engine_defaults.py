@@ -66,7 +66,8 @@ def serving_dtype(requested: str, arch: ModelArch, devices: Devices, notes: list
         dtype = "float16" if old else "bfloat16"
         notes.append(f"the checkpoint is in float32; vLLM serves it in {dtype}")
     elif dtype == "bfloat16" and old:
-        notes.append(f"{devices.gpu.name} has no bfloat16: add --dtype half")
+        dtype = "float16"
+        notes.append(f"{devices.gpu.name} has no bfloat16: served in float16")
     return dtype
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
-from vllm_quant_serve.plan.devices.pool import Devices
+from vllm_quant_serve.plan.devices.pool import DEFAULT_UTILIZATION, Devices
 from vllm_quant_serve.plan.search.context import Context
 from vllm_quant_serve.plan.search.fit import Fit
 from vllm_quant_serve.plan.search.placements import Evaluated, workload
@@ -35,39 +36,49 @@ def to_plan(context: Context, best: Evaluated, evaluated: Sequence[Evaluated]) -
         kv_blocks=fit.blocks, max_concurrency=round(fit.layout.concurrency(fit.blocks, fit.length), 2),
         kv_cache_memory=fit.pinned, flags=flags,
         overhead_parts={name: part.value for name, part in fit.overhead_parts.items()},
-        env={**visible_devices(devices), **best.env}, stage_layers=place.layers, nnodes=hosts,
+        env={**visible_devices(devices), **_variables(context), **best.env}, stage_layers=place.layers, nnodes=hosts,
         devices_per_node=min(place.devices, devices.gpu.per_host) if hosts > 1 else place.devices,
         expert_parallel=place.expert_parallel, compute_dtype=compute_dtype(devices.gpu, context.scheme),
+        dtype=context.dtype,
         prediction=_prediction(context, best),
         candidates=tuple(one.candidate() for one in evaluated), notes=tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
 
 def _flags(context: Context, best: Evaluated, fit: Fit) -> dict[str, str]:
-    """Flags of ``vllm serve`` for what the user left open and vLLM's defaults do not give."""
+    """Flags of ``vllm serve`` under which it runs this plan: all that vLLM's defaults do not give."""
     request, devices, place = context.request, context.devices, best.place
-    flags: dict[str, str] = {}
-    if request.tensor_parallel_size is None and place.tp > 1:
-        flags["--tensor-parallel-size"] = str(place.tp)
-    if request.pipeline_parallel_size is None and place.pp > 1:
-        flags["--pipeline-parallel-size"] = str(place.pp)
-    if request.data_parallel_size is None and place.dp > 1:
-        flags["--data-parallel-size"] = str(place.dp)
-    if request.enable_expert_parallel is None and place.expert_parallel:
-        flags["--enable-expert-parallel"] = ""
-    if place.tp * place.pp > devices.gpu.per_host and not devices.is_cpu:
-        flags["--distributed-executor-backend"] = "ray"
-    if place.dp > 1 and place.devices > devices.gpu.per_host and not devices.is_cpu:
-        flags["--data-parallel-backend"] = "ray"
-    if request.max_model_len is None and fit.length != context.arch.max_position:
-        flags["--max-model-len"] = str(fit.length)
-    if request.max_num_seqs is None and fit.max_num_seqs != context.default_max_num_seqs:
-        flags["--max-num-seqs"] = str(fit.max_num_seqs)
-    if request.gpu_memory_utilization is None and fit.utilization != context.default_utilization:
-        flags["--gpu-memory-utilization"] = f"{fit.utilization:g}"
-    if fit.pinned is not None and request.kv_cache_memory is None and devices.kv_space is None:
-        flags["--kv-cache-memory-bytes"] = str(fit.pinned)
-    return flags
+    on_gpus = not devices.is_cpu
+    default_length, default_sequences = context.arch.max_position, context.default_max_num_seqs
+    overrides = {"quantization_config": request.quantization_config} if request.quantization_config else None
+    wanted: dict[str, object] = {
+        "--revision": request.revision,
+        "--quantization": request.quantization,
+        "--hf-overrides": json.dumps(overrides) if overrides else None,
+        "--dtype": context.dtype if context.named_dtype else None,
+        "--tensor-parallel-size": place.tp if place.tp > 1 else None,
+        "--pipeline-parallel-size": place.pp if place.pp > 1 else None,
+        "--data-parallel-size": place.dp if place.dp > 1 else None,
+        "--enable-expert-parallel": place.expert_parallel,
+        "--distributed-executor-backend": "ray" if on_gpus and place.tp * place.pp > devices.gpu.per_host else None,
+        "--data-parallel-backend":
+            "ray" if on_gpus and place.dp > 1 and place.devices > devices.gpu.per_host else None,
+        "--max-model-len": fit.length if request.max_model_len or fit.length != default_length else None,
+        "--max-num-seqs": fit.max_num_seqs if request.max_num_seqs or fit.max_num_seqs != default_sequences else None,
+        "--max-num-batched-tokens": request.max_num_batched_tokens,
+        "--gpu-memory-utilization": f"{fit.utilization:g}" if fit.utilization != DEFAULT_UTILIZATION else None,
+        "--kv-cache-dtype": context.kv.dtype if context.kv.dtype != "auto" else None,
+        "--kv-cache-memory-bytes": request.kv_cache_memory or (fit.pinned if devices.kv_space is None else None),
+        "--block-size": context.kv.block_size if request.block_size else None,
+        "--enforce-eager": request.enforce_eager,
+    }  # fmt: skip
+    return {flag: "" if value is True else str(value) for flag, value in wanted.items() if value not in (None, False)}
+
+
+def _variables(context: Context) -> dict[str, str]:
+    """What the plan took from this process's environment: the launch needs it as well."""
+    space = context.devices.kv_space
+    return {"VLLM_CPU_KVCACHE_SPACE": str(space >> 30)} if space and context.request.kv_cache_memory is None else {}
 
 
 def visible_devices(devices: Devices) -> dict[str, str]:
