@@ -7,6 +7,8 @@ import pytest
 
 from tests.serve.plan.conftest import load_config
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, UsageError
+from vllm_quant_serve.flags import parse_args
+from vllm_quant_serve.launch import drop_user_set
 from vllm_quant_serve.plan.api import PlanRequest, make_plan
 from vllm_quant_serve.plan.devices.gpus import GIB, find_gpu
 from vllm_quant_serve.plan.devices.pool import Devices
@@ -143,11 +145,14 @@ def test_cpu_obeys_vllms_variable(model_folder, monkeypatch):
 
 
 def test_user_flags_are_never_repeated(model_folder):
+    """The plan has them all; the launcher leaves out what its user typed."""
     request = PlanRequest(
         model_folder("llama-3.3-70b"), gpu=("h100:8",), tensor_parallel_size=8, max_model_len=4096, max_num_seqs=64,
         gpu_memory_utilization=0.8,
     )  # fmt: skip
-    assert make_plan(request).serve_args() == []
+    typed = make_plan(request).serve_args()
+    assert typed[::2] == ["--tensor-parallel-size", "--max-model-len", "--max-num-seqs", "--gpu-memory-utilization"]
+    assert drop_user_set(typed, parse_args([request.model, *typed])) == []
 
 
 def test_plan_survives_json(model_folder):

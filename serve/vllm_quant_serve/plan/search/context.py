@@ -127,6 +127,8 @@ def load_context(request: PlanRequest, model: Model, devices: Devices) -> Contex
     notes = list(model.notes)
     if devices.is_cpu and not request.cpu and request.cpu_memory is None:
         notes.append("this host has no NVIDIA GPU: planned for its CPU; --gpu h100:4 plans for others")
+    if devices.is_cpu and (request.slo_ttft or request.slo_tpot):
+        notes.append("the speed of this CPU was not measured: the service levels rest on a server's rates")
     dtype = serving_dtype(request.dtype, arch, devices, notes)
     itemsize = DTYPE_BYTES[dtype]
     length = request.max_model_len or arch.max_position

@@ -50,8 +50,9 @@ class Evaluated:
         """Whether it fits at the pessimistic end of the estimates, too."""
         return self.feasible and self.fit is not None and not self.fit.tight
 
-    def candidate(self) -> Candidate:
-        place, fit, speed = self.place, self.fit, self.speed
+    def candidate(self, *, rated: bool = True) -> Candidate:
+        """As shown; without speeds where the device's rates are not known (``rated``)."""
+        place, fit, speed = self.place, self.fit, self.speed if rated else None
         return Candidate(
             place.tp, place.pp, place.dp, self.feasible, self.reason, fit.weight_bytes if fit else None,
             fit.kv_tokens.value if fit else None, place.expert_parallel, speed.ttft if speed else None,

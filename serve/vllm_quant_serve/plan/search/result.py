@@ -41,7 +41,8 @@ def to_plan(context: Context, best: Evaluated, evaluated: Sequence[Evaluated]) -
         expert_parallel=place.expert_parallel, compute_dtype=compute_dtype(devices.gpu, context.scheme),
         dtype=context.dtype,
         prediction=_prediction(context, best),
-        candidates=tuple(one.candidate() for one in evaluated), notes=tuple(dict.fromkeys(notes)),
+        candidates=tuple(one.candidate(rated=not devices.is_cpu) for one in evaluated),
+        notes=tuple(dict.fromkeys(notes)),
     )  # fmt: skip
 
 
@@ -91,8 +92,8 @@ def visible_devices(devices: Devices) -> dict[str, str]:
 
 def _prediction(context: Context, best: Evaluated) -> Prediction | None:
     speed, load, price = best.speed, workload(context), context.request.price
-    if speed is None:
-        return None
+    if speed is None or context.devices.is_cpu:
+        return None  # the rates of a CPU are not measured: they only rank placements
     return Prediction(
         load.prompt, load.output, speed.ttft, speed.tpot, speed.tokens_per_second, speed.tokens_per_second_per_device,
         speed.batch, speed.cost_per_million(price) if price is not None else None,

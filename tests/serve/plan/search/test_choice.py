@@ -13,7 +13,8 @@ def test_an_8_bit_cache_is_taken_where_nothing_else_fits(model_folder):
     folder = model_folder("llama-3.1-8b")
     plan = make_plan(PlanRequest(folder, gpu=("rtx4090",), max_model_len=60_000))
     assert plan.flags == {
-        "--max-num-seqs": "64", "--gpu-memory-utilization": "0.95", "--kv-cache-dtype": "fp8",
+        "--max-model-len": "60000", "--max-num-seqs": "64", "--gpu-memory-utilization": "0.95",
+        "--kv-cache-dtype": "fp8",
     }  # fmt: skip
     assert plan.kv_cache_dtype == "fp8"
     assert plan.kv_bytes_per_token == 32 * 8 * 128 * 2
