@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from vllm_quant_kernels.scheme import WeightScheme
 from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.transforms import Application
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class ModelScheme:
         rules: overrides and exclusions, first match wins.
         lm_head: whether ``lm_head`` follows the rules and default; otherwise it is 16-bit.
         kv_cache: ``fp8`` when the checkpoint carries KV-cache scales.
+        transforms: of weights and activations, in the order in which they were applied.
         raw: the quantization_config as found on disk.
     """
 
@@ -106,12 +108,26 @@ class ModelScheme:
     rules: tuple[Rule, ...] = ()
     lm_head: bool = False
     kv_cache: str | None = None
+    transforms: tuple[Application, ...] = ()
     raw: dict[str, object] = field(default_factory=dict, compare=False, hash=False)
 
     def schemes(self) -> Iterator[StoredScheme]:
         """Every scheme that the model names, each once."""
         found = (self.default, *(rule.scheme for rule in self.rules))
         yield from dict.fromkeys(scheme for scheme in found if scheme is not None)
+
+    @property
+    def online(self) -> tuple[Application, ...]:
+        """The transforms that run at every step."""
+        return tuple(one for one in self.transforms if one.online)
+
+    def online_at(self, name: str, cls: str = "Linear") -> tuple[Application, ...]:
+        """Those of the module ``name`` (checkpoint naming)."""
+        return tuple(one for one in self.online if one.matches(name, cls))
+
+    def transform_held_by(self, name: str) -> Application | None:
+        """The transform whose tensors are stored as those of the module ``name``, which the model does not have."""
+        return next((one for one in self.transforms if name.endswith(f".{one.leaf}")), None)
 
     def scheme_for(self, name: str, cls: str = "Linear") -> StoredScheme | None:
         """StoredScheme of the module ``name`` (checkpoint naming), None when it is not quantized."""

@@ -1,14 +1,15 @@
 """Transforms: linear maps that a checkpoint's weights expect in front of, or behind, their modules. No torch.
 
 A checkpoint whose weights were rotated before they were quantized (QuaRot, SpinQuant, QuIP) is right only where the
-opposite rotation runs on the activations. ``Transform`` says which map, ``Application`` where. What a map of the weights
-(``weight_input``, ``weight_output``) did is in the stored weights already; ``online`` ones run at every step.
+opposite rotation runs on the activations. ``Transform`` says which map, ``Application`` where. What a map of the
+weights (``weight_input``, ``weight_output``) did is in the stored weights already; ``online`` ones run at every step.
 ``vllm_quant_kernels.rotation`` computes them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -50,6 +51,20 @@ class Transform:
         """Whether the map cannot be computed without tensors of the checkpoint."""
         return self.kind != "hadamard" or self.permuted
 
+    def kept_bytes(self, size: int) -> int:
+        """Bytes that the map of ``size`` features keeps, in float32; one map serves all modules that share it.
+
+        A random Hadamard matrix is kept as its factors: a known matrix of at most 256 rows, as the writing library has
+        them, Sylvester's, and signs.
+        """
+        core = size
+        while core > 256 and core % 2 == 0:
+            core //= 2
+        if size & (size - 1) == 0:
+            core = 1 << (size.bit_length() - 1) // 2
+        dense = self.kind == "random-matrix" or self.permuted or core == size
+        return 4 * (size * size if dense else core * core + (size // core) ** 2 + size)
+
     def blocks(self, features: int) -> int:
         """n, for activations of ``features``."""
         return self.block or features
@@ -79,9 +94,24 @@ class Application:
         """Name of the submodule that holds its tensors, of each module that it applies to."""
         return f"{self.transform.name}_{self.location}"
 
+    @property
+    def map_key(self) -> tuple[Transform, bool]:
+        """Equal for applications that use the same stored tensors."""
+        return self.transform, self.inverse and self.transform.kind == "random-matrix"
+
     def matches(self, name: str, cls: str) -> bool:
         """Whether the module ``name`` (checkpoint naming) of class ``cls`` has it."""
-        return any(_matches(t, name, cls) for t in self.targets) and not any(_matches(t, name, cls) for t in self.ignore)
+        if any(_matches(target, name, cls) for target in self.ignore):
+            return False
+        return any(_matches(target, name, cls) for target in self.targets)
+
+    def renamed(self, rename: Callable[[list[str]], list[str]]) -> Application:
+        """With every module name among the targets replaced; expressions and classes stay."""
+
+        def each(targets: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(new for t in targets for new in ([t] if t.startswith("re:") or "." not in t else rename([t])))
+
+        return replace(self, targets=each(self.targets), ignore=each(self.ignore))
 
     def describe(self) -> str:
         """E.g. ``R4 (hadamard 128, inverse) at input``."""
@@ -106,6 +136,23 @@ class Application:
         return f"{self.describe()} mixes blocks of {size} of {features} features, and a rank holds {_range(*bounds)}"
 
 
+def uncancelled(online: Iterable[Application], *, quantized_cache: bool) -> list[Application]:
+    """The transforms without which a model answers otherwise.
+
+    Queries and keys that are rotated alike have the same products: (q M) (k M)' = q k' where M M' = 1. Such a pair
+    serves a quantized cache alone.
+    """
+    found = list(online)
+    if quantized_cache:
+        return found
+    for query in [one for one in found if one.location == "q_attn" and one.transform.kind != "random-matrix"]:
+        key = replace(query, location="k_cache")
+        if key in found:
+            found.remove(query)
+            found.remove(key)
+    return found
+
+
 def _range(*bounds: int) -> str:
     return f"those from {bounds[0]} to {bounds[-1]}"
 
@@ -117,10 +164,12 @@ def _matches(target: str, name: str, cls: str) -> bool:
     return target in (name, cls) or (cls == "Attention" and target.endswith("Attention") and "." not in target)
 
 
-def renamed(application: Application, names: dict[str, list[str]]) -> Application:
-    """``application`` with the module names among its targets replaced as ``names`` says."""
+@dataclass(frozen=True)
+class PartTransforms:
+    """The online transforms of one module of the checkpoint, in the order of the config."""
 
-    def each(targets: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(new for target in targets for new in names.get(target, [target]))
+    module: str
+    applications: tuple[Application, ...]
 
-    return replace(application, targets=each(application.targets), ignore=each(application.ignore))
+    def at(self, location: Location) -> tuple[Application, ...]:
+        return tuple(one for one in self.applications if one.location == location)

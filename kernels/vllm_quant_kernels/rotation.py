@@ -1,7 +1,7 @@
 """Linear maps along the last dimension of activations: Hadamard matrices, and matrices as they are.
 
-A map is a module: its tensors are parameters, so that layers share one and vLLM counts and moves it. ``hadamard`` is the
-one place that multiplies by a Hadamard matrix. A further kind of map (rotations of pairs of features) is a further
+A map is a module: its tensors are parameters, so that layers share one and vLLM counts and moves it. ``hadamard`` is
+the one place that multiplies by a Hadamard matrix. A further kind of map (rotations of pairs of features) is a further
 module with the same ``forward``.
 
     Hadamard      x -> x H / sqrt(n), H a Hadamard matrix of size n, for each block of n features
@@ -115,14 +115,17 @@ def factored(matrix: torch.Tensor, dtype: torch.dtype, *, transposed: bool = Fal
         left = matrix[::width, ::width] * signs[::width, None]
         right = sylvester(width, matrix.dtype, matrix.device)
         if _is_product(matrix, signs, left, right):
-            parts = (part.to(dtype) for part in (left, right, signs))
+            # Sylvester's part is a product itself: the nearer the two are in size, the fewer operations.
+            while 2 * left.shape[0] <= width:
+                left, width = torch.kron(left, sylvester(2, left.dtype, left.device)), width // 2
+            parts = (part.to(dtype) for part in (left, sylvester(width, dtype, left.device), signs))
             return Hadamard(*parts, transposed=transposed)
         core *= 2
     return None
 
 
 def _is_product(matrix: torch.Tensor, signs: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether ``matrix`` is diag(signs) (left (x) right); one block of rows at a time, the first that differs decides."""
+    """Whether ``matrix`` is diag(signs) (left (x) right): one block of rows at a time, until one differs."""
     width = right.shape[0]
     return all(
         torch.equal(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import replace
 
 from vllm_quant_plugin.architecture.arch import ModelArch, Parameter, Role
@@ -15,6 +16,7 @@ from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.registry import code_leaves, module_shape, side_leaves
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.transforms import Application
 
 _COLUMN = {"q_proj", "gate_proj", "up_proj", "gate_up_proj", "w1", "w3", "fc1", "c_fc", "wq", "q_b_proj", "kv_b_proj",
            "in_proj", "conv1d", "dense_h_to_4h", "linear_fc1", "in_proj_qkvz", "in_proj_ba", "in_proj_qkv",
@@ -55,6 +57,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     first: list[Parameter] = []
     last: list[Parameter] = []
     experts: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
+    maps: set[tuple[object, tuple[int, ...]]] = set()
     kv_heads = max((cache.kv_heads for cache in arch.caches), default=0)
     fused: dict[str, list[Parameter]] = defaultdict(list)
     for one in arch.parameters():
@@ -68,6 +71,13 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
         match = _LAYER.match(f"{module}.")
         layer = int(match[1]) if match else None
         if layer is not None and (layer >= len(arch.layers) or _reads_another(arch, layer, module)):
+            continue
+        transform = scheme.transform_held_by(module) if scheme is not None else None
+        if transform is not None:
+            held = _transform_parameter(transform, module, leaves)
+            if held is not None and (transform.map_key, held.shape) not in maps:
+                maps.add((transform.map_key, held.shape))
+                (per_layer[layer] if layer is not None else first).append(held)
             continue
         module_scheme = scheme.scheme_for(module) if scheme is not None else None
         for leaf, info in leaves.items():
@@ -87,6 +97,18 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     )
     shared = tuple(p for p in first if p.role == "vocab") if tied else ()
     return replace(arch, layers=layers, first=tuple(first), last=tuple(last), shared=shared)
+
+
+def _transform_parameter(application: Application, module: str, leaves: Mapping[str, TensorInfo]) -> Parameter | None:
+    """What a layer keeps of the stored matrix of a transform; None where it can do without.
+
+    Modules with the same matrix share it, so it counts where the first of them is.
+    """
+    stored = leaves.get("weight") or leaves.get("perm")
+    if stored is None or not application.online or not application.transform.stored:
+        return None
+    size = stored.shape[0]
+    return Parameter(f"{module}.weight", (size, size), "replicated", nbytes=application.transform.kept_bytes(size))
 
 
 def _split_rows(parameter: Parameter, known: list[Parameter]) -> list[Parameter]:

@@ -15,6 +15,7 @@ from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.base import WORD, canonical_step, fits_columns
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.transforms import Application
 
 TP_SIZES = (1, 2, 4, 8)
 SchemeOf = Callable[[str], StoredScheme | None]
@@ -43,14 +44,23 @@ def tp_refusals(
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, stored)
     scheme_of: SchemeOf = served.scheme_for if served is not None else lambda _: None
-    return {tp: next(refusals(arch, scheme_of, Placement(tp), plugin=plugin), "") for tp in sizes}
+    online = served.online if served is not None else ()
+    return {tp: next(refusals(arch, scheme_of, Placement(tp), online, plugin=plugin), "") for tp in sizes}
 
 
-def refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, *, plugin: bool = False) -> Iterator[str]:
+def refusals(
+    arch: ModelArch,
+    scheme_of: SchemeOf,
+    place: Placement,
+    online: Sequence[Application] = (),
+    *,
+    plugin: bool = False,
+) -> Iterator[str]:
     """Why vLLM or a kernel refuses this placement; nothing when it is legal.
 
     Args:
         scheme_of: the scheme of a module, None for 16 bits.
+        online: transforms of activations.
         plugin: this plugin's methods load the weights: they cut canonical weights, vLLM's own cut stored tensors.
     """
     tp = place.tp
@@ -73,6 +83,7 @@ def refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, *, plugin: 
         yield f"more ranks ({tp}) than experts ({arch.experts})"
     if tp > 1:
         yield from _scheme_refusals(arch, scheme_of, place, plugin)
+        yield from _transform_refusals(arch, online, tp, plugin)
 
 
 def _stage_refusals(arch: ModelArch, place: Placement) -> Iterator[str]:
@@ -103,6 +114,29 @@ def _scheme_refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, plu
         seen.add((leaf, parameter.shape, parameter.role, scheme))
         tp = place.tp * place.dp if parameter.role.startswith("expert") else place.tp
         yield from _shard_refusal(parameter, scheme, leaf, tp, packed_words=not plugin)
+
+
+def _transform_refusals(arch: ModelArch, online: Sequence[Application], tp: int, plugin: bool) -> Iterator[str]:
+    """Blocks of a transform that lie on several ranks; each kind of module once."""
+    if online and not plugin:
+        yield f"{online[0].describe()}: vLLM's own method transforms on one rank only; this plugin's (-q vqp_*) on more"
+        return
+    seen: set[tuple[str, tuple[int, ...], Application]] = set()
+    for parameter in arch.parameters() if online else ():
+        if len(parameter.shape) != 2 or parameter.role not in ("row", "column", "kv"):
+            continue
+        leaf = parameter.module.rpartition(".")[2]
+        for one in online:
+            cut = "input" if parameter.role == "row" else "output"
+            key = (leaf, parameter.shape, one)
+            if one.location != cut or key in seen or not one.matches(parameter.module, "Linear"):
+                continue
+            seen.add(key)
+            features = parameter.shape[1 if cut == "input" else 0]
+            share = features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
+            refusal = one.cut_refusal(features, 0, share)
+            if refusal:
+                yield f"{leaf}: {refusal}"
 
 
 def _shard_refusal(

@@ -19,6 +19,7 @@ from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_fi
 from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.modules import kept_modules
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.transforms import uncancelled
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +66,13 @@ def _plan(checkpoint: Checkpoint, target: Format) -> tuple[ModelScheme, dict[str
     model = parse_quantization_config(config)
     if model.method == target.name:
         raise UsageError(f"{checkpoint.path}: is {target.name} already", "there is nothing to convert")
+    needed = uncancelled(model.online, quantized_cache=bool(model.kv_cache))
+    if needed:
+        raise UsageError(
+            f"{checkpoint.path}: transform_config: {needed[0].describe()} runs on activations, which {target.name} "
+            "cannot say: without it the model would answer otherwise",
+            "keep it as it is, or quantize the original model into the format instead",
+        )
     plan: dict[str, tuple[StoredScheme, StoredScheme]] = {}
     for name, tensors in checkpoint.modules():
         scheme = stored_scheme(name, tensors, model)
@@ -201,6 +209,8 @@ def convert_model(
     with place as work:
         writer, done = ModelWriter(work, checkpoint), 0
         for name, tensors in checkpoint.modules():
+            if scheme.transform_held_by(name):
+                continue  # of no effect: folded into the weights, or cancelled
             leaves = set(tensors)
             if name in plan:
                 before, after = plan[name]

@@ -200,6 +200,14 @@ class Format(ABC):
         """Why vLLM without this plugin does not serve the scheme on ``host``; None when it does."""
         return None
 
+    def transforms_in_tree(self, model: ModelScheme, host: Host) -> str | None:
+        """Why vLLM without this plugin does not apply the online transforms on ``host``; None when it does."""
+        return "online transforms" if model.online else None
+
+    def transforms_method(self) -> str | None:
+        """The one of ``vllm_methods`` that applies online transforms to every scheme that can be read."""
+        return None
+
     def experts_in_tree(self, host: Host) -> str | None:
         """Why vLLM without this plugin does not serve experts in this format on ``host``; None when it does."""
         return None

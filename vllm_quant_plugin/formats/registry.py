@@ -140,6 +140,10 @@ def why_in_tree_rejects(model: ModelScheme, host: Host, *, experts: bool = False
     Args:
         experts: the model is a mixture of experts.
     """
+    if model.online:
+        reason = _format_of(model).transforms_in_tree(model, host)
+        if reason:
+            return reason
     for scheme in model.schemes():
         reason = get_format(scheme).experts_in_tree(host) if experts else None
         reason = reason or get_format(scheme).in_tree(scheme, host)
@@ -151,4 +155,12 @@ def why_in_tree_rejects(model: ModelScheme, host: Host, *, experts: bool = False
 def plugin_method(model: ModelScheme) -> str | None:
     """Our method's name for a checkpoint, None when only its kernels take part, or nothing of the plugin does."""
     found = {get_format(scheme).method(scheme) for scheme in model.schemes()}
-    return found.pop() if len(found) == 1 else None
+    ours = found.pop() if len(found) == 1 else None
+    if ours is None and model.online and all(get_format(scheme).readable(scheme) for scheme in model.schemes()):
+        # A kernel in vLLM's own method is not enough: the method applies the transforms.
+        return _format_of(model).transforms_method()
+    return ours
+
+
+def _format_of(model: ModelScheme) -> Format:
+    return next(format for format in formats() if model.method in format.methods)

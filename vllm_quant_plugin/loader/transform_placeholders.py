@@ -1,7 +1,7 @@
 """Where vLLM's loader puts the tensors of a layer's transforms: submodules named as in the checkpoint.
 
-    down_proj.R4_input.weight                  of one module
-    qkv_proj.R2_output.weight, shards q, k, v  of modules that vLLM fuses
+down_proj.R4_input.weight                  of one module
+qkv_proj.R2_output.weight, shards q, k, v  of modules that vLLM fuses
 """
 
 from __future__ import annotations

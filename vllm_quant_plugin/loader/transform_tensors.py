@@ -1,8 +1,8 @@
 """The tensors of transforms on their way from the checkpoint to the maps that layers apply.
 
 A matrix is named by the modules that it applies to (``...down_proj.R4_input.weight``). One that many modules share is
-stored under the name of one of them only, as ``save_pretrained`` drops copies: a module without tensors of its own takes
-those of its group with the same size.
+stored under the name of one of them only, as ``save_pretrained`` drops copies: a module without tensors of its own
+takes those of its group with the same size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Key = tuple[Transform, int, bool]
 
 
 class TransformTensors:
-    """What the checkpoint stores of a model's transforms, and the maps that were made of it. Pickles as an empty one."""
+    """What the checkpoint stores of a model's transforms, and the maps made of it. Pickles as an empty one."""
 
     def __init__(self) -> None:
         self._stored: dict[tuple[_Key, str], dict[str, torch.Tensor]] = {}
@@ -80,8 +80,8 @@ class TransformTensors:
 
 
 def _key(application: Application, size: int) -> _Key:
-    inverse_is_stored = application.transform.kind == "random-matrix"
-    return application.transform, size, inverse_is_stored and application.inverse
+    transform, inverse = application.map_key
+    return transform, size, inverse
 
 
 def _build(

@@ -7,6 +7,7 @@ checkpoint while it loads (``vllm_quant_plugin.online``).
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -17,8 +18,10 @@ from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host, parse_quantization_config, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.formats.registry import has_experts
+from vllm_quant_plugin.loader.transform_tensors import TransformTensors
 from vllm_quant_plugin.online import ALIASES, online_scheme
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.transforms import ATTENTION, PartTransforms
 
 logger = compat.init_logger(__name__)
 
@@ -43,6 +46,7 @@ class VqpConfig(compat.QuantizationConfig):
     def __init__(self, model: ModelScheme | None = None) -> None:
         super().__init__()
         self.model = model if model is not None else online_scheme(self.name, {})
+        self.transform_tensors = TransformTensors()
 
     def __reduce__(self) -> tuple[Callable[[str], VqpConfig], tuple[str], dict[str, Any]]:
         """By the method's name: vLLM sends configs to processes that have not made the class yet."""
@@ -125,12 +129,17 @@ class VqpConfig(compat.QuantizationConfig):
         suffixes = {f".{part}_proj.output_scale": f".attn.{part}_scale" for part in "qkv"}
         return WeightsMapper(orig_to_new_suffix=suffixes) | compat.QuantizationConfig.get_cache_scale_mapper()
 
-    @staticmethod
-    def get_checkpoint_weight_mapper() -> Any:
-        """Keep everything: the default drops ``g_idx``, which act-order needs."""
+    def get_checkpoint_weight_mapper(self) -> Any:  # type: ignore[override]  # vLLM asks the instance
+        """Keep everything: the default drops ``g_idx``, which act-order needs.
+
+        A checkpoint's attention module has the transforms that are the attention layer's inside it in vLLM.
+        """
         from vllm_quant_plugin.compat_layers import WeightsMapper
 
-        return WeightsMapper()
+        inside = [one.leaf for one in self.model.online if one.location in ATTENTION]
+        return WeightsMapper(
+            orig_to_new_regex={re.compile(rf"(?<!\.attn)\.{re.escape(leaf)}\."): f".attn.{leaf}." for leaf in inside}
+        )
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename modules in the rules from checkpoint to vLLM names. Regular expressions stay."""
@@ -141,7 +150,8 @@ class VqpConfig(compat.QuantizationConfig):
                 rules += [replace(rule, pattern=pattern) for pattern in mapped]
             else:
                 rules.append(rule)
-        self.model = replace(self.model, rules=tuple(rules))
+        transforms = tuple(one.renamed(hf_to_vllm_mapper.apply_list) for one in self.model.transforms)
+        self.model = replace(self.model, rules=tuple(rules), transforms=transforms)
 
     def scheme_of(self, prefix: str, cls_name: str = "Linear") -> StoredScheme | None:
         """StoredScheme of the vLLM module ``prefix``, fused parts agreeing."""
@@ -149,6 +159,13 @@ class VqpConfig(compat.QuantizationConfig):
         if not parts:
             return self.model.scheme_for(prefix, cls_name)
         return self.model.scheme_for_fused(prefix, parts, cls_name)
+
+    def transforms_of(self, prefix: str) -> list[PartTransforms]:
+        """Online transforms of the vLLM module ``prefix``, by the modules that it fuses; none where none has any."""
+        stem, _, last = prefix.rpartition(".")
+        names = [f"{stem}.{part}" if stem else part for part in self.packed_modules_mapping.get(last) or [last]]
+        parts = [PartTransforms(name, self.model.online_at(name)) for name in names]
+        return parts if any(part.applications for part in parts) else []
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         # Model layers are imported only where a model is built, not where flags are parsed.

@@ -61,7 +61,9 @@ class TransformedKVCacheMethod(VqpKVCacheMethod):
         layer.register_forward_pre_hook(_transform_heads, with_kwargs=True)
 
 
-def _transform_heads(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _transform_heads(
+    layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Blocks divide a head, so heads in a row need no other shape."""
     found = [*args]
     for position, (name, location) in enumerate(zip(("query", "key"), ATTENTION, strict=True)):

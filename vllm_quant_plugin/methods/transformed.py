@@ -9,7 +9,6 @@ Parts that vLLM fuses keep their own transforms, of the output always and of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,18 +19,7 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.loader.shards import Part, ShardId, ShardPlan, plan_linear
 from vllm_quant_plugin.loader.transform_placeholders import TransformPlaceholders
 from vllm_quant_plugin.loader.transform_tensors import TransformTensors
-from vllm_quant_plugin.transforms import Application, Location
-
-
-@dataclass(frozen=True)
-class PartTransforms:
-    """The online transforms of one module of the checkpoint, in the order of the config."""
-
-    module: str
-    applications: tuple[Application, ...]
-
-    def at(self, location: Location) -> tuple[Application, ...]:
-        return tuple(one for one in self.applications if one.location == location)
+from vllm_quant_plugin.transforms import Application, PartTransforms
 
 
 class TransformedMethod(layers.LinearMethodBase):
@@ -45,6 +33,7 @@ class TransformedMethod(layers.LinearMethodBase):
         self.inner = inner
         self._parts, self._tensors = list(parts), tensors
         self._placeholders: TransformPlaceholders | None = None
+        self._names: dict[tuple[int, ...], str] = {}
         self._inputs: list[str | None] = []
         self._outputs: list[tuple[int, int, str | None]] = []
 
@@ -109,7 +98,11 @@ class TransformedMethod(layers.LinearMethodBase):
                         f"{part.module}: transform_config: {refusal}",
                         "use --tensor-parallel-size 1, or requantize with a head_dim that divides every rank's share",
                     )
-            if part.at("output") and getattr(layer, "skip_bias_add", False) and getattr(layer, "bias", None) is not None:
+            if (
+                part.at("output")
+                and getattr(layer, "skip_bias_add", False)
+                and getattr(layer, "bias", None) is not None
+            ):
                 raise CheckpointError(
                     f"{part.module}: transform_config: the output is transformed before its bias is added elsewhere",
                     "requantize the model without transforms of this output",
@@ -148,10 +141,11 @@ class TransformedMethod(layers.LinearMethodBase):
         if found is None:
             return None
         # Equal maps are one object, and then one submodule.
-        known = next((name for name, child in layer.named_children() if child is found), None)
-        name = known or f"{applications[0].location}_transform_{sum(1 for _ in layer.children())}"
-        layer.add_module(name, found)
-        return name
+        known = tuple(map(id, maps))
+        if known not in self._names:
+            self._names[known] = f"{applications[0].location}_transform_{len(self._names)}"
+            layer.add_module(self._names[known], found)
+        return self._names[known]
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         distinct = list(dict.fromkeys(self._inputs))

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, PER_TENSOR, ActivationScheme, Int, ValueType
 from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.formats.compressed_tensors.transforms import transforms_of
 from vllm_quant_plugin.formats.fields import Config, Enumeration, Fields, check_bits, check_block, check_group_size
 from vllm_quant_plugin.formats.fp4 import MXFP4, NVFP4
 from vllm_quant_plugin.formats.kv_cache import kv_cache_of
@@ -51,7 +52,7 @@ def parse(config: Config) -> ModelScheme:
     """See ``Format.parse``."""
     fields = Fields(config)
     fields.harmless(_HARMLESS)
-    _refuse_transforms(fields)
+    transforms = transforms_of(fields)
     _refuse_sparsity(fields)
     layout = fields.get("format", default="")
     rules = [_rule(str(name), None) for name in fields.get("ignore") or []]
@@ -60,8 +61,8 @@ def parse(config: Config) -> ModelScheme:
     fields.finish()
     if not groups and layout in FP4_LAYOUTS:
         scheme = StoredScheme.of(FP4_LAYOUTS[layout], storage(layout))
-        return ModelScheme("compressed-tensors", scheme, tuple(rules), lm_head=True, kv_cache=kv_cache)
-    if not groups and kv_cache is None:
+        return ModelScheme("compressed-tensors", scheme, tuple(rules), True, kv_cache, transforms)
+    if not groups and kv_cache is None and not transforms:
         raise CheckpointError("compressed-tensors config without config_groups", "fix config.json")
     by_class: list[Rule] = []
     for name, group in groups.items():
@@ -74,16 +75,7 @@ def parse(config: Config) -> ModelScheme:
             rule = _rule(str(target), scheme)
             (by_class if rule.mode == "class" else rules).append(rule)
         own.finish()
-    return ModelScheme("compressed-tensors", None, (*rules, *by_class), lm_head=True, kv_cache=kv_cache)
-
-
-def _refuse_transforms(fields: Fields) -> None:
-    transforms = fields.get("transform_config") or {}
-    if not isinstance(transforms, Mapping) or transforms.get("config_groups"):
-        raise CheckpointError(
-            "quantization_config.transform_config: online transforms (Hadamard, rotations) are not applied",
-            "requantize the model without them",
-        )
+    return ModelScheme("compressed-tensors", None, (*rules, *by_class), True, kv_cache, transforms)
 
 
 def _refuse_sparsity(fields: Fields) -> None:

@@ -26,6 +26,7 @@ from vllm_quant_kernels.scheme import E4M3, E5M2, PER_CHANNEL, PER_TENSOR, Int, 
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.formats.base import FLOATS, INDICES, Format, Headers, Provenance, ShardStep, TensorSpec
 from vllm_quant_plugin.formats.compressed_tensors.config import FP4_LAYOUTS, parse, storage, write
+from vllm_quant_plugin.formats.compressed_tensors.transforms import in_tree
 from vllm_quant_plugin.formats.eight_bit import (
     FP8_DTYPE,
     block_rows,
@@ -54,7 +55,7 @@ _METHODS = {"float-quantized": "vqp_fp8", "int-quantized": "vqp_int8"}
 class CompressedTensorsFormat(Format):
     name: ClassVar[str] = "compressed-tensors"
     methods: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
-    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8", "vqp_int8")
+    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8", "vqp_int8", "vqp_compressed_tensors")
     leaves: ClassVar[tuple[str, ...]] = (
         "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape", "input_scale",
         "input_zero_point",
@@ -120,6 +121,12 @@ class CompressedTensorsFormat(Format):
     def method(self, scheme: WeightScheme) -> str | None:
         assert isinstance(scheme, StoredScheme)
         return _METHODS.get(scheme.storage["layout"])
+
+    def transforms_in_tree(self, model: ModelScheme, host: Host) -> str | None:
+        return in_tree(model, host)
+
+    def transforms_method(self) -> str | None:
+        return "vqp_compressed_tensors"
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         layout = scheme.storage["layout"]

@@ -10,7 +10,9 @@ from typing import Any
 
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.fields import Config, Fields
-from vllm_quant_plugin.transforms import KINDS, LOCATIONS, Application, Transform
+from vllm_quant_plugin.formats.host import Host
+from vllm_quant_plugin.schemes import ModelScheme
+from vllm_quant_plugin.transforms import ATTENTION, KINDS, LOCATIONS, Application, Transform
 
 KEY = "transform_config"
 _WHERE = f"quantization_config.{KEY}"
@@ -83,3 +85,32 @@ def _targets(value: Any, where: str) -> tuple[str, ...]:
         except re.error as error:
             raise CheckpointError(f"{where}: {target!r} is no regular expression: {error}", "fix config.json") from None
     return tuple(found)
+
+
+def in_tree(model: ModelScheme, host: Host) -> str | None:
+    """Why vLLM's own method does not apply the online transforms on ``host``; None when it does.
+
+    Source: vLLM 0.32, compressed_tensors/transform/linear.py and module.py. The Hadamard operator is CUDA's. Only
+    linear layers are looked at: lm_head, embed_tokens, experts, queries and keys are passed over. Of several transforms
+    at one location the last counts. Every stored matrix is divided by sqrt(n), and transposed for the inverse, which is
+    wrong for other than Hadamard matrices.
+    """
+    for one in model.online:
+        if host.device != "cuda":
+            return f"{one.describe()} on a CPU"
+        if one.transform.kind == "random-matrix" or one.transform.permuted:
+            return f"{one.describe()}{' with a permutation' * one.transform.permuted}"
+        if one.location in ATTENTION or any(_beyond_linear(target) for target in one.targets):
+            return f"{one.describe()} of other than linear layers"
+    locations = [one.location for one in model.online]
+    if len(set(locations)) < len(locations):
+        return "several transforms at one location"
+    config = model.raw.get(KEY)
+    groups = config.get("config_groups") if isinstance(config, dict) else None
+    if isinstance(groups, dict) and any("block_size" in group for group in groups.values()):
+        return "transform_config with block_size"  # an older spelling of head_dim, which vLLM's library refuses
+    return None
+
+
+def _beyond_linear(target: str) -> bool:
+    return any(word in target for word in ("lm_head", "embed", "Embedding", "experts"))

@@ -98,4 +98,5 @@ class WeightModel:
 
     def refusals(self, place: Placement) -> Iterator[str]:
         """Why vLLM or a kernel refuses this placement; nothing when it is legal."""
-        return refusals(self.arch, self.scheme_of, place, plugin=bool(self.plugin))
+        online = self.scheme.online if self.scheme is not None else ()
+        return refusals(self.arch, self.scheme_of, place, online, plugin=bool(self.plugin))
