@@ -55,6 +55,7 @@ class Inspection:
         in_tree_rejects: why vLLM alone does not serve it; None when it does.
         plugin: our method's name, None when the plugin only adds kernels.
         automatic: whether the plugin takes it without a flag.
+        transforms: what runs on activations at every step, and of which modules.
     """
 
     path: str
@@ -66,6 +67,7 @@ class Inspection:
     in_tree_rejects: str | None
     plugin: str | None
     automatic: bool
+    transforms: tuple[str, ...] = ()
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
@@ -95,6 +97,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
         in_tree_rejects=reason,
         plugin=ours,
         automatic=reason is not None and ours is not None,
+        transforms=tuple(f"{one.describe()} of {', '.join(one.targets)}" for one in model.online) if model else (),
     )
 
 
@@ -133,6 +136,7 @@ def as_dict(found: Inspection) -> dict[str, Any]:
         "plugin_method": found.plugin,
         "automatic": found.automatic,
         "verdict": verdict(found),
+        "transforms": list(found.transforms),
         "modules": [
             {
                 "name": m.name,
@@ -190,6 +194,8 @@ def inspect(
         )
     console = Console()
     console.print(table)
+    for transform in found.transforms:
+        console.print(f"Online transform {transform}", soft_wrap=True)
     console.print(verdict(found), soft_wrap=True)
 
 

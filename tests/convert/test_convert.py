@@ -164,3 +164,61 @@ def test_no_permutation_is_lost(tmp_path: Path, order: object) -> None:
     library = BaseCompressor.get_value_from_registry("pack-quantized")
     expected = library.decompress(packed, QuantizationScheme(targets=["Linear"], weights=arguments))["weight"]
     assert torch.equal(dequantized(tmp_path / "out")["layers.0.o_proj"].half(), expected.half())
+
+
+def with_transforms(source: Path, folder: Path, *locations: str, target: str, kind: str = "hadamard") -> Path:
+    """A copy of the checkpoint whose config has a transform of blocks of 16, with a stored matrix."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    applied = [{"targets": [target], "location": at, "inverse": False, "ignore": []} for at in locations]
+    group = {"type": kind, "apply": applied, "head_dim": 16}
+    config["quantization_config"]["transform_config"] = {"config_groups": {"R": group}}
+    (folder / "config.json").write_text(json.dumps(config))
+    extra = {f"model.layers.0.self_attn.R_{at}.weight": torch.ones(16, 16) for at in locations}
+    save_file(extra, folder / "transforms.safetensors")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        listed = json.loads(index.read_text())
+        listed["weight_map"] |= dict.fromkeys(extra, "transforms.safetensors")
+        index.write_text(json.dumps(listed))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("locations", "target", "kind"),
+    [
+        (("input", "weight_input"), "re:.*down_proj$", "hadamard"),
+        (("q_attn",), "re:.*self_attn$", "hadamard"),
+        (("q_attn", "k_cache"), "re:.*self_attn$", "random-matrix"),
+    ],
+)
+def test_online_transforms_are_refused_by_name(
+    sources: Sources,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    locations: tuple[str, ...],
+    target: str,
+    kind: str,
+) -> None:
+    folder = with_transforms(sources["rtn4"], tmp_path / "in", *locations, target=target, kind=kind)
+    with pytest.raises(SystemExit) as left:
+        main(["convert", str(folder), "--to", "gptq", "-o", str(tmp_path / "out")])
+    assert left.value.code == UsageError.exit_code
+    assert f"transform_config: R ({kind} 16) at {locations[0]} runs on activations" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("locations", "target"),
+    [(("q_attn", "k_cache"), "re:.*self_attn$"), (("weight_input", "weight_output"), "Linear")],
+)
+def test_transforms_without_effect_are_dropped(
+    sources: Sources, tmp_path: Path, locations: tuple[str, ...], target: str
+) -> None:
+    folder = with_transforms(sources["rtn4"], tmp_path / "in", *locations, target=target)
+    convert_model(folder, tmp_path / "out", "gptq")
+    before, after = dequantized(sources["rtn4"]), dequantized(tmp_path / "out")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    made = read_checkpoint(tmp_path / "out")
+    assert "transform_config" not in made.quantization_config
+    assert not [name for name in made.tensors if ".R_" in name]

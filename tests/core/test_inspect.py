@@ -87,3 +87,25 @@ def test_the_kernel_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VQP_CUDA_FP8", "w8a16")
     assert kernel_name(fp8, 128, 256, "cuda") == "vqp W8A16"
     assert kernel_name(StoredScheme(E5M2, 0, storage=Storage("fp8")), 128, 256, "cuda") == "dequantize"
+
+
+def test_online_transforms_are_listed(tmp_path: Path) -> None:
+    """And change who serves the checkpoint."""
+    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
+    rotation = {"type": "hadamard", "apply": [{"targets": ["re:.*down_proj$"], "location": "input"}]}
+    config = {
+        "quant_method": "compressed-tensors", "format": "int-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "transform_config": {"config_groups": {"R4": rotation}},
+    }  # fmt: skip
+    tensors = {
+        "model.layers.0.mlp.down_proj.weight": torch.zeros(64, 128, dtype=torch.int8),
+        "model.layers.0.mlp.down_proj.weight_scale": torch.ones(64, 1),
+        "model.layers.0.mlp.down_proj.R4_input.weight": torch.ones(128, 128),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "quantization_config": config}))
+    found = as_dict(inspect_checkpoint(read_checkpoint(tmp_path), Host("cpu")))
+    assert found["transforms"] == ["R4 (hadamard) at input of re:.*down_proj$"]
+    assert found["plugin_method"] == "vqp_int8"
+    assert "R4 (hadamard) at input on a CPU" in found["in_tree_rejects"]

@@ -140,7 +140,6 @@ def test_scheme_of_a_module(config: dict[str, Any], expected: StoredScheme | Non
         ({**GPTQ, "activation": {"mode": "w4afp8"}}, "activation: quantized activations"),
         ({**FP8, "activation_scheme": "sometimes"}, "activation_scheme 'sometimes' is not supported"),
         ({**FP8, "fmt": "e3m4"}, "fmt 'e3m4' is not supported"),
-        ({**CT, "transform_config": {"config_groups": {"u": {"type": "hadamard"}}}}, "online transforms"),
         ({**CT, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config: format 'sparse-24-bitmask'"),
         (ct(actorder="sideways"), "actorder 'sideways' is not supported"),
         (ct(strategy="channel", group_size=64), "group_size 64 and strategy 'channel'"),

@@ -13,7 +13,7 @@ import pytest
 from vllm_quant_plugin import compat, plugin
 from vllm_quant_plugin.compat import TESTED
 
-NAMES = {"vqp_awq", "vqp_gptq", "vqp_fp8", "vqp_int8", "int8"}
+NAMES = {"vqp_awq", "vqp_gptq", "vqp_fp8", "vqp_int8", "int8", "vqp_compressed_tensors"}
 
 
 def test_idempotent() -> None:

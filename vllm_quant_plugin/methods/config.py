@@ -18,7 +18,6 @@ from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host, parse_quantization_config, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.formats.registry import has_experts
-from vllm_quant_plugin.loader.transform_tensors import TransformTensors
 from vllm_quant_plugin.online import ALIASES, online_scheme
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_plugin.transforms import ATTENTION, PartTransforms
@@ -46,7 +45,6 @@ class VqpConfig(compat.QuantizationConfig):
     def __init__(self, model: ModelScheme | None = None) -> None:
         super().__init__()
         self.model = model if model is not None else online_scheme(self.name, {})
-        self.transform_tensors = TransformTensors()
 
     def __reduce__(self) -> tuple[Callable[[str], VqpConfig], tuple[str], dict[str, Any]]:
         """By the method's name: vLLM sends configs to processes that have not made the class yet."""
@@ -129,7 +127,7 @@ class VqpConfig(compat.QuantizationConfig):
         suffixes = {f".{part}_proj.output_scale": f".attn.{part}_scale" for part in "qkv"}
         return WeightsMapper(orig_to_new_suffix=suffixes) | compat.QuantizationConfig.get_cache_scale_mapper()
 
-    def get_checkpoint_weight_mapper(self) -> Any:  # type: ignore[override]  # vLLM asks the instance
+    def get_checkpoint_weight_mapper(self) -> Any:
         """Keep everything: the default drops ``g_idx``, which act-order needs.
 
         A checkpoint's attention module has the transforms that are the attention layer's inside it in vLLM.
@@ -159,6 +157,13 @@ class VqpConfig(compat.QuantizationConfig):
         if not parts:
             return self.model.scheme_for(prefix, cls_name)
         return self.model.scheme_for_fused(prefix, parts, cls_name)
+
+    @functools.cached_property
+    def transform_tensors(self) -> Any:
+        """What the checkpoint stores of the model's transforms: a ``TransformTensors``."""
+        from vllm_quant_plugin.loader.transform_tensors import TransformTensors
+
+        return TransformTensors()
 
     def transforms_of(self, prefix: str) -> list[PartTransforms]:
         """Online transforms of the vLLM module ``prefix``, by the modules that it fuses; none where none has any."""
