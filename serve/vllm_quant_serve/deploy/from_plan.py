@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from vllm_quant_plugin.errors import UsageError
+import sys
+from dataclasses import replace
+
+from vllm_quant_plugin.errors import NoFeasiblePlanError, UsageError
 from vllm_quant_serve.deploy import IMAGE, Deployment, Target, emit
 from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.launch import build_launch
 from vllm_quant_serve.plan.api import Plan, PlanRequest, make_plan
+from vllm_quant_serve.plan.search.compare import compare
+from vllm_quant_serve.plan.search.methods import METHODS
 from vllm_quant_serve.planning import machines_of
 from vllm_quant_serve.supervise.options import SuperviseOptions
 
@@ -49,6 +54,23 @@ def deployment_of(request: PlanRequest, plan: Plan, image: str) -> Deployment:
     devices = _words(request, _DEVICES) if request.gpu_memory is None else ["--no-plan"]
     machines, own = machines_of(request, plan), _words(request, _OWN)
     return Deployment(launch, plan, SuperviseOptions(), machines, own, devices, image, launch.endpoint.port + 1)
+
+
+def least_lossy(request: PlanRequest) -> PlanRequest:
+    """The question under the method of ``plan --compare`` that loses least and fits; it is named on stderr.
+
+    Raises:
+        NoFeasiblePlanError: none fits, or only one for which the model must be quantized first.
+    """
+    rows = [row for row in compare(request) if row.fits]
+    if not rows:
+        raise NoFeasiblePlanError(f"{request.model} fits under no method", "plan --compare says what is missing")
+    method = next(one for one in METHODS if one.name == rows[0].method)
+    if method.online is None:
+        run = f"vllm-quant quantize -m {method.name.partition('-')[0].lower()} {request.model}"
+        raise NoFeasiblePlanError(f"{method.name} is the first to fit: the model is not stored so yet", f"{run} first")
+    print(f"files for {method.name}, the least lossy method that fits", file=sys.stderr)
+    return replace(request, quantization=method.online or None)
 
 
 def show_files(request: PlanRequest, target: str, image: str | None) -> None:

@@ -34,6 +34,15 @@ def until_head_is_gone(deployment: Deployment, address: str) -> str:
 
 def ray_script(deployment: Deployment) -> str:
     """A script for every machine of the cluster: ``head`` on the first, ``worker HEAD_ADDRESS`` on the others."""
+    if deployment.machines.count == 1:
+        # Its ranks are processes of one launcher: Ray would only be one more thing to start.
+        return f"""#!/bin/sh
+# One machine of {deployment.machines.devices} devices: no Ray is needed. The launcher runs and supervises this line:
+#   {deployment.launch.line}
+set -eu
+{"".join(f"export {name}={shlex.quote(value)}{chr(10)}" for name, value in deployment.variables.items())}\
+exec {shlex.join(["vllm-quant", "serve", *deployment.words, "--admin-port", str(deployment.admin_port)])}
+"""
     machines, words = deployment.machines, [*deployment.words, "--admin-port", str(deployment.admin_port)]
     variables = "".join(f"    export {name}={shlex.quote(value)}\n" for name, value in deployment.variables.items())
     return f"""#!/bin/sh

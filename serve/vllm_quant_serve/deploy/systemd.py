@@ -11,6 +11,10 @@ from pathlib import Path
 from vllm_quant_serve.deploy.deployment import NAME, Deployment
 
 
+def _is_private(path: Path) -> bool:
+    return any(path.is_relative_to(private) for private in ("/tmp", "/var/tmp"))
+
+
 def systemd_unit(deployment: Deployment) -> str:
     """A unit. Keys belong in the environment file, which only root needs to read."""
     # The environment of this process comes first, whether or not it is on PATH.
@@ -20,6 +24,10 @@ def systemd_unit(deployment: Deployment) -> str:
     # "%" and "$" have meanings of their own in ExecStart.
     command = " ".join(shlex.quote(word).replace("%", "%%").replace("$", "$$") for word in words)
     variables = "".join(f"Environment={name}={value}\n" for name, value in deployment.variables.items())
+    # What lies in a directory that PrivateTmp replaces is mounted into the replacement.
+    needed = [path for path in (deployment.folder, Path(sys.prefix)) if path is not None and _is_private(path)]
+    binds = "".join(f"BindReadOnlyPaths={str(path).replace('%', '%%')}\n" for path in needed)
+    devices = "\nPrivateDevices=yes" if deployment.on_cpu else ""
     return f"""[Unit]
 Description=vLLM serving {deployment.launch.model}
 Wants=network-online.target
@@ -41,10 +49,28 @@ LimitNOFILE=65535
 DynamicUser=yes
 StateDirectory={NAME}
 Environment=HOME=/var/lib/{NAME}
+# No MemoryDenyWriteExecute: torch compiles at run time.{devices}
 NoNewPrivileges=yes
+CapabilityBoundingSet=
 ProtectSystem=strict
 ProtectHome=read-only
 PrivateTmp=yes
+{binds}ProtectProc=invisible
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallErrorNumber=EPERM
+UMask=0077
 
 [Install]
 WantedBy=multi-user.target

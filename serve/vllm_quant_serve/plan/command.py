@@ -37,11 +37,11 @@ def plan(
     if model is None:
         raise UsageError("plan needs a model", "give a model folder or a Hub id")
     request = PlanRequest.of(model, devices, memory, engine, goal, revision=revision, exact=exact)
-    if output.compare:
-        show.show_comparison(request, output.as_json, output.html)
-    elif output.emit is not None:
-        from vllm_quant_serve.deploy.from_plan import show_files
+    if output.emit is not None:
+        from vllm_quant_serve.deploy.from_plan import least_lossy, show_files
 
-        show_files(request, output.emit, output.image)
+        show_files(least_lossy(request) if output.compare else request, output.emit, output.image)
+    elif output.compare:
+        show.show_comparison(request, output.as_json, output.html)
     else:
         show.show_plan(request, as_json=output.as_json, explained=output.explain, html=output.html)

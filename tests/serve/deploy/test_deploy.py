@@ -174,6 +174,61 @@ def test_files_of_one_machine_are_refused_for_several(
     assert "2 machines" in capsys.readouterr().err
 
 
+def test_what_private_tmp_hides_is_mounted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The tests' own folder is in /tmp, the bundled model is not."""
+    folder = tmp_path / "model"
+    shutil.copytree(BUNDLED, folder)
+    unit = printed(capsys, "plan", str(folder), "--cpu", "--max-model-len", "256", "--emit", "systemd")
+    hidden = any(folder.is_relative_to(private) for private in ("/tmp", "/var/tmp"))
+    assert (f"BindReadOnlyPaths={folder}" in unit) == hidden
+    assert f"BindReadOnlyPaths={BUNDLED}" not in emitted("systemd", capsys, "--cpu")
+
+
+def test_the_unit_is_confined(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for devices in (["--cpu"], ["--gpu", "h100:2"]):
+        unit = printed(capsys, "plan", str(BUNDLED), *devices, "--max-model-len", "256", "--emit", "systemd")
+        lines = unit.splitlines()
+        for line in ("CapabilityBoundingSet=", "NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateTmp=yes",
+                     "RestrictNamespaces=yes", "SystemCallFilter=@system-service"):  # fmt: skip
+            assert line in lines
+        assert ("PrivateDevices=yes" in lines) == (devices == ["--cpu"]), "a GPU is a device"
+        analyze = shutil.which("systemd-analyze")
+        if analyze is None:
+            pytest.skip("no systemd-analyze here: the directives were checked, the exposure was not")
+        path = tmp_path / "vllm-quant.service"
+        path.write_text(unit)
+        done = subprocess.run([analyze, "security", "--offline=true", "--threshold=40", str(path)],
+                              capture_output=True, text=True)  # fmt: skip
+        assert done.returncode == 0, done.stdout[-600:] + done.stderr
+
+
+def test_ray_of_one_machine_needs_no_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "plan", str(BUNDLED), "--gpu", "h100:2", "-tp", "2", "--emit", "ray")
+    assert "ray start" not in text
+    script = tmp_path / "run.sh"
+    script.write_text(text)
+    (tmp_path / "vllm-quant").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "vllm-quant").chmod(0o755)
+    done = subprocess.run(
+        ["sh", str(script)], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, capture_output=True, text=True
+    )
+    assert done.stdout.startswith(f"serve {BUNDLED} --tensor-parallel-size 2")
+
+
+def test_files_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first method that fits: BF16 needs 15 GiB, FP8 half of it, and 4 bits would have to be written first."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(LARGE.with_name("llama-3.1-8b.json"), folder / "config.json")
+    words = ["plan", str(folder), "--max-model-len", "2048", "--compare", "--emit", "systemd"]
+    assert "--quantization" not in printed(capsys, *words, "--gpu", "h100")
+    assert "--quantization vqp_fp8" in printed(capsys, *words, "--gpu-memory", "14GiB")
+    with pytest.raises(SystemExit) as left:
+        main([*words, "--gpu-memory", "9GiB"])
+    assert left.value.code == 3
+    assert "vllm-quant quantize -m awq" in capsys.readouterr().err
+
+
 def variables(value: Any) -> Iterator[str]:
     """The variables that compose would replace."""
     for match in re.finditer(r"\$\$|\$\{?(\w+)", json.dumps(value)):

@@ -15,25 +15,31 @@ _AWQ = "Lin et al. 2023, arXiv:2306.00978, Llama-2 7B, WikiText-2"
 
 @dataclass(frozen=True)
 class Method:
-    """A way to store the weights; ``loss`` is a published measurement, ``source`` its origin."""
+    """A way to store the weights; ``loss`` is a published measurement, ``source`` its origin.
+
+    Attributes:
+        online: the ``--quantization`` that stores them so while a 16-bit model loads; "" for none at all, None where
+            the model must be quantized first.
+    """
 
     name: str
     scheme: ModelScheme | None
     loss: str
     source: str
+    online: str | None = None
 
 
 METHODS = (
-    Method("BF16", None, "none", ""),
+    Method("BF16", None, "none", "", ""),
     Method(
         "FP8",
         ModelScheme("vqp_fp8", StoredScheme(E4M3, -1, activation=ActivationScheme(E4M3), storage=FLOAT_QUANTIZED)),
-        "below 1% of task accuracy", _KURTIC,
+        "below 1% of task accuracy", _KURTIC, "vqp_fp8",
     ),
     Method(
         "INT8",
         ModelScheme("vqp_int8", StoredScheme(Int(8), -1, activation=ActivationScheme(Int(8)), storage=INT_QUANTIZED)),
-        "1 to 3% of task accuracy", _KURTIC,
+        "1 to 3% of task accuracy", _KURTIC, "vqp_int8",
     ),
     Method("AWQ-4", ModelScheme("awq", StoredScheme(Int(4), 128, symmetric=False, storage=Storage("awq"))),
            "perplexity +2.4%", _AWQ),
