@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +15,8 @@ from vllm_quant_plugin.option_groups import option_groups
 from vllm_quant_serve.deploy import Deployment, set_words
 from vllm_quant_serve.deploy import emit as emit_files
 from vllm_quant_serve.flags import ServeArgs, parse_args
-from vllm_quant_serve.launch import Launch, build_launch
+from vllm_quant_serve.launch import Launch, build_launch, hold_address
+from vllm_quant_serve.limits import Limits
 from vllm_quant_serve.options import AdminOptions, LaunchOptions
 from vllm_quant_serve.plan.api import Plan, make_plan
 from vllm_quant_serve.plan.options import DeviceOptions, GoalOptions
@@ -44,6 +46,7 @@ def serve(
     goal: GoalOptions,
     options: LaunchOptions,
     supervise: SuperviseOptions,
+    limits: Limits,
     admin: AdminOptions,
 ) -> None:
     """Plan, launch vllm serve, supervise it, export metrics.
@@ -51,9 +54,27 @@ def serve(
     Every flag that is not listed here goes to ``vllm serve`` untouched, and a flag that you set always
     wins over the plan. The server listens on 127.0.0.1 unless you give --host.
     """
-    args = parse_args([model, *context.args])
+    with ExitStack() as held:
+        _serve(context, parse_args([model, *context.args]), devices, goal, options, supervise, limits, admin, held)
+
+
+def _serve(
+    context: typer.Context,
+    args: ServeArgs,
+    devices: DeviceOptions,
+    goal: GoalOptions,
+    options: LaunchOptions,
+    supervise: SuperviseOptions,
+    limits: Limits,
+    admin: AdminOptions,
+    held: ExitStack,
+) -> None:
+    """The command; ``held`` releases at its end what it takes on the way."""
     if args.has("--uds") and args.has("--host"):
         raise UsageError("--uds and --host exclude each other", "give one of them")
+    if not options.dry_run and options.emit is None:
+        # Before the plan, which may take a while: a second launcher fails at once.
+        held.callback(hold_address(args).close)
     plan, peaks, machines = None, None, ONE_MACHINE
     if not options.no_plan:
         request = plan_request(args, devices, goal)
@@ -74,9 +95,9 @@ def serve(
         typer.echo(emit_files(options.emit, deployment), nl=False)
         return
     refuse_pickle(args)
-    launch.endpoint.check_free()
     _announce(report, plan, launch)
-    metadata = {"peaks": peaks, "slo": {"ttft": goal.slo_ttft, "tpot": goal.slo_tpot}, "price": goal.price}
+    metadata = {"peaks": peaks, "slo": {"ttft": goal.slo_ttft, "tpot": goal.slo_tpot}, "price": goal.price,
+                "limits": limits.to_json()}  # fmt: skip
     _supervise(args, launch, plan, report, supervise, admin, metadata)
 
 

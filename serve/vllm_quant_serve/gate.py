@@ -1,8 +1,9 @@
-"""The drain gate: ASGI middleware inside vLLM's API server that counts requests and, while draining, refuses new ones.
+"""The gate: ASGI middleware in vLLM's API server that counts, bounds and times requests, and closes for a drain.
 
 ``--middleware vllm_quant_serve.gate.DrainGate`` adds it. vLLM's own shutdown stops the engine while its HTTP server
 still accepts requests. Behind the gate a request in flight always finishes, and a new one is answered with 503.
-Without a supervisor the gate is transparent.
+Nothing is buffered: each part of a request or an answer is passed on as it comes. Without a supervisor the gate is
+transparent.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from vllm_quant_serve.supervise.run_directory import attach
+from vllm_quant_serve.exchange import Exchange
+from vllm_quant_serve.header_timeout import limit_header_time
+from vllm_quant_serve.limits import Limits
+from vllm_quant_serve.supervise.run_directory import attach, read_metadata
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -26,11 +30,12 @@ _REFUSAL = json.dumps(
 
 
 class DrainGate:
-    """Counts requests in flight in the run directory and refuses new ones while the supervisor drains."""
+    """Counts requests in the run directory and refuses new ones while the supervisor drains."""
 
     def __init__(self, app: App) -> None:
         self.app = app
         self.side = attach()
+        self.limits = Limits.read(read_metadata() or {})
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         side = self.side
@@ -38,15 +43,26 @@ class DrainGate:
             await self.app(scope, receive, send)
             return
         if side.draining:
+            side.refuse()
             await _refuse(scope, send)
             return
         # No await between the test and the count: the supervisor sets the flag first and then waits for
         # zero, so it cannot miss a request that passed.
-        side.begin()
+        side.arrive()
+        if scope["type"] == "websocket":
+            side.begin()
+            try:
+                await self.app(scope, receive, send)
+            finally:
+                side.end(answered=True, broken=False)
+            return
+        exchange = Exchange(scope, receive, send, side, self.limits)
         try:
-            await self.app(scope, receive, send)
+            if await exchange.refused_by_head():
+                return
+            await self.app(exchange.scope, exchange.receive, exchange.send)
         finally:
-            side.end()
+            exchange.close()
 
 
 async def _refuse(scope: Message, send: Send) -> None:
@@ -61,3 +77,9 @@ async def _refuse(scope: Message, send: Send) -> None:
     ]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": _REFUSAL})
+
+
+# vLLM imports its middleware in each API server process before it configures uvicorn, and offers no other hook for the
+# time in which a request's head must arrive.
+if attach() is not None:
+    limit_header_time(Limits.read(read_metadata() or {}).header_timeout)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shlex
 import socket
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.flags import ServeArgs
+from vllm_quant_serve.port_lock import PREFIX, PortLock, lock_names
 from vllm_quant_serve.server import API_KEYS
 
 LOOPBACK = "127.0.0.1"
@@ -37,6 +41,32 @@ class Endpoint:
         host = {"": LOOPBACK, "0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)
         return f"http{'s' if self.tls else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
+    @property
+    def where(self) -> str:
+        """The address in words."""
+        return f"--uds {self.uds}" if self.uds else f"{self.host or 'all interfaces'} port {self.port}"
+
+    def lock(self, model: str) -> PortLock:
+        """Hold the address against other launchers.
+
+        Raises:
+            StartupError: another launcher holds it, or the host is no address of this machine.
+        """
+        if self.uds:
+            name, prefix = f"{PREFIX}/uds/{hashlib.sha256(os.path.abspath(self.uds).encode()).hexdigest()}", ""
+        else:
+            name, prefix = lock_names(self.port, str(self._resolve()[2][0]))
+        return PortLock.acquire(name, prefix, self.where, {"model": model})
+
+    def _resolve(self) -> tuple[socket.AddressFamily, socket.SocketKind, tuple[Any, ...]]:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                self.host or "0.0.0.0", self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except (OSError, OverflowError) as err:
+            raise StartupError(f"--host {self.host}: {err}", "give an address of this machine") from None
+        return family, kind, address
+
     def check_free(self) -> None:
         """Bind the server's address, so that a taken port is found before the model loads.
 
@@ -44,16 +74,13 @@ class Endpoint:
             StartupError: the port is in use or may not be bound, or the host is no address of this machine.
         """
         if self.uds:
+            if _is_stale(self.uds):
+                os.unlink(self.uds)
             if os.path.exists(self.uds):
                 raise StartupError(f"--uds {self.uds}: exists already", "remove the file or stop the server behind it")
             return
-        where = f"{self.host or 'all interfaces'} port {self.port}"
-        try:
-            family, kind, _, _, address = socket.getaddrinfo(
-                self.host or "0.0.0.0", self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )[0]
-        except (OSError, OverflowError) as err:
-            raise StartupError(f"--host {self.host}: {err}", "give an address of this machine") from None
+        where = self.where
+        family, kind, address = self._resolve()
         with socket.socket(family, kind) as probe:
             # As vLLM does: a connection in TIME_WAIT is no obstacle, a listener is.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,6 +90,18 @@ class Endpoint:
                 if err.errno == errno.EADDRINUSE:
                     raise StartupError(f"{where} is in use{_holder(self.port)}", "choose another with --port") from None
                 raise StartupError(f"{where}: {err.strerror}", "choose another --host or --port") from None
+
+
+def _is_stale(path: str) -> bool:
+    """Whether a Unix socket's server is gone: the file stays when a server is killed."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(path)
+        except ConnectionRefusedError:
+            return stat.S_ISSOCK(os.stat(path).st_mode)
+        except OSError:
+            return False
+    return False
 
 
 def _holder(port: int) -> str:
@@ -144,6 +183,23 @@ def endpoint_of(words: ServeArgs) -> Endpoint:
     host = words.text("--host")
     tls = words.has("--ssl-keyfile") and words.has("--ssl-certfile")
     return Endpoint(LOOPBACK if host is None else host, port, tls, words.text("--uds"))
+
+
+def hold_address(words: ServeArgs) -> PortLock:
+    """Hold the server's address against other launchers and see that nobody listens there.
+
+    Raises:
+        StartupError: another launcher holds it, a process listens there, or it cannot be bound.
+        UsageError: ``--port`` is no port.
+    """
+    endpoint = endpoint_of(words)
+    lock = endpoint.lock(words.model)
+    try:
+        endpoint.check_free()
+    except StartupError:
+        lock.close()
+        raise
+    return lock
 
 
 def build_launch(words: ServeArgs, planned: Sequence[str], variables: Mapping[str, str] | None = None) -> Launch:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import vllm_quant_plugin
+from tests.support.supervised import free_port
 from vllm_quant_plugin.cli import main
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
@@ -79,6 +80,8 @@ def test_bad_input_is_one_line_and_a_code(
     words: list[str], code: int, named: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("VQP_ADMIN_TOKEN", raising=False)
+    if "--port" not in words:  # others may hold the default port
+        words = [*words, "--port", str(free_port())]
     assert leave(*words) == code
     error = capsys.readouterr().err.strip()
     assert error.startswith("error: ")
@@ -110,7 +113,7 @@ def pickle_only(folder: Path) -> str:
 def test_pickle_weights_are_refused_before_anything_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = pickle_only(tmp_path / "m")
     for words in ([], ["--no-plan"]):
-        assert leave(model, "--cpu", "--json", *words) == 6
+        assert leave(model, "--cpu", "--json", "--port", str(free_port()), *words) == 6
         captured = capsys.readouterr()
         assert "pickle" in captured.err
         assert "started" not in captured.out

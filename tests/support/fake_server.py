@@ -54,6 +54,8 @@ class App:
             # Switches for tests, on a path that the gate leaves open: ?unhealthy, ?hang, ?resume.
             switch = scope["query_string"]
             self.healthy = self.healthy and switch != b"unhealthy"
+            if switch.startswith(b"block="):  # the event loop, as a long tokenization does
+                time.sleep(float(switch[6:]))
             self.paused = (self.paused or switch == b"hang") and switch != b"resume"
             await reply(send, 200 if self.healthy else 503, b"")
         elif path == "/v1/models":
@@ -89,9 +91,15 @@ class App:
             for index in range(count):
                 await self.token(side, pause)
                 last = index + 1 == count
-                chunk = {"choices": [{"text": "x", "finish_reason": "length" if last else None}]}
-                data = f"data: {json.dumps(chunk)}\n\n".encode()
+                # As vLLM does when it shuts down under a request.
+                aborted = index == request.get("abort_after")
+                chunk = {
+                    "choices": [{"text": "x", "finish_reason": "abort" if aborted else "length" if last else None}]
+                }
+                data = f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n".encode()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                if aborted:
+                    break
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
         finally:
             self.running -= 1

@@ -14,7 +14,7 @@ from pathlib import Path
 from vllm_quant_plugin.cli import report as report_error
 from vllm_quant_plugin.errors import VqpError
 from vllm_quant_serve.flags import parse_args
-from vllm_quant_serve.launch import build_launch
+from vllm_quant_serve.launch import build_launch, hold_address
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
 from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.report import Report
@@ -28,12 +28,19 @@ async def run() -> int:
     fields = json.loads(sys.argv[1])
     plan = fields.pop("plan", None)
     planned = fields.pop("planned", [])
+    limits = fields.pop("limits", {})
     words = parse_args(sys.argv[2:])
+    held = hold_address(words)
     launch = replace(build_launch(words, planned), program=(sys.executable, str(FAKE)))
     fallbacks = MemoryFallbacks(launch.planned, words, plan)
-    return await Session(
-        launch, RunDirectory.create(), Report(as_json=True), SuperviseOptions(**fields), plan, fallbacks
-    ).run()
+    session = Session(
+        launch, RunDirectory.create(), Report(as_json=True), SuperviseOptions(**fields), plan, fallbacks,
+        {"limits": limits},
+    )  # fmt: skip
+    try:
+        return await session.run()
+    finally:
+        held.close()
 
 
 if __name__ == "__main__":

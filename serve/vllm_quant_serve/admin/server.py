@@ -44,6 +44,8 @@ def bind(host: str, port: int | None, server_port: int, token: str | None) -> so
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind((host, candidate))
+            # From now on, or a second launcher could bind the same port (SO_REUSEADDR) until uvicorn listens.
+            found.listen(128)
             return found
         except (OSError, OverflowError) as err:
             found.close()

@@ -11,16 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
-Merge = Literal["max", "livesum", "mostrecent", "counter"]
+Merge = Literal["max", "livesum", "mostrecent", "counter", "histogram"]
 BASE = ("model_name",)
 ENGINE = ("model_name", "engine")
+# Seconds; those of vLLM's own histogram of the time to the first token.
+SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+           80.0, 160.0, 640.0, 2560.0)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric family; ``merge`` ``counter`` makes it a counter, whose name gets ``_total``."""
+    """One metric family; ``merge`` ``counter`` makes it a counter, whose name gets ``_total``.
+
+    ``histogram`` makes it a histogram of seconds.
+    """
 
     name: str
     help: str
@@ -48,7 +54,10 @@ METRICS: tuple[Metric, ...] = (
            "Bytes of weights and KV cache read by engine steps over the device's peak, last 10 s.", ENGINE, "livesum"),
     Metric("vqp_model_flops_utilization_ratio",
            "Two operations per weight and token over the device's peak, last 10 s.", ENGINE, "livesum"),
-    Metric("vqp_slo_ttft_seconds", "Objective for the time to the first token."),
+    Metric("vqp_time_to_first_byte_seconds",
+           "Seconds from a request's arrival until the first byte of its answer was handed to the connection.",
+           (*BASE, "stream"), "histogram"),
+    Metric("vqp_slo_ttft_seconds", "Objective for the time to the first byte of an answer."),
     Metric("vqp_slo_tpot_seconds", "Objective for the mean time per output token."),
     Metric("vqp_slo_requests", "Finished requests by result (met, missed) against the objective.",
            (*BASE, "result"), "counter"),
@@ -62,17 +71,19 @@ METRICS: tuple[Metric, ...] = (
     Metric("vqp_server_start_retries", "Starts of this server repeated with smaller memory demands so far."),
 )  # fmt: skip
 
-_built: dict[int, dict[str, Gauge | Counter]] = {}
+_built: dict[int, dict[str, Gauge | Counter | Histogram]] = {}
 
 
-def metrics(registry: CollectorRegistry = REGISTRY) -> dict[str, Gauge | Counter]:
+def metrics(registry: CollectorRegistry = REGISTRY) -> dict[str, Gauge | Counter | Histogram]:
     """The prometheus_client objects by name, made once per registry and process."""
     if id(registry) not in _built:
         _built[id(registry)] = {metric.name: _build(metric, registry) for metric in METRICS}
     return _built[id(registry)]
 
 
-def _build(metric: Metric, registry: CollectorRegistry) -> Gauge | Counter:
+def _build(metric: Metric, registry: CollectorRegistry) -> Gauge | Counter | Histogram:
     if metric.merge == "counter":
         return Counter(metric.name, metric.help, metric.labels, registry=registry)
+    if metric.merge == "histogram":
+        return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=SECONDS)
     return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode=metric.merge)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ class Objective:
     """Limits in seconds; None is no limit.
 
     Attributes:
-        ttft: from arrival to the first token.
+        ttft: from arrival until the client has the first byte of the answer.
         tpot: mean time per output token after the first.
     """
 
@@ -26,16 +26,25 @@ class Objective:
         found = cls(limits.get("ttft"), limits.get("tpot"))
         return None if found.ttft is None and found.tpot is None else found
 
-    def met(self, finished: Any) -> bool:
-        """Whether a ``FinishedRequestStats`` of vLLM met the limits.
+    def met(self, first_byte: float, finished: Sequence[Any]) -> bool:
+        """Whether a request met the limits.
 
-        The time to the first token is the request's whole time minus its decode time: vLLM reports no
-        other per request.
+        Args:
+            first_byte: seconds until its client had the first byte of the answer. An answer that is not streamed
+                begins with its last token.
+            finished: vLLM's ``FinishedRequestStats`` of it, one for each sequence.
         """
-        ttft = finished.e2e_latency - finished.decode_time
-        if self.ttft is not None and ttft > self.ttft:
+        if self.ttft is not None and first_byte > self.ttft:
             return False
-        return self.tpot is None or finished.mean_time_per_output_token <= self.tpot
+        return self.tpot is None or max(one.mean_time_per_output_token for one in finished) <= self.tpot
+
+
+def engine_ttft(finished: Any) -> float:
+    """The time to the first token as the engine sees it, for requests that pass no gate.
+
+    vLLM's figures of a finished request have no other: its whole time minus its decode time.
+    """
+    return float(finished.e2e_latency - finished.decode_time)
 
 
 def was_aborted(finished: Any) -> bool:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vllm_quant_serve.compat.metrics import AggregateStatLoggerBase, init_logger
 from vllm_quant_serve.metrics.accounting import Account, Peaks, make_account
 from vllm_quant_serve.metrics.catalogue import metrics
+from vllm_quant_serve.metrics.client_times import ClientTimes, set_client_times
 from vllm_quant_serve.metrics.energy import EnergyMeter, open_meter
 from vllm_quant_serve.metrics.facts import read_facts
 from vllm_quant_serve.metrics.rates import SlidingRate
-from vllm_quant_serve.metrics.slo import Objective, was_aborted
+from vllm_quant_serve.metrics.slo import Objective, engine_ttft, was_aborted
 from vllm_quant_serve.supervise.run_directory import attach, read_actuals, read_metadata
 
 logger = init_logger("vllm.vllm_quant_serve.stat_logger")
@@ -46,6 +48,11 @@ class VqpStatLogger(AggregateStatLoggerBase):
         self.side = attach()
         self.launch: Mapping[str, Any] = read_metadata() or {}
         self.objective = Objective.read(self.launch)
+        self.times: ClientTimes | None = None
+        if self.side is not None:  # there is a gate
+            judge = None if self.objective is None else partial(self._guarded, self._judge)
+            self.times = ClientTimes(partial(self._guarded, self._observe), judge)
+            set_client_times(self.times)
         self.peaks = Peaks.read(self.launch)
         price = self.launch.get("price")
         self.price = None if price is None else float(price) * self.devices
@@ -91,7 +98,7 @@ class VqpStatLogger(AggregateStatLoggerBase):
             metrics()[name].labels(self.model_name, *labels).set(value)  # type: ignore[union-attr]
 
     def _add(self, name: str, amount: float, *labels: str) -> None:
-        metrics()[name].labels(self.model_name, *labels).inc(amount)
+        metrics()[name].labels(self.model_name, *labels).inc(amount)  # type: ignore[union-attr]
 
     def _remove(self, name: str) -> None:
         metrics()[name].remove_by_labels({"model_name": self.model_name})
@@ -175,21 +182,31 @@ class VqpStatLogger(AggregateStatLoggerBase):
             rates.generation.add(now, iteration_stats.num_generation_tokens)
             self._metered_tokens += iteration_stats.num_generation_tokens
             rates.prompt.add(now, iteration_stats.prompt_token_stats.computed)
-            if self.objective is not None:
-                for finished in iteration_stats.finished_requests:
-                    self._judge(self.objective, finished)
+            for finished in iteration_stats.finished_requests:
+                self._take_finished(finished)
         if now - self._published >= PUBLISH_EVERY:
             self._publish_rates(now)
             if scheduler_stats is not None:
                 self._publish_headroom(scheduler_stats.kv_cache_usage, engine)
 
-    def _judge(self, objective: Objective, finished: Any) -> None:
-        if was_aborted(finished):
+    def _take_finished(self, finished: Any) -> None:
+        if self.objective is None or was_aborted(finished):
             return
-        met = objective.met(finished)
+        # A request behind the gate is judged when its client has the answer.
+        if self.times is None or not self.times.attach(finished):
+            self._judge(engine_ttft(finished), [finished])
+
+    def _observe(self, seconds: float, streamed: bool) -> None:
+        """A client has the first byte of an answer."""
+        histogram = metrics()["vqp_time_to_first_byte_seconds"]
+        histogram.labels(self.model_name, str(streamed).lower()).observe(seconds)  # type: ignore[union-attr]
+
+    def _judge(self, first_byte: float, finished: Sequence[Any]) -> None:
+        assert self.objective is not None
+        met = self.objective.met(first_byte, finished)
         self._add("vqp_slo_requests", 1, "met" if met else "missed")
         if met:
-            self._add("vqp_goodput_tokens", finished.num_generation_tokens)
+            self._add("vqp_goodput_tokens", sum(one.num_generation_tokens for one in finished))
 
     def _publish_rates(self, now: float) -> None:
         self._published = now

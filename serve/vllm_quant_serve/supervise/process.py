@@ -159,17 +159,18 @@ class ServerProcess:
             except ProcessLookupError:
                 return
 
-    async def stop(self, timeout: float, *, force: asyncio.Event) -> int:
+    async def stop(self, timeout: float, *, force: asyncio.Event) -> tuple[int, bool]:
         """SIGTERM, then SIGKILL for the whole process session after ``timeout`` seconds, at once when ``force`` is set.
 
         Returns:
-            The exit status as subprocess gives it (negative: signal).
+            The exit status as subprocess gives it (negative: signal), and whether it took the SIGKILL.
         """
         self.send(signal.SIGTERM)
         forced = asyncio.ensure_future(force.wait())
         await asyncio.wait([self.exited, forced], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         forced.cancel()
-        return await self.kill()
+        killed = self.alive
+        return await self.kill(), killed
 
     async def kill(self) -> int:
         """SIGKILL for the whole process session, then wait until nothing of it is left."""

@@ -5,7 +5,7 @@ It is a private temporary folder; the environment variable ``VQP_RUN_DIR`` names
 - ``launch.json``, launch metadata: the supervisor writes it before each start, the stat logger reads it;
 - ``actual.json``, memory figures from the engine's log, likewise;
 - ``draining``, one byte: 1 while new requests are to be refused;
-- ``server-PID``, a page that each API server maps: requests in flight, time of the last engine step.
+- ``server-PID``, a page that each API server maps: what became of its requests, time of the last engine step.
 
 Shared memory costs the request path a few hundred nanoseconds. Nothing is locked, because each page has one writer.
 """
@@ -31,24 +31,43 @@ METADATA_FILE = "launch.json"
 ACTUAL_FILE = "actual.json"
 DRAIN_FILE = "draining"
 PAGE_PREFIX = "server-"
-# Requests in flight, requests begun, monotonic time of the last engine step (0: none yet).
-_LAYOUT = struct.Struct("qqd")
+# Requests of the supervisor itself carry it with ``probe_token``: they are no client's, and count in no statistics.
+PROBE_HEADER = b"x-vqp-probe"
+# In the order of ServerPage: six counts, and the monotonic time of the last engine step.
+_LAYOUT = struct.Struct("qqqqqqd")
+_STEP_OFFSET = _LAYOUT.size - 8
 
 
 @dataclass(frozen=True)
 class ServerPage:
-    """What one API server process reports.
+    """What one API server process reports, the counts since it started.
+
+    A request is in exactly one of these: being received, in flight, or ended. Of the ended ones, those that are neither
+    answered nor broken were left by their clients or refused for their size or slowness.
 
     Attributes:
-        in_flight: requests that it is answering.
-        begun: requests that it has accepted since it started.
+        in_flight: requests that it has received whole and is answering.
+        begun: requests that it has received whole.
+        receiving: requests whose head has arrived and whose body has not.
+        answered: answers whose last byte was handed to the connection.
+        broken: answers that ended early: aborted by vLLM, an error in a stream, status 500 and above.
+        refused: requests refused because the server drains.
         last_step: monotonic time of the last engine step; 0 before the first.
     """
 
     pid: int
     in_flight: int
     begun: int
+    receiving: int
+    answered: int
+    broken: int
+    refused: int
     last_step: float
+
+    @property
+    def unfinished(self) -> int:
+        """Requests that still wait for their last byte."""
+        return self.in_flight + self.receiving
 
 
 class RunDirectory:
@@ -109,26 +128,51 @@ class ServerSide:
             self._page = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         with open(folder / DRAIN_FILE, "rb") as file:
             self._drain = mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ)
-        self._in_flight = self._begun = 0
+        self._in_flight = self._begun = self._receiving = self._answered = self._broken = self._refused = 0
 
     @property
     def draining(self) -> bool:
         return self._drain[0] != 0
 
+    def arrive(self) -> None:
+        """The head of a request was accepted."""
+        self._receiving += 1
+        self._publish()
+
     def begin(self) -> None:
-        """A request was accepted."""
+        """An accepted request was received whole."""
+        self._receiving -= 1
         self._in_flight += 1
         self._begun += 1
-        struct.pack_into("qq", self._page, 0, self._in_flight, self._begun)
+        self._publish()
 
-    def end(self) -> None:
-        """Its last byte was handed to the connection."""
+    def dismiss(self) -> None:
+        """An accepted request ended before it was received whole."""
+        self._receiving -= 1
+        self._publish()
+
+    def end(self, *, answered: bool, broken: bool) -> None:
+        """A request in flight ended: its last byte was handed to the connection, or the answer ended early.
+
+        Neither: the client left.
+        """
         self._in_flight -= 1
-        struct.pack_into("q", self._page, 0, self._in_flight)
+        self._answered += answered
+        self._broken += broken
+        self._publish()
+
+    def refuse(self) -> None:
+        """A request was refused because the server drains."""
+        self._refused += 1
+        self._publish()
+
+    def _publish(self) -> None:
+        counts = (self._in_flight, self._begun, self._receiving, self._answered, self._broken, self._refused)
+        struct.pack_into("qqqqqq", self._page, 0, *counts)
 
     def step(self) -> None:
         """The engine reported a step."""
-        struct.pack_into("d", self._page, 16, time.monotonic())
+        struct.pack_into("d", self._page, _STEP_OFFSET, time.monotonic())
 
 
 _attached: tuple[int, str, ServerSide] | None = None
@@ -143,6 +187,12 @@ def attach() -> ServerSide | None:
     if _attached is None or _attached[:2] != (os.getpid(), folder):
         _attached = (os.getpid(), folder, ServerSide(Path(folder)))
     return _attached[2]
+
+
+def probe_token() -> bytes | None:
+    """What the supervisor's own requests carry, a name that only this user can see; None without a supervisor."""
+    folder = env.text(VARIABLE)
+    return Path(folder).name.encode() if folder else None
 
 
 def read_metadata() -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from typing import Any
 from vllm_quant_plugin.errors import EngineDiedError
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.supervise.actuals import Actuals
+from vllm_quant_serve.supervise.drain import Drain, describe
 from vllm_quant_serve.supervise.failures import classify
 from vllm_quant_serve.supervise.fallbacks import MAX_ATTEMPTS, MemoryFallbacks
 from vllm_quant_serve.supervise.guard import in_process_session
@@ -37,7 +38,6 @@ from vllm_quant_serve.supervise.state import Counts, State
 from vllm_quant_serve.supervise.watchdog import Watchdog, reports_engine_steps
 
 HEALTH_POLL = 1.0
-DRAIN_POLL = 0.1
 
 
 class Session:
@@ -70,7 +70,7 @@ class Session:
         self.state = State.STARTING
         self.counts = Counts()
         self.server: ServerProcess | None = None
-        self.probe = Probe(launch)
+        self.probe = Probe(launch, token=run_dir.path.name.encode())
         self.actuals = Actuals()
         self.history = History()
         self.load_seconds: float | None = None
@@ -246,36 +246,19 @@ class Session:
     # ---- end ------------------------------------------------------------------
 
     async def _drain(self) -> int:
-        """Refuse new requests, let those in flight finish, stop the server; the exit code."""
+        """Let the requests in flight finish, refuse later ones, stop the server; the exit code."""
         assert self.server is not None
-        server, signals, limit = self.server, self.signals, self.options.drain_timeout
+
+        def stopping() -> None:
+            self.state = State.STOPPING
+
         self.state = State.DRAINING
-        self.run_dir.set_draining(True)
-        left, name = self.in_flight(), signal.Signals(signals.numbers[0]).name
-        self.report.event(
-            "draining", f"{name}: refusing new requests; {left} in flight have {limit:g} s (signal again to force)",
-            signal=name, in_flight=left,
-        )  # fmt: skip
-        deadline, idle = time.monotonic() + limit, 0
-        # Twice at zero: the flag and the count are two memory locations, and a request may just have passed.
-        while idle < 2 and time.monotonic() < deadline and not signals.second.is_set() and server.alive:
-            # A server that dies now takes the requests of the last count with it.
-            left = self.in_flight() if server.alive else left
-            idle = idle + 1 if left == 0 else 0
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(signals.second.wait(), DRAIN_POLL)
-        self.state = State.STOPPING
-        await server.stop(self.options.stop_timeout, force=signals.second)
-        self.counts.drained("cut" if left else "clean")
-        if signals.second.is_set():
-            code = 128 + signals.numbers[1]
-            text = f"forced by a second {signal.Signals(signals.numbers[1]).name}; {left} requests were cut"
-        elif left:
-            code = 128 + signals.numbers[0]
-            text = f"stopped; {left} requests were cut after {limit:g} s (--drain-timeout)"
-        else:
-            code, text = 0, "stopped; every request in flight was answered"
-        self.report.event("stopped", text, exit_code=code, cut=left)
+        drain = Drain(self.server, self.run_dir, self.probe, self.signals, self.options, self.report)
+        drained = await drain.run(stopping)
+        self.counts.drained("cut" if drained.cut else "clean")
+        code, text = describe(drained, self.signals, self.options)
+        self.report.event("stopped", text, exit_code=code, answered=drained.answered, cut=drained.cut,
+                          refused=drained.refused)  # fmt: skip
         return code
 
     async def _abandon(self) -> int:

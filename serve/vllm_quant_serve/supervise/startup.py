@@ -8,6 +8,7 @@ import time
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.supervise.failures import Cause, Failure, classify
+from vllm_quant_serve.supervise.listeners import held_inodes, holder_of, listening_inodes
 from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.probe import Probe
 from vllm_quant_serve.supervise.process import ServerProcess, describe_status
@@ -29,6 +30,21 @@ class StartFailed(Exception):
         return kind(f"{self.message}{tries}: {self.failure.line[:300]}", self.failure.hint)
 
 
+def _listens(server: ServerProcess, launch: Launch) -> bool:
+    """Whether the server listens at its address, and nobody else does."""
+    found = listening_inodes(launch.endpoint)
+    return bool(found) and found <= held_inodes(server.leftovers())
+
+
+def _stranger(server: ServerProcess, launch: Launch) -> str | None:
+    """Who else listens at the server's address, as holder_of names it; None when nobody does."""
+    found = listening_inodes(launch.endpoint)
+    strangers = found - held_inodes(server.leftovers()) if found else found
+    # The server may have opened it between the two readings, or have closed it.
+    strangers &= listening_inodes(launch.endpoint) - held_inodes(server.leftovers()) if strangers else strangers
+    return holder_of(strangers) if strangers else None
+
+
 async def wait_until_ready(
     server: ServerProcess, launch: Launch, probe: Probe, options: SuperviseOptions, signals: StopSignals
 ) -> None:
@@ -37,16 +53,28 @@ async def wait_until_ready(
     Raises:
         Interrupted: a signal came first.
         StartFailed: the server ended; nothing of it is left.
-        StartupError: it was not ready within the start-up timeout; nothing of it is left.
+        StartupError: it was not ready within the start-up timeout, or another process listens at its address; nothing
+            of it is left.
     """
     begin = time.monotonic()
 
     async def is_ready() -> bool:
-        return launch.headless or await probe.serving(generate=options.deep_check > 0)
+        if launch.headless:
+            return True
+        # Not a request before the address is the own server's: another one would get the API key, and answer.
+        if not _listens(server, launch):
+            return False
+        return await probe.serving(generate=options.deep_check > 0) and _listens(server, launch)
 
     check = asyncio.ensure_future(is_ready())
     try:
         while not (check.done() and check.result()):
+            if not launch.headless and (stranger := _stranger(server, launch)) is not None and server.alive:
+                await server.kill()
+                raise StartupError(
+                    f"{launch.endpoint.where} was taken{stranger} while the model was loading",
+                    "stop that process, or choose another with --port",
+                )
             if check.done():
                 check = asyncio.ensure_future(is_ready())
             await signals.wait_or(server.exited, READY_POLL)
