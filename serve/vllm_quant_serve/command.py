@@ -30,6 +30,7 @@ from vllm_quant_serve.planning import (
     plan_summary,
     refuse_pickle,
 )
+from vllm_quant_serve.supervise.early_stop import EarlyStop
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
 from vllm_quant_serve.supervise.launch_recorder import launch_recorder
 from vllm_quant_serve.supervise.options import SuperviseOptions
@@ -54,7 +55,7 @@ def serve(
     Every flag that is not listed here goes to ``vllm serve`` untouched, and a flag that you set always
     wins over the plan. The server listens on 127.0.0.1 unless you give --host.
     """
-    with ExitStack() as held:
+    with EarlyStop(), ExitStack() as held:
         _serve(context, parse_args([model, *context.args]), devices, goal, options, supervise, limits, admin, held)
 
 

@@ -31,7 +31,8 @@ class PortLock:
     def __init__(self, sock: socket.socket, about: dict[str, object]) -> None:
         self._socket = sock
         self._about = json.dumps(about).encode()
-        threading.Thread(target=self._answer, name="port-lock", daemon=True).start()
+        self._thread = threading.Thread(target=self._answer, name="port-lock", daemon=True)
+        self._thread.start()
 
     @classmethod
     def acquire(cls, name: str, prefix: str, what: str, about: dict[str, object]) -> PortLock:
@@ -71,6 +72,8 @@ class PortLock:
     def close(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
+        # The kernel keeps the name for as long as a thread waits in accept.
+        self._thread.join(5.0)
         self._socket.close()
 
 

@@ -65,7 +65,7 @@ PANELS: tuple[Panel, ...] = (
         (f"sum(vllm:num_requests_waiting{{{_MODEL}}})", "waiting"),
     )),
     Panel("Time to first token", (
-        (_mean("vllm:time_to_first_token_seconds"), "mean"), (_p95("vllm:time_to_first_token_seconds"), "p95"),
+        (_mean("vqp_time_to_first_byte_seconds"), "mean"), (_p95("vqp_time_to_first_byte_seconds"), "p95"),
     ), "s"),
     Panel("Time per output token", (
         (_mean("vllm:request_time_per_output_token_seconds"), "mean"),

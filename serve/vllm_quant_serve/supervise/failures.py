@@ -75,6 +75,14 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
 )  # fmt: skip
 _COMPILED = tuple((cause, re.compile(pattern)) for cause, pattern in PATTERNS)
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
+# Lines that name no cause but say where one stands.
+_POINTER = re.compile(
+    r"[Ss]ee (the )?(root cause|stack trace|error|log|traceback|above)|[Rr]oot cause above|\(above\)|^Traceback|"
+    r"EngineCore failed to start|WorkerProc failed to start|Engine core initialization failed|"
+    r"WorkerProc initialization failed|EngineCore encountered (an issue|a fatal error)"
+)
+# The lines of a traceback between its head and its error.
+_NOISE = re.compile(r"^(File \"|\^|~|raise |return |self\.|await |with |During handling|The above exception)")
 # A warning may name an error that has not happened.
 _HARMLESS = re.compile(r"^(\([^)]* pid=\d+\)\s*)?(DEBUG|INFO|WARNING) ")
 # "(EngineCore pid=7) ERROR 11-20 16:09:01 [core.py:1]" before a message.
@@ -119,5 +127,7 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
     if status == -9:
         return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
     errors = [text for line, text in known if _ERROR.search(text) and not _HARMLESS.match(line.strip())]
-    # The first error is the cause; the later ones follow from it.
-    return Failure(Cause.UNKNOWN, (errors or messages[-1:] or ["its log is empty"])[0])
+    # The first error is the cause; the later ones follow from it, and some only point to it.
+    telling = [text for text in errors if not _POINTER.search(text)]
+    others = [text for text in messages if not _POINTER.search(text) and not _NOISE.match(text)]
+    return Failure(Cause.UNKNOWN, (telling or others[-1:] or ["its log names no cause"])[-1 if not telling else 0])

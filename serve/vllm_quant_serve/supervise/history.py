@@ -29,7 +29,7 @@ PEAKS = {
 }
 # Mean between two samples, from a histogram's sum and count.
 MEANS = {
-    "ttft": "vllm:time_to_first_token_seconds",
+    "ttft": "vqp_time_to_first_byte_seconds",
     "tpot": "vllm:request_time_per_output_token_seconds",
 }
 

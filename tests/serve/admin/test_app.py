@@ -202,8 +202,8 @@ vllm:num_requests_running{{engine="0"}} 3.0
 vllm:num_requests_running{{engine="1"}} 4.0
 vllm:kv_cache_usage_perc{{engine="0"}} 0.25
 vllm:kv_cache_usage_perc{{engine="1"}} 0.5
-vllm:time_to_first_token_seconds_sum{{engine="0"}} {total}
-vllm:time_to_first_token_seconds_count{{engine="0"}} {count}
+vqp_time_to_first_byte_seconds_sum{{engine="0"}} {total}
+vqp_time_to_first_byte_seconds_count{{engine="0"}} {count}
 """
 
 

@@ -106,6 +106,23 @@ def test_the_root_cause_is_shown_not_its_consequence() -> None:
     assert classify(log_of("KeyError: 'model.layers.0'")).line == "KeyError: 'model.layers.0'"
 
 
+@pytest.mark.parametrize(
+    "pointer",
+    [
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        "Exception: WorkerProc initialization failed due to an exception in a background process. See stack trace for "
+        "root cause.",
+        "EngineDeadError: EngineCore encountered an issue. See stack trace (above) for the root cause.",
+    ],
+)
+def test_a_line_that_points_elsewhere_is_never_the_cause(pointer: str) -> None:
+    engine = "(EngineCore pid=7) ERROR 11-20 16:09:21 [core.py:1111] "
+    log = [engine + "EngineCore failed to start.", engine + "Traceback (most recent call last):", engine + pointer]
+    assert classify([*log, engine + "KeyError: 'layers.0'"]).line == "KeyError: 'layers.0'"
+    assert classify([engine + "KeyError: 'layers.0'", *log]).line == "KeyError: 'layers.0'"
+    assert classify(log).line == "its log names no cause"
+
+
 def test_a_warning_is_no_cause() -> None:
     lines = [
         "WARNING 11-20 16:09:01 [parallel.py:746] Address already in use. Retrying with a new port.",
