@@ -14,9 +14,12 @@ gate is missed. Tests and gates:
     SIGSTOP of the engine with queued work: detected within 30 s.
 ``drain`` ``drain-fake``
     SIGTERM with 32 live streams: every stream complete, new requests refused, exit code 0, nothing left.
+``drain-sent``
+    SIGTERM 0.1 s after 200 requests were sent at once, when the server has seen a part of them: every stream complete,
+    new requests refused, exit code 0, and the launcher's count of answers is the clients'.
 ``startup``
     Failures of every class, with the messages of the installed vLLM, from the fake: at most three attempts, each
-    strictly smaller, the user's flags untouched, exit code 4 (2 for flags that vLLM refuses).
+    strictly smaller, the user's flags untouched, exit code 4 (2 for flags and configurations that vLLM refuses).
 """
 
 from __future__ import annotations
@@ -129,6 +132,34 @@ def restart(_: str) -> dict[str, Any]:
             "second_load_seconds": again, "left": len(left), "exit_code": code, "good": good}  # fmt: skip
 
 
+async def _sent(server: Server, tokens: int, count: int) -> tuple[list[Answer], int]:
+    """Terminate the server a moment after ``count`` requests were sent; their answers and how many had begun."""
+    async with session(count) as client:
+        begun = [asyncio.Event() for _ in range(count)]
+        tasks = [asyncio.create_task(complete(client, server.url, tokens, event)) for event in begun]
+        await asyncio.sleep(0.1)
+        seen = sum(event.is_set() for event in begun)
+        server.process.send_signal(signal.SIGTERM)
+        return await asyncio.gather(*tasks), seen
+
+
+def drain_sent(_: str) -> dict[str, Any]:
+    """SIGTERM while most requests wait to be accepted."""
+    count = 200
+    with Server("--drain-timeout", "110") as server:
+        server.wait("ready")
+        processes = server.tree()
+        answers, seen = asyncio.run(_sent(server, 100, count))
+        code = server.process.wait(200)
+        stopped = next(event for event in server.rest() if event.get("event") == "stopped")
+        left = left_after(processes)
+    whole = sum(answer.complete for answer in answers)
+    counted = {name: stopped[name] for name in ("answered", "cut", "refused")}
+    good = whole == count and counted == {"answered": count, "cut": 0, "refused": 0} and code == 0 and not left
+    return {"streams": count, "begun_at_signal": seen, "complete": whole, **counted, "exit_code": code,
+            "left": len(left), "good": good}  # fmt: skip
+
+
 async def _streams(server: Server, tokens: int, **extra: Any) -> tuple[list[Answer], int]:
     """Open the streams, terminate the server once all have begun, send one more request; the answers and its status."""
     async with session(STREAMS) as client:
@@ -189,7 +220,7 @@ def _one_failure(text: str, cause: str, memory: bool) -> dict[str, Any]:
         argv = json.loads(seen.read_text())
     smaller = all(float(new) < float(old) for _, old, _, new in (change.split(" ") for change in changes))
     untouched = argv[-len(USER) :] == USER and not any(change.startswith(USER[0]) for change in changes)
-    code = 2 if cause == "flags" else 4
+    code = 2 if cause in ("flags", "config", "quantization") else 4
     good = done.returncode == code and attempts == (3 if memory else 1) and smaller and untouched
     return {"cause": cause, "message": text[:80], "attempts": attempts, "changes": changes,
             "exit_code": done.returncode, "user_flags_untouched": untouched, "good": good}  # fmt: skip
@@ -197,7 +228,7 @@ def _one_failure(text: str, cause: str, memory: bool) -> dict[str, Any]:
 
 TESTS: dict[str, Callable[[str], dict[str, Any]]] = {
     **dict.fromkeys(("kill-engine", "kill-worker", "kill-api", "kill-supervisor", "stop-engine"), fault),
-    "restart": restart, "drain": drain, "drain-fake": drain, "startup": startup,
+    "restart": restart, "drain": drain, "drain-fake": drain, "drain-sent": drain_sent, "startup": startup,
 }  # fmt: skip
 
 

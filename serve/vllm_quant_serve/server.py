@@ -8,16 +8,20 @@ added to the argument list in memory, so that no process listing shows them.
 from __future__ import annotations
 
 import ctypes
+import difflib
 import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from vllm_quant_kernels import env
 from vllm_quant_plugin.cpu_wheel import answer_for_cpu_wheel
 
 SUPERVISOR_PID = "VQP_SUPERVISOR_PID"
 API_KEYS = "VQP_API_KEYS"
+# How a line begins that suggests a flag; the launcher repeats it.
+SUGGESTION = "did you mean "
 _PR_SET_PDEATHSIG = 1
 
 
@@ -37,9 +41,29 @@ def main() -> None:
         sys.argv += ["--api-key", *keys]
     answer_for_cpu_wheel()
     from vllm_quant_serve.compat.command_line import main as vllm_main
+    from vllm_quant_serve.compat.command_line import option_names
 
     sys.argv[0] = "vllm"
-    vllm_main()
+    try:
+        vllm_main()
+    except SystemExit as left:
+        if left.code == 2:
+            print(*suggestions(sys.argv[1:], option_names()), sep="\n", file=sys.stderr)
+        raise
+
+
+def suggestions(words: Sequence[str], known: Sequence[str]) -> list[str]:
+    """A line for each flag that vLLM does not know and that resembles one that it does."""
+    lines = []
+    for word in words:
+        name = word.partition("=")[0].replace("_", "-")
+        # A dotted name sets a field of a flag, and an unambiguous beginning counts as the flag.
+        if not name.startswith("--") or any(one.startswith(name.partition(".")[0]) for one in known):
+            continue
+        near = difflib.get_close_matches(name, known, 1)
+        if near:
+            lines.append(f"{SUGGESTION}{near[0]} (for {name})")
+    return lines
 
 
 # vLLM's processes are spawned, which imports this module again under another name.

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
+from vllm_quant_serve.server import SUGGESTION
+
 
 class Cause(Enum):
     """Classes of start-up failures."""
@@ -24,6 +26,7 @@ class Cause(Enum):
     WEIGHTS = "weights"
     DEVICE = "device"
     FLAGS = "flags"
+    CONFIG = "config"
     QUANTIZATION = "quantization"
     UNKNOWN = "unknown"
 
@@ -31,6 +34,11 @@ class Cause(Enum):
     def is_memory(self) -> bool:
         """Whether smaller memory demands may help."""
         return self in (Cause.KV_CACHE, Cause.MEMORY, Cause.HOST_MEMORY)
+
+    @property
+    def is_usage(self) -> bool:
+        """Whether the user's flags have to change before anything can be loaded."""
+        return self in (Cause.FLAGS, Cause.CONFIG, Cause.QUANTIZATION)
 
 
 HINTS = {
@@ -43,6 +51,7 @@ HINTS = {
     Cause.WEIGHTS: "check the model folder or Hub id; `vllm-quant inspect` reads it without loading it",
     Cause.DEVICE: "check `nvidia-smi`, the driver's version and CUDA_VISIBLE_DEVICES, or install the CPU build",
     Cause.FLAGS: "`vllm serve --help=all` lists vLLM's flags, `vllm-quant serve --help` this command's own",
+    Cause.CONFIG: "vLLM checks this before it loads anything: change the flag, or the model's config.json",
     Cause.QUANTIZATION: "`vllm-quant inspect` names the --quantization that reads this checkpoint",
     Cause.UNKNOWN: "read the server's log above",
 }
@@ -70,9 +79,14 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.DEVICE, r"No CUDA GPUs are available|CUDA driver version is insufficient|NVIDIA driver on your system"),
     (Cause.DEVICE, r"CUDA error:|CUDA initialization:|NVMLError"),
     (Cause.FLAGS, r"error: unrecognized arguments:|error: argument "),
+    (Cause.FLAGS, r"^(TypeError|ValueError): (Error: )?--[a-z]"),
     (Cause.QUANTIZATION, r"Unknown quantization method"),
     (Cause.QUANTIZATION, r"does not match the quantization method specified in the `quantization` argument"),
+    # What vLLM's configs refuse, as pydantic reports it on the line after "1 validation error for ModelConfig".
+    (Cause.CONFIG, r"^(Value error|Assertion failed|Input should be) ?,? ?.*\[type="),
 )  # fmt: skip
+# Pydantic's details after its message.
+_DETAILS = re.compile(r"\s*\[type=[a-z_]+, input_value=.*$")
 _COMPILED = tuple((cause, re.compile(pattern)) for cause, pattern in PATTERNS)
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
 # Lines that name no cause but say where one stands.
@@ -96,14 +110,16 @@ class Failure:
     Attributes:
         cause: its class.
         line: the message that shows it, without vLLM's log prefix.
+        suggestion: a hint of the server's own, better than that of the class.
     """
 
     cause: Cause
     line: str
+    suggestion: str = ""
 
     @property
     def hint(self) -> str:
-        return HINTS[self.cause]
+        return self.suggestion or HINTS[self.cause]
 
 
 def message_of(line: str) -> str:
@@ -123,7 +139,8 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
     for cause, pattern in _COMPILED:
         for text in messages:
             if pattern.search(text):
-                return Failure(cause, text)
+                suggestion = next((one for one in messages if one.startswith(SUGGESTION)), "")
+                return Failure(cause, _DETAILS.sub("", text).removeprefix("Value error, "), suggestion)
     if status == -9:
         return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
     errors = [text for line, text in known if _ERROR.search(text) and not _HARMLESS.match(line.strip())]

@@ -7,7 +7,7 @@ import time
 
 from vllm_quant_plugin.errors import StartupError, UsageError
 from vllm_quant_serve.launch import Launch
-from vllm_quant_serve.supervise.failures import Cause, Failure, classify
+from vllm_quant_serve.supervise.failures import Failure, classify
 from vllm_quant_serve.supervise.listeners import held_inodes, holder_of, listening_inodes
 from vllm_quant_serve.supervise.options import SuperviseOptions
 from vllm_quant_serve.supervise.probe import Probe
@@ -26,7 +26,7 @@ class StartFailed(Exception):
     def final(self, attempts: int) -> StartupError | UsageError:
         """The error for the user after ``attempts`` attempts."""
         tries = f" after {attempts} attempts" if attempts > 1 else ""
-        kind = UsageError if self.failure.cause is Cause.FLAGS else StartupError
+        kind = UsageError if self.failure.cause.is_usage else StartupError
         return kind(f"{self.message}{tries}: {self.failure.line[:300]}", self.failure.hint)
 
 

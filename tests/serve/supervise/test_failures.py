@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_serve.flags import parse_args
+from vllm_quant_serve.server import suggestions
 from vllm_quant_serve.supervise.failures import Cause, Failure, classify, message_of
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
 
@@ -54,6 +55,7 @@ ELSEWHERE = [
     ("RuntimeError: No CUDA GPUs are available", Cause.DEVICE),
     ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).", Cause.DEVICE),
     ("api_server.py: error: unrecognized arguments: --no-such", Cause.FLAGS),
+    ("ValueError: Error: --sse-keep-alive-interval must be a non-negative integer (0 disables)", Cause.FLAGS),
     ("safetensors_rust.SafetensorError: Error while deserializing header: incomplete metadata", Cause.WEIGHTS),
     ("ZeroDivisionError: division by zero", Cause.UNKNOWN),
 ]  # fmt: skip
@@ -121,6 +123,28 @@ def test_a_line_that_points_elsewhere_is_never_the_cause(pointer: str) -> None:
     assert classify([*log, engine + "KeyError: 'layers.0'"]).line == "KeyError: 'layers.0'"
     assert classify([engine + "KeyError: 'layers.0'", *log]).line == "KeyError: 'layers.0'"
     assert classify(log).line == "its log names no cause"
+
+
+def test_what_vllms_configs_refuse_is_the_users_to_change() -> None:
+    reason = "User-specified max_model_len (99999) is greater than the derived max_model_len (1024)"
+    log = [
+        "(APIServer pid=9) pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+        f"(APIServer pid=9)   Value error, {reason} [type=value_error, input_value=ArgsKwargs((), {{}}), input_type=x]",
+        "(APIServer pid=9)     For further information visit https://errors.pydantic.dev/2.13/v/value_error",
+    ]
+    failure = classify(log)
+    assert failure == Failure(Cause.CONFIG, reason)
+    assert failure.cause.is_usage
+    heads = "Total number of attention heads (52) must be divisible by tensor parallel size (3)."
+    assert classify([log[0], f"  Value error, {heads} [type=value_error, input_value=1]"]).line == heads
+
+
+def test_an_unknown_flag_comes_with_the_one_that_was_meant() -> None:
+    known = ["--max-model-len", "--max-num-seqs", "--hf-overrides", "--seed"]
+    words = ["serve", "m", "--max-modle-len", "5", "--max_num_seq=3", "--hf-overrides.a", "1", "--qqqq", "--see", "1"]
+    assert suggestions(words, known) == ["did you mean --max-model-len (for --max-modle-len)"]
+    failure = classify(["vllm: error: unrecognized arguments: --max-modle-len 5", *suggestions(words, known)])
+    assert (failure.cause, failure.hint) == (Cause.FLAGS, "did you mean --max-model-len (for --max-modle-len)")
 
 
 def test_a_warning_is_no_cause() -> None:
