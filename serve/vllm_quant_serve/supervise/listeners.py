@@ -10,13 +10,16 @@ from collections.abc import Iterable
 from vllm_quant_serve.launch import Endpoint
 
 _LISTEN = "0A"
+# Of net/unix's flags (__SO_ACCEPTCON): accepted connections carry the path of their listener.
+_ACCEPTS = 0x10000
 
 
 def listening_inodes(endpoint: Endpoint) -> set[int]:
     """The sockets that accept connections to the endpoint (proc(5): net/tcp, net/tcp6, net/unix)."""
     if endpoint.uds:
         path = os.path.abspath(endpoint.uds)
-        return {int(row[6]) for row in _rows("/proc/net/unix") if len(row) > 7 and os.path.abspath(row[7]) == path}
+        listening = (row for row in _rows("/proc/net/unix") if len(row) > 7 and int(row[3], 16) & _ACCEPTS)
+        return {int(row[6]) for row in listening if os.path.abspath(row[7]) == path}
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for row in _rows(table):
