@@ -7,6 +7,7 @@ added to the argument list in memory, so that no process listing shows them.
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import difflib
 import json
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from vllm_quant_kernels import env
 from vllm_quant_plugin.cpu_wheel import answer_for_cpu_wheel
@@ -40,16 +42,32 @@ def main() -> None:
     if keys:
         sys.argv += ["--api-key", *keys]
     answer_for_cpu_wheel()
+    suggest_flags()
     from vllm_quant_serve.compat.command_line import main as vllm_main
-    from vllm_quant_serve.compat.command_line import option_names
 
     sys.argv[0] = "vllm"
-    try:
-        vllm_main()
-    except SystemExit as left:
-        if left.code == 2:
-            print(*suggestions(sys.argv[1:], option_names()), sep="\n", file=sys.stderr)
-        raise
+    vllm_main()
+
+
+def suggest_flags() -> None:
+    """Let argparse's errors come with suggestions, from the flags of whichever parser reports one."""
+    original = argparse.ArgumentParser.error
+
+    def error(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+        print(*suggestions(sys.argv[1:], option_names(parser)), sep="\n", file=sys.stderr)
+        original(parser, message)
+
+    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """The long names of all flags of a parser and its subcommands."""
+    names = []
+    for action in parser._actions:
+        names += [name for name in action.option_strings if name.startswith("--")]
+        if isinstance(action, argparse._SubParsersAction):
+            names += [name for one in action.choices.values() for name in option_names(one)]
+    return names
 
 
 def suggestions(words: Sequence[str], known: Sequence[str]) -> list[str]:

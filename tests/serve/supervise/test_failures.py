@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.util
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vllm_quant_serve.flags import parse_args
-from vllm_quant_serve.server import suggestions
+from vllm_quant_serve.server import option_names, suggestions
 from vllm_quant_serve.supervise.failures import Cause, Failure, classify, message_of
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
 
@@ -137,6 +138,13 @@ def test_what_vllms_configs_refuse_is_the_users_to_change() -> None:
     assert failure.cause.is_usage
     heads = "Total number of attention heads (52) must be divisible by tensor parallel size (3)."
     assert classify([log[0], f"  Value error, {heads} [type=value_error, input_value=1]"]).line == heads
+
+
+def test_the_flags_of_subcommands_are_known() -> None:
+    parser = argparse.ArgumentParser()
+    serve = parser.add_subparsers().add_parser("serve")
+    serve.add_argument("--max-model-len", "-m")
+    assert option_names(parser) == ["--help", "--help", "--max-model-len"]
 
 
 def test_an_unknown_flag_comes_with_the_one_that_was_meant() -> None:
