@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vllm.distributed import cleanup_dist_env_and_memory
-from vllm.model_executor.layers.attention import Attention, MLAAttention
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.fused_moe import FusedMoEMethodBase, RoutedExperts
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation, apply_moe_activation
 from vllm.model_executor.layers.fused_moe.config import FusedMoEQuantConfig
@@ -29,13 +30,13 @@ from vllm.model_executor.models.utils import WeightsMapper
 
 __all__ = [
     "Attention",
+    "AttentionLayerBase",
     "BaseKVCacheMethod",
     "ColumnParallelLinear",
     "FusedMoEMethodBase",
     "FusedMoEQuantConfig",
     "LinearBase",
     "LinearMethodBase",
-    "MLAAttention",
     "MergedColumnParallelLinear",
     "MoEActivation",
     "ParallelLMHead",

@@ -36,7 +36,7 @@ def method_for(config: SchemeSource, layer: torch.nn.Module, prefix: str) -> Any
     """
     if isinstance(layer, layers.Attention):
         return _attention_method(config, prefix)
-    if isinstance(layer, layers.MLAAttention):
+    if isinstance(layer, layers.AttentionLayerBase):
         _refuse_transforms(config.model.online_at(prefix.rpartition(".")[0], "Attention"), prefix, "latent attention")
         return None
     if isinstance(layer, layers.ParallelLMHead):
