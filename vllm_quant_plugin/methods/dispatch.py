@@ -59,6 +59,8 @@ def method_for(config: SchemeSource, layer: torch.nn.Module, prefix: str) -> Any
         scheme = config.scheme_of(prefix)
         method = VqpLinearMethod(scheme, prefix) if scheme else layers.UnquantizedLinearMethod()
         transforms = config.transforms_of(prefix)
+        elsewhere = [one for part in transforms for one in part.applications if one.location in ATTENTION]
+        _refuse_transforms(elsewhere, prefix, "queries and keys outside the attention")
         return TransformedMethod(method, transforms, config.transform_tensors) if transforms else method
     if isinstance(layer, layers.RoutedExperts):
         scheme = _experts_scheme(config, layer, prefix)
@@ -71,7 +73,8 @@ def method_for(config: SchemeSource, layer: torch.nn.Module, prefix: str) -> Any
 def _attention_method(config: SchemeSource, prefix: str) -> Any:
     """The layer ``attn`` inside a checkpoint's attention module."""
     module = prefix.rpartition(".")[0]
-    found = tuple(one for one in config.model.online_at(module, "Attention") if one.location in ATTENTION)
+    found = config.model.online_at(module, "Attention")
+    _refuse_transforms([one for one in found if one.location not in ATTENTION], module, "an attention's hidden states")
     if found:
         return TransformedKVCacheMethod(config, module, found, config.transform_tensors)
     return VqpKVCacheMethod(config)
