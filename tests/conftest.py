@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 
+import pytest
+
 # Nothing may reach for a model hub or report usage.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
@@ -29,3 +31,10 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 # Launches of tests are no launches of this machine's user.
 os.environ["VQP_LEDGER"] = os.path.join(tempfile.gettempdir(), f"vqp-test-{os.getpid()}", "launches.sqlite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--screenshots DIR``: where the tests in a browser keep their pictures."""
+    parser.addoption(
+        "--screenshots", default=None, help="keep the browser tests' pictures of every page in this folder"
+    )

@@ -81,6 +81,12 @@ def evaluate_model(
             report = _score_alone(str(model), checkpoint, chosen, seconds, progress, engine)
     if fitting != window_len:
         report.notes.append(f"windows cut to {fitting} tokens: the model has {fitting + 1} positions")
+    from vllm_quant_plugin.compat import vllm_version  # imports vLLM, which has run by now
+
+    report.vllm = vllm_version()
+    report.model_bytes = checkpoint.nbytes
+    if reference is not None and not isinstance(reference, Recording):
+        report.reference_bytes = read_checkpoint(resolve_model(reference)).nbytes
     report.seconds = round(time.monotonic() - started, 2)
     return report
 

@@ -74,6 +74,8 @@ class EvalReport:
         layers: error of the hidden states after each decoder layer, on the first window of each text.
         noise: what ``TextResult.noise`` was measured between, e.g. ``bfloat16 and float32``.
         notes: for the reader.
+        model_bytes, reference_bytes: sizes of the weights, where they are known.
+        vllm: the version that ran the models.
     """
 
     model: str
@@ -85,6 +87,9 @@ class EvalReport:
     layers: list[LayerError] = field(default_factory=list)
     noise: str | None = None
     notes: list[str] = field(default_factory=list)
+    model_bytes: int | None = None
+    reference_bytes: int | None = None
+    vllm: str = ""
 
     @property
     def worst_kl(self) -> float | None:

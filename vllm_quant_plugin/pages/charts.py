@@ -9,7 +9,6 @@ from vllm_quant_plugin.pages.markup import Html, html, join, tag
 
 HEIGHT, TOP, BOTTOM = 216, 10, 26
 BASE = HEIGHT - BOTTOM
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def step_of(span: float, most: int) -> float:
@@ -24,11 +23,6 @@ def ticks(high: float, most: int = 5) -> list[str]:
     step = step_of(high if high > 0 else 1.0, most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     return [f"{i * step:,.{digits}f}" for i in range(math.ceil((high if high > 0 else 1.0) / step - 1e-9) + 1)]
-
-
-def power_of_ten(exponent: int) -> str:
-    """``10⁻³``."""
-    return f"10{str(exponent).translate(_SUPERSCRIPTS)}"
 
 
 def _y(share: float) -> float:
@@ -95,7 +89,7 @@ def distribution(title: str, series: Sequence[tuple[str, Sequence[int]]], low: i
     narrow = max(1, round(step_of(max(len(edges), 1), 6)))
     for n, i in enumerate(edges):
         # The first bin also holds all that is less.
-        label = ("≤ " if i == 0 else "") + power_of_ten(low + i // per_decade)
+        label = ("≤ " if i == 0 else "") + f"1e{low + i // per_decade}"
         x = 100 * (i - first) / number
         anchor = "start" if x < 4 else "end" if x > 96 else "middle"
         parts.append(tag("line", None, x1=f"{x:.3f}%", x2=f"{x:.3f}%", y1=f"{BASE}", y2=f"{BASE + 5}", class_="base"))

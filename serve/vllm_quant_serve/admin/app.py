@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from vllm_quant_serve.admin.page import status_page
 from vllm_quant_serve.admin.status import status_document
 from vllm_quant_serve.metrics.session import SessionCollector
 from vllm_quant_serve.plan.http import plan_router
@@ -25,9 +25,6 @@ WITHOUT_TOKEN = frozenset({"/livez", "/readyz"})
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 # A config.json with a long quantization_config fits.
 MAX_BODY = 512 << 10
-PAGE = Path(__file__).with_name("page.html")
-# The page's own inline script and style, and its requests to /status; nothing from elsewhere.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 _ALIVE = frozenset(State) - {State.HUNG, State.STOPPED}
 
 
@@ -66,7 +63,8 @@ def build_app(session: Session, token: str | None = None) -> FastAPI:
 
     @app.get("/")
     async def page() -> Response:
-        return HTMLResponse(PAGE.read_text("utf-8"), headers={"Content-Security-Policy": _POLICY})
+        text, policy = status_page()
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy})
 
     return app
 

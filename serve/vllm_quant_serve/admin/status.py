@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+from vllm_quant_plugin import __version__
 from vllm_quant_serve.supervise.session import Session
 
 EVENTS = 30
@@ -16,6 +17,7 @@ def status_document(session: Session) -> dict[str, Any]:
     server = session.server if session.server is not None and session.server.alive else None
     return {
         "state": session.state.value,
+        "version": __version__,
         "model": session.probe.model or session.launch.model,
         "url": session.launch.endpoint.url,
         "command": session.launch.line,

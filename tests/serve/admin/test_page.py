@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import vllm_quant_plugin
 from tests.support.chromium import Page, chromium
-from vllm_quant_serve.admin.server import AdminServer, bind
-from vllm_quant_serve.flags import parse_args
-from vllm_quant_serve.launch import build_launch
-from vllm_quant_serve.plan.api import PlanRequest, make_plan
+from tests.support.served_page import Served
 from vllm_quant_serve.supervise.actuals import Actuals
-from vllm_quant_serve.supervise.options import SuperviseOptions
-from vllm_quant_serve.supervise.report import Report
-from vllm_quant_serve.supervise.run_directory import RunDirectory
-from vllm_quant_serve.supervise.session import Session
 from vllm_quant_serve.supervise.state import State
 
-BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
 MARKUP = "<img src=x onerror=alert(1)>"
-
-
-class Served(threading.Thread):
-    """The admin app over a session that has no server."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.folder, self.up, self.url = folder, threading.Event(), ""
-        self.loop = asyncio.new_event_loop()
-        self.over = asyncio.Event()
-        self.start()
-        assert self.up.wait(30)
-
-    def run(self) -> None:
-        self.loop.run_until_complete(self._serve())
-
-    async def _serve(self) -> None:
-        plan = make_plan(PlanRequest(str(BUNDLED), gpu=("h100",), max_model_len=256))
-        launch = build_launch(parse_args([str(BUNDLED)]), plan.serve_args())
-        self.session = Session(
-            launch, RunDirectory(self.folder), Report(as_json=True), SuperviseOptions(), plan.to_dict()
-        )
-        server = AdminServer(self.session, bind("127.0.0.1", 0, 1, None), None)
-        server.start()
-        self.url = server.address
-        self.up.set()
-        await self.over.wait()
-        await server.stop()
-
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.over.set)
-        self.join(30)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +39,7 @@ def test_while_it_loads_nothing_is_made_up(served: Served, page: Page) -> None:
     assert text(page, "flight") == "\u2013", "unknown is no zero"
     assert text(page, "usage") == "\u2013"
     assert "no figures yet" in text(page, "tokens")
-    assert page.ask("document.querySelectorAll('#memory .bar').length") == 1, "a plan, and no actual figure"
+    assert page.ask("document.querySelectorAll('#memory svg.bar').length") == 1, "a plan, and no actual figure"
 
 
 def test_a_running_server(served: Served, page: Page) -> None:
@@ -98,9 +55,9 @@ def test_a_running_server(served: Served, page: Page) -> None:
     one.report.event("retry", f"not enough memory {MARKUP}")
     page.wait_for("document.getElementById('state').textContent === 'ready'")
     assert text(page, "generation") == "159"
-    assert text(page, "usage") == "25.0 %"
-    assert page.ask("document.querySelectorAll('#memory .bar').length") == 2, "plan beside actual"
-    assert "+1.0 %" in text(page, "figures")
+    assert text(page, "usage") == "25.0"
+    assert page.ask("document.querySelectorAll('#memory svg.bar').length") == 2, "plan beside actual"
+    assert "+1.0" in text(page, "figures")
     for chart in ("tokens", "latency", "requests", "utilization"):
         assert page.ask(f"document.querySelectorAll('#{chart} path').length") >= 1, chart
     assert MARKUP in text(page, "events"), "what the server says is text"
@@ -116,7 +73,7 @@ def test_it_fits_the_screen(served: Served, page: Page, tmp_path: Path, width: i
     assert page.ask("document.documentElement.scrollWidth") <= width, "nothing to scroll sideways"
     sizes = page.ask("[...document.querySelectorAll('body *')].filter(e => e.textContent.trim() && !e.children.length)"
                      ".map(e => parseFloat(getComputedStyle(e).fontSize))")  # fmt: skip
-    assert min(sizes) >= 10
+    assert min(sizes) >= 11
     page.screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"
 
