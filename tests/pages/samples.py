@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from vllm_quant_plugin.evaluate.html import html_report
@@ -37,13 +39,13 @@ def model_folder(parent: Path, config: str, name: str) -> Path:
 def write_plan(folder: Path, target: Path, **request: Any) -> None:
     """``plan --html``."""
     context, plan = plan_in_context(PlanRequest(str(folder), **request))
-    write_page(plan, explain(context, plan), target)
+    write_page(replace(plan, model=f"models/{folder.name}"), explain(context, plan), target)
 
 
 def write_compare(folder: Path, target: Path) -> None:
     """``plan --compare --html``."""
     rows = compare(PlanRequest(str(folder), gpu=("h100:4",)))
-    write_comparison(str(folder), rows, target, devices="4 x H100 SXM 80GB")
+    write_comparison(f"models/{folder.name}", rows, target, devices="4 x H100 SXM 80GB")
 
 
 def recorded_report() -> tuple[EvalReport, dict[str, float]]:
@@ -85,6 +87,11 @@ def fill(session: Session) -> None:
         if load > 0.05:
             sample |= {"ttft": 0.021 + 0.16 * load**3, "tpot": 0.011 + 0.016 * load}
         session.history.samples.append(sample)
-    for message in ("plan: BF16 LlamaForCausalLM on H100 SXM 80GB: weights 14.1 MiB", "started vLLM, process 25474",
-                    "ready after 32.5 s: http://127.0.0.1:8000/v1"):  # fmt: skip
+    events = {-933: "plan: BF16 LlamaForCausalLM on H100 SXM 80GB: weights 14.1 MiB, KV cache 72.08 GiB, of 79.10 GiB",
+              -932: "started vLLM, process 25474", -900: "ready after 32.5 s: http://127.0.0.1:8000/v1"}  # fmt: skip
+    for seconds, message in events.items():
         session.report.event("note", message)
+        session.report.history[-1]["time"] = now + seconds
+    # Only that it lives, and how much it has to do.
+    session.server = SimpleNamespace(alive=True, pid=25474)  # type: ignore[assignment]
+    session.in_flight = lambda: 23  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.run_directory import RunDirectory
 from vllm_quant_serve.supervise.session import Session
 
-BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
+# As one would type it, so that a picture names no folder of this machine.
+BUNDLED = os.path.relpath(Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama")
 
 
 class Served(threading.Thread):
@@ -34,8 +36,8 @@ class Served(threading.Thread):
         self.loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        plan = make_plan(PlanRequest(str(BUNDLED), gpu=("h100",), max_model_len=256))
-        launch = build_launch(parse_args([str(BUNDLED)]), plan.serve_args())
+        plan = make_plan(PlanRequest(BUNDLED, gpu=("h100",), max_model_len=256))
+        launch = build_launch(parse_args([BUNDLED]), plan.serve_args())
         self.session = Session(
             launch, RunDirectory(self.folder), Report(as_json=True), SuperviseOptions(), plan.to_dict()
         )

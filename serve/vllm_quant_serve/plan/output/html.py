@@ -139,7 +139,7 @@ def _details(plan: Plan) -> Html:
     if plan.stage_layers:
         rows.append(("Layers per stage", " + ".join(map(str, plan.stage_layers))))
     if plan.prediction is not None and plan.prediction.cost_per_million is not None:
-        rows.append(("Price per million output tokens", f"{plan.prediction.cost_per_million:.3g}"))
+        rows.append(("Price", f"{plan.prediction.cost_per_million:.3g} per million output tokens"))
     if plan.exact is not None:
         rows += [(f"vLLM's own {key.replace('_', ' ')}", figure(value) if isinstance(value, int) else str(value))
                  for key, value in plan.exact.items()]  # fmt: skip
