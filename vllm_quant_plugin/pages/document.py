@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 
 from vllm_quant_plugin import __version__
-from vllm_quant_plugin.errors import OutputError
 from vllm_quant_plugin.pages.markup import Html, join, tag
+from vllm_quant_plugin.writing import replace_text, writing
 
 
 @cache
@@ -58,10 +58,5 @@ def write_text(text: str, path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as err:
-        part.unlink(missing_ok=True)
-        raise OutputError(f"{path}: {err.strerror or err}", "choose a file that can be written") from None
+    with writing(path):
+        replace_text(path, text)
