@@ -19,10 +19,12 @@ def step_of(span: float, most: int) -> float:
 
 
 def ticks(high: float, most: int = 5) -> list[str]:
-    """Labels from 0 in equal, rounded steps; the last is not below ``high``."""
-    step = step_of(high if high > 0 else 1.0, most)
+    """Labels from 0 in at most ``most`` equal, rounded steps; the last is not below ``high``."""
+    high = high if high > 0 else 1.0
+    step = step_of(high, most)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return [f"{i * step:,.{digits}f}" for i in range(math.ceil((high if high > 0 else 1.0) / step - 1e-9) + 1)]
+    # Less than a pixel of rounding is no step of its own.
+    return [f"{i * step:,.{digits}f}" for i in range(math.ceil(high / step * (1 - 1e-8)) + 1)]
 
 
 def _y(share: float) -> float:

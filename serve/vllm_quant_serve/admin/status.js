@@ -98,7 +98,7 @@ function figures(status) {
 function ticks(high, most) {
   const least = (high > 0 ? high : 1) / most, power = 10 ** Math.floor(Math.log10(least));
   const step = [1, 2, 5, 10].map(m => m * power).find(m => m >= least * (1 - 1e-9));
-  const count = Math.ceil((high > 0 ? high : 1) / step - 1e-9), digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+  const count = Math.ceil((high > 0 ? high : 1) / step * (1 - 1e-8)), digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
   return Array.from({ length: count + 1 }, (_, i) => ({ value: i * step, label: (i * step).toLocaleString("en",
     { minimumFractionDigits: digits, maximumFractionDigits: digits }) }));
 }
