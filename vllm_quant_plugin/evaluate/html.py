@@ -39,7 +39,7 @@ def _verdict(report: EvalReport) -> tuple[Html, str]:
         shown = ", ".join(f"{text.perplexity:.2f} on {text.text}" for text in report.texts)
         return join(tag("strong", f"Perplexity {shown}."), " No original was given to compare with."), ""
     smaller = _smaller(report)
-    start = tag("strong", f"{smaller}. ") if smaller else ""
+    start = join(tag("strong", f"{smaller}."), " ") if smaller else ""
     if all(noise is not None and kl.mean <= noise.mean for kl, noise, _ in compared):
         return join(start, "No difference from the original beyond its own rounding noise."), "good"
     change = max(change for _, _, change in compared if change is not None)
