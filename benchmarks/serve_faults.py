@@ -15,7 +15,7 @@ gate is missed. Tests and gates:
 ``drain`` ``drain-fake``
     SIGTERM with 32 live streams: every stream complete, new requests refused, exit code 0, nothing left.
 ``drain-sent``
-    SIGTERM 0.1 s after 200 requests were sent at once, when the server has seen a part of them: every stream complete,
+    SIGTERM as soon as 200 requests have been sent, of which the server has seen a part: every stream complete,
     new requests refused, exit code 0, and the launcher's count of answers is the clients'.
 ``startup``
     Failures of every class, with the messages of the installed vLLM, from the fake: at most three attempts, each
@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import psutil
 from serve_harness import FAKE, ROOT, Answer, Server, complete, free_port, keep, left_after, session
@@ -133,11 +134,19 @@ def restart(_: str) -> dict[str, Any]:
 
 
 async def _sent(server: Server, tokens: int, count: int) -> tuple[list[Answer], int]:
-    """Terminate the server a moment after ``count`` requests were sent; their answers and how many had begun."""
-    async with session(count) as client:
+    """Terminate the server when ``count`` requests have been sent; their answers and how many had begun."""
+    sent = asyncio.Semaphore(0)
+
+    async def on_sent(*_: Any) -> None:
+        sent.release()
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_chunk_sent.append(on_sent)
+    async with session(count, trace) as client:
         begun = [asyncio.Event() for _ in range(count)]
         tasks = [asyncio.create_task(complete(client, server.url, tokens, event)) for event in begun]
-        await asyncio.sleep(0.1)
+        for _ in range(count):
+            await sent.acquire()
         seen = sum(event.is_set() for event in begun)
         server.process.send_signal(signal.SIGTERM)
         return await asyncio.gather(*tasks), seen

@@ -200,10 +200,10 @@ async def complete(
     return Answer(status, whole, time.monotonic() - start, tokens if whole else 0)
 
 
-def session(connections: int) -> aiohttp.ClientSession:
+def session(connections: int, *traces: aiohttp.TraceConfig) -> aiohttp.ClientSession:
     """A client that may hold this many connections."""
     connector = aiohttp.TCPConnector(limit=connections + 8)
-    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600))
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=600), trace_configs=[*traces])
 
 
 def percentile(values: Sequence[float], q: float) -> float:

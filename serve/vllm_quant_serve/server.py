@@ -57,7 +57,7 @@ def suggest_flags() -> None:
         print(*suggestions(sys.argv[1:], option_names(parser)), sep="\n", file=sys.stderr)
         original(parser, message)
 
-    argparse.ArgumentParser.error = error  # type: ignore[method-assign]
+    argparse.ArgumentParser.error = error  # type: ignore[assignment,method-assign]
 
 
 def option_names(parser: argparse.ArgumentParser) -> list[str]:

@@ -64,7 +64,7 @@ PANELS: tuple[Panel, ...] = (
         (f"sum(vllm:num_requests_running{{{_MODEL}}})", "running"),
         (f"sum(vllm:num_requests_waiting{{{_MODEL}}})", "waiting"),
     )),
-    Panel("Time to first token", (
+    Panel("Time to first byte", (
         (_mean("vqp_time_to_first_byte_seconds"), "mean"), (_p95("vqp_time_to_first_byte_seconds"), "p95"),
     ), "s"),
     Panel("Time per output token", (

@@ -19,7 +19,8 @@ def exported() -> set[str]:
     """Sample names of everything this package exports."""
     from types import SimpleNamespace
 
-    names = {metric.name + ("_total" if metric.merge == "counter" else "") for metric in METRICS}
+    ends = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+    names = {metric.name + end for metric in METRICS for end in ends.get(metric.merge, ("",))}
     server = SimpleNamespace(alive=True)
     supervisor = SimpleNamespace(
         state=State.READY, counts=Counts(), load_seconds=1.0, server=server, in_flight=lambda: 0
