@@ -6,7 +6,9 @@ python examples/quantize_then_serve.py MODEL OUTPUT [--method awq|gptq|fp8|int8]
 from __future__ import annotations
 
 import argparse
+import sys
 
+from vllm_quant_plugin.errors import VqpError
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_serve.client import send_burst
 from vllm_quant_serve.local_server import LocalServer
@@ -36,4 +38,8 @@ def main() -> None:
 
 # vLLM's engines are separate processes that import this file again.
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VqpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -64,3 +64,11 @@ def test_the_example_runs(small_model: Path, tmp_path: Path) -> None:
         assert f"{text}: mean KL from the original " in done.stdout
     record = json.loads((tmp_path / "quantized" / "quantization.json").read_text())
     assert record["model"] == str(small_model)
+
+
+def test_the_example_reports_an_error_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "examples" / "quantize_then_serve.py"), str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == CheckpointError.exit_code
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
