@@ -62,7 +62,7 @@ demo: setup
 	@$(BIN)/vllm-quant demo $(ARGS)
 
 test: setup
-	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
+	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -32,9 +33,35 @@ os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 # Launches of tests are no launches of this machine's user.
 os.environ["VQP_LEDGER"] = os.path.join(tempfile.gettempdir(), f"vqp-test-{os.getpid()}", "launches.sqlite")
 
+# The files that take minutes, longest first: two processes that begin with these end at about the same time.
+LONGEST = (
+    "methods/test_matrix.py",
+    "serve/test_real_engine.py",
+    "serve/test_examples.py",
+    "packaging/test_wheel.py",
+    "methods/test_tensor_parallel.py",
+    "quantize/algorithms/test_smoothquant.py",
+    "quantize/test_quantize_model.py",
+    "cuda/test_compile.py",
+    "quantize/engine/test_experts.py",
+    "cuda/test_w8a8_compile.py",
+    "methods/test_falcon.py",
+    "methods/test_engine_options.py",
+    "extension/test_extension.py",
+    "cuda/test_ptx.py",
+    "serve/plan/test_command.py",
+    "serve/plan/exact/test_exact.py",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--screenshots DIR``: where the tests in a browser keep their pictures."""
     parser.addoption(
         "--screenshots", default=None, help="keep the browser tests' pictures of every page in this folder"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    rank = {here / name: position for position, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))

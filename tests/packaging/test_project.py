@@ -134,3 +134,10 @@ def test_every_make_target_is_documented() -> None:
     assert phony
     guide = (ROOT / "CONTRIBUTING.md").read_text()
     assert [target for target in phony[1].split() if target != "all" and f"`make {target}" not in guide] == []
+
+
+def test_the_longest_test_files_exist() -> None:
+    """They are named in conftest.py, which runs them first."""
+    from tests.conftest import LONGEST
+
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
