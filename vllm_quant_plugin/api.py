@@ -21,6 +21,7 @@ from vllm_quant_plugin.quantize.io.output import free_disk
 from vllm_quant_plugin.quantize.io.report import QuantizeReport
 from vllm_quant_plugin.quantize.options import MixedOptions, SchemeOptions
 from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.sizes import format_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
     if free_disk(folder) < needed:
         raise UsageError(
-            f"the model in memory needs {needed / 1e9:.1f} GB of disk for a copy", "free some, or give its folder"
+            f"the model in memory needs {format_size(needed)} of disk for a copy", "free some, or give its folder"
         )
     with suppress_output():
         model.save_pretrained(folder)

@@ -150,6 +150,7 @@ def _end_now(number: int) -> None:
         with suppress(Exception):
             kept = kept or describe()
     console.say("; ".join(message(number, kept)))
+    console.discard_log()
     os._exit(128 + number)
 
 

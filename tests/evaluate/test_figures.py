@@ -12,8 +12,10 @@ import pytest
 import torch
 import transformers
 
+from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.evaluate.api import evaluate_model
+from vllm_quant_plugin.evaluate.recording import fitting_window
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
 from vllm_quant_plugin.text.windows import BUNDLED, HELD_OUT, load_tokenizer, read_windows
 
@@ -62,7 +64,12 @@ def test_a_model_does_not_differ_from_itself() -> None:
         assert text.perplexity == text.reference_perplexity
 
 
-@pytest.mark.parametrize(("window_len", "said"), [(2, "too short"), (5000, "positions")])
-def test_windows_that_do_not_fit_are_refused(window_len: int, said: str) -> None:
-    with pytest.raises(UsageError, match=said):
-        evaluate_model(BUNDLED, window_len=window_len)
+def test_windows_without_a_token_to_predict_are_refused() -> None:
+    with pytest.raises(UsageError, match="too short"):
+        evaluate_model(BUNDLED, window_len=2)
+
+
+@pytest.mark.parametrize(("wanted", "fitting"), [(256, 256), (1023, 1023), (1024, 1023), (100_000, 1023)])
+def test_windows_are_cut_to_the_positions(wanted: int, fitting: int) -> None:
+    # The bundled model has 1,024, of which vLLM needs one for the token that it generates.
+    assert fitting_window(read_checkpoint(BUNDLED), wanted) == fitting

@@ -195,3 +195,47 @@ def test_shipped_text_shares_no_passage_with_the_held_out_texts() -> None:
     text = SHIPPED.read_text("utf-8")
     shared = [text[i : i + 200] for i in range(0, len(text) - 200, 100) if text[i : i + 200] in held_out]
     assert shared == []
+
+
+MARK = "\ufeff".encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.jsonl", MARK + b'{"text": "one"}\r\n\r\n{"text": "two"}\r\n', ["one", "two"]),
+        ("a.JSONL", b'"one"\n', ["one"]),
+        ("a.json", MARK + b'["one", "two"]', ["one", "two"]),
+        ("a.txt", MARK + b"one\n\0two", ["one", "two"]),
+    ],
+)
+def test_marks_blank_lines_and_carriage_returns(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert read_documents(tmp_path / name)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": \n', "line 2 is not JSON: Expecting value at column"),
+        ("a.jsonl", b'{"text": "one"}\n\n{"text" "x"}\n', "line 3 is not JSON: Expecting ':' delimiter at column 9"),
+        ("a.jsonl", b'{"text": "one"}\n{"text": 5}\n', "line 2: 'text' is a number, not a string"),
+        ("a.jsonl", b'{"text": "one"}\n{"txt": "x"}\n', "line 2: no text in this record, its fields are 'txt'"),
+        ("a.jsonl", b'"one"\n7\n', "line 2: no text in this record, it is a number"),
+        ("a.jsonl", b'"one"\n"\xff"\n', "line 2 is not UTF-8"),
+        ("a.txt", b"one\ntwo\n\xff", "line 3 is not UTF-8"),
+        ("a.json", b'["one",\n"two",\n}', "line 3 column 1"),
+        ("a.json", b'["one", {"text": null}]', "item 2: no text"),
+        ("a.json", b"", "is empty"),
+        ("a.jsonl", b"", "holds no text"),
+        ("a.txt", "one".encode("utf-16"), "UTF-16"),
+        ("a.jsonl", '"one"'.encode("utf-16"), "UTF-16"),
+        ("a.json", '["one"]'.encode("utf-32"), "UTF-32"),
+        ("a.parquet", b"", "is empty"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_place(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError) as caught:
+        read_documents(tmp_path / name)
+    assert said in caught.value.message

@@ -9,6 +9,7 @@ import pytest
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.quantize.algorithm import default_method
+from vllm_quant_plugin.quantize.options import LEVEL_EXAMPLES
 from vllm_quant_plugin.quantize.recipe import Recipe, make_recipe
 
 LEVELS = [
@@ -48,6 +49,9 @@ def test_level(method: str, level: str | None, scheme: str, storage: str) -> Non
         *((level, "awq") for level in ("4bit", "4bit-64g", "4bit-128g", "3bit", "8bit", "W4A16", "W8A16")),
         ("4bit-actorder", "gptq"),
         ("W8A8", "int8"),
+        *((level, "fp8") for level in ("channel", "tensor", "block")),
+        # AWQ has no 5 bits.
+        ("5bit", "rtn"),
     ],
 )
 def test_a_level_alone_is_a_recipe(level: str | None, method: str) -> None:
@@ -142,3 +146,18 @@ def test_impossible_recipes_are_refused(method: str, options: dict, named: str) 
     with pytest.raises(UsageError, match=named) as caught:
         make_recipe(method, **options)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("level", LEVEL_EXAMPLES.split(", "))
+def test_every_level_that_is_listed_is_accepted_alone(level: str) -> None:
+    assert make_recipe(default_method(level), level=level).scheme.bits <= 8
+
+
+def test_names_in_another_case_and_slips_of_the_keyboard() -> None:
+    assert make_recipe("AWQ") == make_recipe("awq")
+    with pytest.raises(UsageError, match="did you mean gptq"):
+        make_recipe("gtpq")
+    with pytest.raises(UsageError, match=r"did you mean w8a8\?"):
+        make_recipe("int8", level="w8a9x")
+    with pytest.raises(UsageError, match="leave -m out"):
+        make_recipe("awq", level="block")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from vllm_quant_plugin.console import discard_log
 from vllm_quant_plugin.convert.api import convert_model
 from vllm_quant_plugin.errors import VqpError
 from vllm_quant_plugin.quantize.api import make_recipe, quantize_model
@@ -60,6 +61,7 @@ def run_child(library: ctypes.CDLL, folder: Path, job: dict[str, Any], call: int
     child = os.fork()
     if child == 0:
         print(json.dumps(attempt(library, folder, job, call)), flush=True)
+        discard_log()
         os._exit(0)
     os.waitpid(child, 0)
 

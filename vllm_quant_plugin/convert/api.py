@@ -19,6 +19,7 @@ from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_fi
 from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
 from vllm_quant_plugin.quantize.modules import kept_modules
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.sizes import format_size
 from vllm_quant_plugin.transforms import uncancelled
 
 if TYPE_CHECKING:
@@ -201,7 +202,8 @@ def convert_model(
     place = OutputFolder(Path(output), overwrite=overwrite, source=folder)
     # A shard's spool lives beside the shard while that is written.
     if free_disk(place.final.parent) < 2 * checkpoint.nbytes:
-        raise OutputError(f"{output}: less than {2 * checkpoint.nbytes / 1e9:.1f} GB of disk are free", "free some")
+        needed = format_size(2 * checkpoint.nbytes)
+        raise OutputError(f"{output}: the conversion needs {needed} of disk, which are not free", "free some space")
     report = ConvertReport(
         str(model), str(output), scheme.method, to, len(plan), checkpoint.nbytes,
         source=describe_source(checkpoint), versions=versions(),

@@ -10,6 +10,7 @@ import typer
 
 from vllm_quant_plugin.console import Verbose, progress_bar
 from vllm_quant_plugin.convert.api import targets
+from vllm_quant_plugin.sizes import format_size
 
 
 def convert(
@@ -28,5 +29,5 @@ def convert(
     if as_json:
         print(json.dumps(report.to_json(), indent=2))
         return
-    sizes = f"{report.bytes_before / 1e6:.1f} MB -> {report.bytes_after / 1e6:.1f} MB"
+    sizes = f"{format_size(report.bytes_before)} -> {format_size(report.bytes_after)}"
     print(f"{report.output}: {report.modules} modules from {report.method_before} to {report.method_after}, {sizes}")

@@ -19,6 +19,7 @@ from vllm_quant_plugin.evaluate.html import html_report
 from vllm_quant_plugin.evaluate.recording import fitting_window
 from vllm_quant_plugin.evaluate.report import EvalReport
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.sizes import format_size
 from vllm_quant_plugin.writing import replace_text, writing
 
 _BEGIN, _END = "<!-- quality -->", "<!-- end of quality -->"
@@ -50,12 +51,12 @@ def _require_memory(original: Checkpoint, *, quick: bool) -> None:
         free = psutil.virtual_memory().available
         if quick and original.nbytes > QUICK_CPU_BYTES:
             raise StartupError(
-                f"the original has {original.nbytes / 1e9:.1f} GB, more than a CPU compares with quickly",
+                f"the original has {format_size(original.nbytes)}, more than a CPU compares with quickly",
                 "run `vllm-quant eval OUT --reference MODEL`",
             )
     if original.nbytes * _ROOM > free:
         raise StartupError(
-            f"the original needs {original.nbytes * _ROOM / 1e9:.1f} GB to be compared with and {free / 1e9:.1f} GB"
+            f"the original needs {format_size(original.nbytes * _ROOM)} to be compared with and {format_size(free)}"
             " are free",
             "run `vllm-quant eval OUT --reference MODEL` where it fits",
         )

@@ -8,6 +8,7 @@ quantize -m NAME``, recipe files, the dry run, mixed precision, ``reproduce`` an
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vllm_quant_kernels.scheme import PER_CHANNEL, ActivationScheme
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quantize.modules import Linear
-from vllm_quant_plugin.quantize.options import SchemeRequest
+from vllm_quant_plugin.quantize.options import SchemeRequest, read_level
 from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
@@ -298,22 +299,38 @@ def algorithms() -> list[Algorithm]:
 
 
 def get_algorithm(name: str) -> Algorithm:
-    """The algorithm of that name.
+    """The algorithm of that name, in upper or lower case.
 
     Raises:
         UsageError: there is none.
     """
     _load()
-    if name not in _REGISTRY:
-        raise UsageError(f"method {name!r} is not known", f"-m is one of {', '.join(a.name for a in algorithms())}")
-    return _REGISTRY[name]
+    found = {known.lower(): known for known in _REGISTRY}.get(name.strip().lower())
+    if found is None:
+        names = [a.name for a in algorithms()]
+        close = difflib.get_close_matches(name.strip().lower(), names, n=1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"method {name!r} is not known", f"{meant}-m is one of {', '.join(names)}")
+    return _REGISTRY[found]
 
 
 def default_method(level: str | None) -> str:
-    """The algorithm that a preset means where none is named: the first one where none claims it."""
+    """The algorithm that a preset means where none is named: who claims it, else the first that can make it."""
     text = (level or "").strip().lower()
     known = algorithms()
-    return next((a.name for a in known if a.preset_pattern and re.search(a.preset_pattern, text)), known[0].name)
+    claims = (
+        a.name for a in known if text in a.presets or (a.preset_pattern and re.search(a.preset_pattern, text))
+    )  # fmt: skip
+    return next(claims, next((a.name for a in known if _makes(a, level)), known[0].name))
+
+
+def _makes(algorithm: Algorithm, level: str | None) -> bool:
+    """Whether the algorithm can make what a preset says; False for a preset that is none."""
+    try:
+        algorithm.scheme(read_level(level, algorithm.presets) if level else SchemeRequest())
+    except UsageError:
+        return False
+    return True
 
 
 def algorithm_options() -> list[tuple[str, type]]:

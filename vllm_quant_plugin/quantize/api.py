@@ -61,7 +61,17 @@ def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrit
     checkpoint, modules, target = _check(model, output, recipe, overwrite)
     if recipe.calibration is not None:
         check_source(recipe.calibration)
-    return _plan(checkpoint, modules, recipe, target)
+    recipe, notes = _fit_positions(checkpoint, recipe)
+    return replace(_plan(checkpoint, modules, recipe, target), notes=notes)
+
+
+def _fit_positions(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe with calibration windows no longer than the model's context, and a note where they were."""
+    limit, wanted = checkpoint.text_config.get("max_position_embeddings"), recipe.calibration
+    if wanted is None or not isinstance(limit, int) or wanted.seq_len <= limit:
+        return recipe, ()
+    note = f"calibration windows cut from {wanted.seq_len} to the model's {limit} positions"
+    return replace(recipe, calibration=replace(wanted, seq_len=limit)), (note,)
 
 
 def _check(
@@ -114,6 +124,7 @@ def quantize_model(
     """
     started = time.monotonic()
     checkpoint, modules, target = _check(model, output, recipe, overwrite, resume)
+    recipe, notes = _fit_positions(checkpoint, recipe)
     found = versions()
     if recipe.library and recipe.library.own_environment:
         found[recipe.backend] = require_backend(recipe.backend).version
@@ -121,7 +132,7 @@ def quantize_model(
     with target as work:
         report = QuantizeReport(
             name or str(model), str(output), recipe, len(modules), checkpoint.nbytes, 0, 0.0, 0.0, 0,
-            source=describe_source(checkpoint), versions=found,
+            source=describe_source(checkpoint), versions=found, warnings=list(notes),
         )  # fmt: skip
         try:
             quantizer = _write_tensors(checkpoint, modules, recipe, work, report, progress, target, resume)
@@ -181,13 +192,9 @@ def _write_tensors(
 
 
 def _calibration_windows(checkpoint: Checkpoint, recipe: Recipe, report: QuantizeReport) -> Windows:
-    """The recipe's windows, no longer than the model's context; described in the report."""
+    """The recipe's windows; described in the report."""
     wanted = recipe.calibration
     assert wanted is not None
-    limit = checkpoint.text_config.get("max_position_embeddings")
-    if isinstance(limit, int) and wanted.seq_len > limit:
-        wanted = replace(wanted, seq_len=limit)
-        report.warnings.append(f"calibration windows cut to the model's {limit} positions")
     windows = load_windows(wanted, load_tokenizer(checkpoint.path))
     report.warnings += windows.warnings
     report.calibration = {

@@ -21,6 +21,7 @@ from vllm_quant_plugin.quantize.estimate.preflight import summary as plan_summar
 from vllm_quant_plugin.quantize.io.report import QuantizeReport
 from vllm_quant_plugin.quantize.options import Calibration, MixedOptions, QualityOptions, SchemeOptions
 from vllm_quant_plugin.quantize.recipe import build_recipe
+from vllm_quant_plugin.sizes import format_size
 
 
 def _names() -> str:
@@ -132,12 +133,11 @@ def reproduce(
 
 def summary(report: QuantizeReport, quality: EvalReport | None = None) -> str:
     """Human-readable summary of a finished run."""
-    mb = 1e6
     lines = [
         f"{report.output}: {report.recipe.describe()}",
-        f"  {report.modules} modules, {report.bytes_before / mb:.1f} MB -> {report.bytes_after / mb:.1f} MB"
+        f"  {report.modules} modules, {format_size(report.bytes_before)} -> {format_size(report.bytes_after)}"
         f" ({report.bits_per_weight:.2f} bits per quantized weight)",
-        f"  {report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB",
+        f"  {report.seconds:.1f} s, peak memory {format_size(report.peak_memory_bytes)}",
     ]
     if report.mixed is not None:
         checked = ", ".join(f"{kind} {kl:.5f}" for kind, kl in report.mixed["checked_kl"].items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -171,7 +172,12 @@ def read_level(level: str, presets: Sequence[str] = ()) -> SchemeRequest:
         return SchemeRequest(bits=int(found["weights"]), quantize_activations=found["activations"] == "8")
     if text in presets:
         return SchemeRequest(preset=text)
-    raise UsageError(f"--level {level.strip()!r} is not known", f"use one of {LEVEL_EXAMPLES}")
+    examples = [example.lower() for example in LEVEL_EXAMPLES.split(", ")]
+    if text in examples:
+        raise UsageError(f"--level {text} is of another method", "leave -m out, and the level chooses the method")
+    close = difflib.get_close_matches(text, examples, n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
+    raise UsageError(f"--level {level.strip()!r} is not known", f"{meant}Use one of {LEVEL_EXAMPLES}")
 
 
 def read_request(options: SchemeOptions, presets: Sequence[str] = ()) -> SchemeRequest:

@@ -118,6 +118,7 @@ def build_recipe(
         UsageError: unknown names, values out of range, combinations that do not exist.
     """
     scheme, calibration, algorithm = scheme or SchemeOptions(), calibration or Calibration(), get_algorithm(method)
+    method = algorithm.name
     made = algorithm.scheme(read_request(scheme, algorithm.presets))
     if scheme.kv_cache:
         made = storage_with_kv_scales(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import os
@@ -17,6 +18,11 @@ SEPARATOR = "\n\0"
 # A file may hold gigabytes, of which all would be encoded: about four million tokens are enough to choose from.
 CHARACTERS = 1 << 24
 _TEXT_FIELDS = ("text", "content", "prompt")
+_RECORDS = "records are strings, or objects with 'text' or 'messages'"
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+)  # fmt: skip
 _FORMS = "give .txt, .json, .jsonl or .parquet"
 # A chat is the list of its messages.
 Document = str | list[dict[str, Any]]
@@ -44,29 +50,86 @@ def as_document(value: Any, where: str) -> Document:
         for field in _TEXT_FIELDS:
             if isinstance(value.get(field), str):
                 return value[field]
+        wrong = next((field for field in _TEXT_FIELDS if value.get(field) is not None), None)
+        if wrong is not None:
+            raise UsageError(f"{where}: {wrong!r} is {_kind(value[wrong])}, not a string", _RECORDS)
+        names = ", ".join(map(repr, list(value)[:4])) or "none"
+        raise UsageError(f"{where}: no text in this record, its fields are {names}", _RECORDS)
     if isinstance(value, list) and value and all(isinstance(m, dict) and "role" in m for m in value):
         return value
-    raise UsageError(f"{where}: no text in this record", "records are strings, or objects with 'text' or 'messages'")
+    raise UsageError(f"{where}: no text in this record, it is {_kind(value)}", _RECORDS)
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), "null" if value is None else type(value).__name__)
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a file that begins like another encoding than UTF-8.
+
+    Raises:
+        ValueError: naming the encoding.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        begin = file.read(4)
+    # UTF-32's mark begins like UTF-16's.
+    for mark, name in _MARKS:
+        if begin.startswith(mark):
+            raise ValueError(f"it is encoded as {name}; save it as UTF-8")
+
+
+def _undecodable_line(path: Path) -> int:
+    """The first line that is not UTF-8, counted from 1."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 0
 
 
 def _records(path: Path, characters: int) -> Iterator[tuple[str, Any]]:
-    """Where a record stands in the file, and the record."""
-    if path.suffix == ".parquet":
+    """Where a record stands in the file, counted from 1, and the record."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         import pyarrow.parquet as parquet
 
         batches = parquet.ParquetFile(path).iter_batches(batch_size=256)
-        yield from ((f"row {i}", row) for i, row in enumerate(row for batch in batches for row in batch.to_pylist()))
+        rows = (row for batch in batches for row in batch.to_pylist())
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, 1))
         return
-    with path.open(encoding="utf-8") as file:
-        if path.suffix == ".jsonl":
-            yield from ((f"line {i}", json.loads(line)) for i, line in enumerate(file, 1) if line.strip())
-        elif path.suffix == ".json":
+    require_utf8(path)
+    with path.open(encoding="utf-8-sig") as file:
+        if suffix == ".jsonl":
+            for i, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"line {i}", _json_line(line, i)
+        elif suffix == ".json":
             value = json.load(file)
             if not isinstance(value, list):
                 raise UsageError(f"{path}: expected a JSON list", "a list of strings, or of objects with 'text'")
-            yield from ((f"item {i}", item) for i, item in enumerate(value))
+            yield from ((f"item {i}", item) for i, item in enumerate(value, 1))
         else:
-            yield from ((f"document {i}", text) for i, text in enumerate(file.read(characters).split(SEPARATOR)))
+            yield from ((f"document {i}", text) for i, text in enumerate(file.read(characters).split(SEPARATOR), 1))
+
+
+def _json_line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as err:
+        # Its own text counts lines within the one line that it sees.
+        raise ValueError(f"line {number} is not JSON: {err.msg} at column {err.colno}") from None
 
 
 def read_documents(path: Path, characters: int = CHARACTERS) -> tuple[list[Document], bool]:
@@ -94,8 +157,17 @@ def read_documents(path: Path, characters: int = CHARACTERS) -> tuple[list[Docum
         raise UsageError(f"calibration file {path}: no such file", "check --calibration") from None
     except ImportError as err:
         raise UsageError(f"calibration file {path}: {err.name} is not installed", _FORMS) from None
-    except (OSError, ValueError) as err:
-        raise UsageError(f"calibration file {path}: not readable: {err}", _FORMS) from None
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"calibration file {path}: line {_undecodable_line(path)} is not UTF-8", "save it as UTF-8"
+        ) from None
+    except OSError as err:
+        raise UsageError(f"calibration file {path}: not readable: {err.strerror or err}", _FORMS) from None
+    except ValueError as err:
+        empty = not path.stat().st_size
+        raise UsageError(
+            f"calibration file {path}: {'is empty' if empty else f'not readable: {err}'}", _FORMS
+        ) from None
     if not documents:
         raise UsageError(f"calibration file {path}: holds no text", "give a file with text")
     return documents, left <= 0

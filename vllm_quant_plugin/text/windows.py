@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from vllm_quant_plugin.console import suppress_output
 from vllm_quant_plugin.errors import CheckpointError, UsageError
-from vllm_quant_plugin.text.documents import SEPARATOR, Document
+from vllm_quant_plugin.text.documents import SEPARATOR, Document, require_utf8
 
 BUNDLED = Path(__file__).parents[1] / "data" / "stdlib-llama"
 HELD_OUT = (BUNDLED / "heldout-code.txt", BUNDLED / "heldout-prose.txt")
@@ -112,8 +112,9 @@ def read_windows(path: Path, tokenizer: Tokenizer, length: int, count: int | Non
         UsageError: unreadable, or shorter than one window.
     """
     try:
-        documents = path.read_text("utf-8").split(SEPARATOR)
-    except (OSError, UnicodeDecodeError) as err:
+        require_utf8(path)
+        documents = path.read_text("utf-8-sig").split(SEPARATOR)
+    except (OSError, ValueError) as err:
         raise UsageError(f"text {path}: not readable: {err}", "give a UTF-8 text file") from None
     encoded = [encode_document(tokenizer, document) for document in documents if document.strip()]
     stream, windows = concatenate(encoded, length)

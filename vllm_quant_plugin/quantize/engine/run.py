@@ -106,6 +106,7 @@ def quantize_layerwise(
     if journal.layers:
         batches = [hidden.to(device) for hidden in journal.hidden()]
     in_layers = {name for index in range(model.layers) for name in model.layer_tensors(index)}
+    progress("first layer", journal.layers, model.layers)
     for index in range(journal.layers, model.layers):
         prefix = model.layer_prefix(index)
         local = {m.name.removeprefix(f"{prefix}."): m.scheme for m in modules if m.name.startswith(f"{prefix}.")}

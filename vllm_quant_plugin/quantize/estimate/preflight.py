@@ -18,6 +18,7 @@ from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, MODEL_DTYPES
 from vllm_quant_plugin.quantize.modules import QuantizedLinear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.schemes import ModelScheme
+from vllm_quant_plugin.sizes import format_size
 
 TP_SIZES = (1, 2, 4, 8)
 # Modules that vLLM splits along their input; the others are split along their output.
@@ -47,6 +48,7 @@ class Preflight:
         stock_vllm: device -> why vLLM without this plugin does not serve it, None when it does.
         served_by: device -> who serves it with this plugin installed, and with which kernels.
         seconds: wall time on this machine's CPU, an estimate.
+        notes: for the user.
     """
 
     recipe: str
@@ -60,6 +62,7 @@ class Preflight:
     stock_vllm: dict[str, str | None]
     served_by: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -135,33 +138,33 @@ def check_room(plan: Preflight, disk_free: int, memory: int) -> None:
         OutputError: not enough disk.
         UsageError: not enough memory in the whole machine.
     """
-    gb = 1e9
     if disk_free < plan.disk_bytes:
         raise OutputError(
-            f"the run needs {plan.disk_bytes / gb:.1f} GB of disk and {disk_free / gb:.1f} GB are free",
+            f"the run needs {format_size(plan.disk_bytes)} of disk and {format_size(disk_free)} are free",
             "free some space or give another -o",
         )
     if memory < plan.peak_memory_bytes:
         raise UsageError(
-            f"the run needs up to {plan.peak_memory_bytes / gb:.1f} GB of memory, the machine has {memory / gb:.1f} GB",
+            f"the run needs up to {format_size(plan.peak_memory_bytes)} of memory,"
+            f" the machine has {format_size(memory)}",
             "lower --calibration-samples or --seq-len, or use an algorithm without calibration, such as -m rtn",
         )
 
 
 def summary(plan: Preflight) -> str:
     """Human-readable summary."""
-    mb = 1e6
     lines = [
         plan.recipe,
-        f"  {len(plan.modules)} modules, {plan.bytes_before / mb:.1f} MB -> {plan.bytes_after / mb:.1f} MB"
+        f"  {len(plan.modules)} modules, {format_size(plan.bytes_before)} -> {format_size(plan.bytes_after)}"
         f" ({plan.bits_per_weight:.2f} bits per quantized weight)",
-        f"  up to {plan.peak_memory_bytes / 1e9:.1f} GB of memory, {plan.disk_bytes / 1e9:.1f} GB of disk,"
+        f"  up to {format_size(plan.peak_memory_bytes)} of memory, {format_size(plan.disk_bytes)} of disk,"
         f" about {_wall_time(plan.seconds)} on this CPU",
     ]
     lines += [
         f"  vLLM without this plugin on {device}: " + ("serves it" if reason is None else f"does not serve {reason}")
         for device, reason in plan.stock_vllm.items()
     ]
+    lines += [f"  note: {note}" for note in plan.notes]
     lines += [f"  served on {device} by {who}" for device, who in plan.served_by.items()]
     legal = [str(tp) for tp in TP_SIZES if tp not in plan.tp_problems]
     lines.append(f"  tensor-parallel sizes: {', '.join(legal)}")

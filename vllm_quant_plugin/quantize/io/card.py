@@ -8,6 +8,7 @@ from pathlib import Path
 from vllm_quant_plugin.evaluate.quality import unmeasured_quality
 from vllm_quant_plugin.quantize.estimate.preflight import Preflight
 from vllm_quant_plugin.quantize.io.report import QuantizeReport
+from vllm_quant_plugin.sizes import format_size
 
 _WORST = 5
 
@@ -41,7 +42,7 @@ def model_card(report: QuantizeReport, plan: Preflight) -> str:
         f"{source}, quantized with vllm-quant-plugin {report.versions.get('vllm-quant-plugin', '')}.",
         "",
         f"- Recipe: {report.recipe.describe()}",
-        f"- Tensors: {report.bytes_before / 1e6:.1f} MB before, {report.bytes_after / 1e6:.1f} MB after"
+        f"- Tensors: {format_size(report.bytes_before)} before, {format_size(report.bytes_after)} after"
         f" ({report.bits_per_weight:.2f} bits per quantized weight, {report.modules} modules)",
         f"- Tensor-parallel sizes that keep groups whole: {', '.join(legal)}",
     ]

@@ -17,6 +17,7 @@ from vllm_quant_plugin.quantize.mixed.solver import Solution, solve
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.recipe import Recipe
 from vllm_quant_plugin.schemes import StoredScheme
+from vllm_quant_plugin.sizes import format_size
 
 GROUP_SIZES = (32, 64, 128)
 
@@ -91,7 +92,7 @@ def require_feasible(units: Sequence[Unit], candidates: Sequence[StoredScheme], 
     if least > budget:
         bits = 8 * least / sum(u.weights for u in units)
         raise UsageError(
-            f"the target leaves {budget / 1e6:.1f} MB for the modules to quantize, which need {least / 1e6:.1f} MB",
+            f"the target leaves {format_size(budget)} for the modules to quantize, which need {format_size(least)}",
             f"--target-bpw {bits:.2f} is the smallest that this method stores",
         )
 

@@ -32,7 +32,7 @@ from vllm_quant_plugin.quantize.mixed.recipe_file import with_schemes
 from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.options import Calibration, MixedOptions, SchemeOptions
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.sizes import parse_size
+from vllm_quant_plugin.sizes import format_size, parse_size
 from vllm_quant_plugin.writing import replace_text, temporary_folder, writing
 
 # Calibration windows that the sensitivities are measured on, and other ones for the check at the end.
@@ -297,7 +297,7 @@ def target_summary(found: dict[str, Any]) -> str:
     return "\n".join([
         found["recipe"],
         f"  {found['units']} units, each one of {', '.join(found['candidates'])}, or 16 bits",
-        f"  {found['bytes_before'] / 1e6:.1f} MB -> at most {found['bytes_after_at_most'] / 1e6:.1f} MB"
+        f"  {format_size(found['bytes_before'])} -> at most {format_size(found['bytes_after_at_most'])}"
         f" ({found['bits_per_weight_at_most']:.2f} bits per quantized weight; {found['bits_per_weight_least']:.2f} is"
         " the least possible)",
     ])  # fmt: skip

@@ -167,7 +167,7 @@ def read_lines(recipe_file: str | Path | None, method: str | None, default: str)
     if recipe_file is None:
         return method or default, {}
     named, lines = read_recipe_file(Path(recipe_file))
-    if method is not None and named is not None and named != method:
+    if method is not None and named is not None and str(named).lower() != method.lower():
         raise UsageError(f"recipe {recipe_file} has method {named}, -m has {method}", "leave one of them out")
     return method or str(named or default), lines
 
