@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_quant_plugin.errors import CheckpointError
 
@@ -24,6 +24,9 @@ DTYPE_BYTES: dict[str, float] = {
 MAX_HEADER_BYTES = 100_000_000
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth")
+
+
+Info = TypeVar("Info")
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,16 @@ class Checkpoint:
 
     def modules(self) -> Iterator[tuple[str, dict[str, TensorInfo]]]:
         """Module name -> its tensors by their last name component, sorted by module name."""
-        grouped: dict[str, dict[str, TensorInfo]] = {}
-        for name, info in self.tensors.items():
-            module, _, leaf = name.rpartition(".")
-            grouped.setdefault(module, {})[leaf] = info
-        yield from sorted(grouped.items())
+        yield from by_module(self.tensors)
+
+
+def by_module(tensors: Mapping[str, Info]) -> Iterator[tuple[str, dict[str, Info]]]:
+    """Module name -> its tensors by their last name component, sorted by module name."""
+    grouped: dict[str, dict[str, Info]] = {}
+    for name, info in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        grouped.setdefault(module, {})[leaf] = info
+    yield from sorted(grouped.items())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -146,7 +154,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+def read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    """Headers of every tensor of a folder's safetensors files; empty where it has none.
+
+    Raises:
+        CheckpointError: a damaged or missing file, or two of the same tensor.
+    """
     index = folder / INDEX_NAME
     if index.exists():
         weight_map = read_json(index).get("weight_map")
@@ -193,7 +206,7 @@ def read_checkpoint(folder: str | Path, *, need_tensors: bool = True) -> Checkpo
     if not (folder / "config.json").exists():
         raise CheckpointError(f"{folder}: no config.json", "give the folder that holds the model's config.json")
     config = read_json(folder / "config.json")
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     if need_tensors and not tensors:
         if any(next(folder.glob(pattern), None) for pattern in PICKLE_PATTERNS):
             raise CheckpointError(

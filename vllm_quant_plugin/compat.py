@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import warnings
+from typing import Any
 
 from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.logger import init_logger
@@ -68,6 +69,7 @@ RELIED_ON: dict[str, tuple[str, ...]] = {
         "revision",
     ),
     "vllm.model_executor.layers.quantization.base_config:QuantizeMethodBase.tie_weights": ("layer", "embed_tokens"),
+    "vllm.transformers_utils.config:get_safetensors_params_metadata": ("model", "revision"),
     "vllm.model_executor.layers.quantization:register_quantization_config": ("quantization",),
 }
 
@@ -80,6 +82,14 @@ def vllm_version() -> str:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
+
+
+def hub_tensors(model: str, revision: str | None) -> dict[str, Any]:
+    """dtype and shape of every tensor of a model on the Hub, from the headers alone; empty where it is out of reach."""
+    # Not at import: it imports transformers.
+    from vllm.transformers_utils.config import get_safetensors_params_metadata
+
+    return dict(get_safetensors_params_metadata(model, revision=revision))
 
 
 def warn_if_untested() -> None:
@@ -102,6 +112,7 @@ __all__ = [
     "VllmConfig",
     "current_platform",
     "get_current_vllm_config",
+    "hub_tensors",
     "init_logger",
     "register_quantization_config",
     "vllm_version",

@@ -28,7 +28,17 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 from vllm.model_executor.models.utils import WeightsMapper
 
+# The classes whose weight loaders say how a linear layer's weights are cut; a subclass may load otherwise.
+PLAIN_LINEAR = (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+
 __all__ = [
+    "PLAIN_LINEAR",
     "Attention",
     "AttentionLayerBase",
     "BaseKVCacheMethod",

@@ -13,6 +13,7 @@ from vllm_quant_kernels.registry import choose
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.formats import (
     Host,
+    as_stored,
     get_format,
     parse_quantization_config,
     plugin_method,
@@ -77,7 +78,7 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
         CheckpointError: the quantization config is of a kind the plugin does not read.
     """
     config = checkpoint.quantization_config
-    model = parse_quantization_config(config) if config else None
+    model = as_stored(parse_quantization_config(config), checkpoint.modules()) if config else None
     modules = []
     for name, tensors in checkpoint.modules():
         scheme = stored_scheme(name, tensors, model)

@@ -7,7 +7,7 @@ A ``StoredScheme`` is a ``WeightScheme`` (what the weight is) with a ``Storage``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -89,6 +89,15 @@ class Rule:
         return re.match(self.pattern, name) is not None
 
 
+def names_module(found: Collection[str], name: str) -> bool:
+    """Whether ``found`` holds ``name``, which may have leading components that the checkpoint's names lack."""
+    while name not in found:
+        _, dot, name = name.partition(".")
+        if not dot or name[0].isdigit():
+            return False
+    return True
+
+
 @dataclass(frozen=True)
 class ModelScheme:
     """Schemes for a whole model: the first rule that matches wins, then ``default``.
@@ -101,6 +110,8 @@ class ModelScheme:
         kv_cache: ``fp8`` when the checkpoint carries KV-cache scales.
         transforms: of weights and activations, in the order in which they were applied.
         raw: the quantization_config as found on disk.
+        kept: modules that the checkpoint stores in 16 bits, whatever the rules say (``as_stored``).
+        undeclared: modules that the checkpoint stores quantized, though the rules leave them in 16 bits.
     """
 
     method: str
@@ -110,6 +121,8 @@ class ModelScheme:
     kv_cache: str | None = None
     transforms: tuple[Application, ...] = ()
     raw: dict[str, object] = field(default_factory=dict, compare=False, hash=False)
+    kept: frozenset[str] = frozenset()
+    undeclared: frozenset[str] = frozenset()
 
     def schemes(self) -> Iterator[StoredScheme]:
         """Every scheme that the model names, each once."""
@@ -131,6 +144,8 @@ class ModelScheme:
 
     def scheme_for(self, name: str, cls: str = "Linear") -> StoredScheme | None:
         """StoredScheme of the module ``name`` (checkpoint naming), None when it is not quantized."""
+        if self.kept and names_module(self.kept, name):
+            return None
         for rule in self.rules:
             if rule.matches(name, cls):
                 return rule.scheme
@@ -158,6 +173,15 @@ class ModelScheme:
                 "quantize them alike: vLLM loads them as one matrix",
             )
         return found[0]
+
+    def refuse_undeclared(self, *names: str) -> None:
+        """Raise CheckpointError where one of the modules ``names`` is stored quantized against the config."""
+        for name in names:
+            if self.undeclared and names_module(self.undeclared, name):
+                raise CheckpointError(
+                    f"{name} is quantized in the checkpoint, but quantization_config leaves it in 16 bits",
+                    "take it off the list of modules that are not converted, or download config.json again",
+                )
 
     def describe(self) -> str:
         """A short human name: the one scheme's, or all bit-widths that the config names, e.g. ``mixed 3/4/8-bit``."""

@@ -12,7 +12,8 @@ from vllm_quant_kernels.scheme import ActivationScheme, Int
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
 from vllm_quant_plugin.loader.matrix import MatrixLoader
-from vllm_quant_plugin.loader.shards import Part, ShardPlan, plan_experts
+from vllm_quant_plugin.loader.part import Part
+from vllm_quant_plugin.loader.shards import ShardPlan, plan_experts
 from vllm_quant_plugin.loader.static_range import StaticRange
 from vllm_quant_plugin.rtn import quantize
 from vllm_quant_plugin.schemes import StoredScheme

@@ -86,7 +86,9 @@ def attributes_read_by_models() -> dict[str, set[str]]:
     assert spec is not None
     assert spec.origin is not None
     found: dict[str, set[str]] = {}
-    for path in sorted((Path(spec.origin).parent / "model_executor/models").rglob("*.py")):
+    root = Path(spec.origin).parent
+    folders = ("model_executor/models", "models", "model_executor/layers/mamba", "model_executor/layers/fused_moe")
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 for attribute in _reads(node):

@@ -13,6 +13,7 @@ from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.formats.modelopt import ModelOptFormat
 from vllm_quant_plugin.formats.mxfp4 import Mxfp4Format
 from vllm_quant_plugin.formats.registry import (
+    as_stored,
     format_named,
     formats,
     get_format,
@@ -30,6 +31,6 @@ for _format in (
     register_format(_format)
 
 __all__ = [
-    "Format", "Host", "Provenance", "ShardStep", "TensorSpec", "format_named", "formats", "get_format",
+    "Format", "Host", "Provenance", "ShardStep", "TensorSpec", "as_stored", "format_named", "formats", "get_format",
     "parse_quantization_config", "plugin_method", "register_format", "stored_scheme", "why_in_tree_rejects",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ From another package: ``register_format``, or an entry point of the group ``vllm
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
@@ -21,6 +21,8 @@ from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 ENTRY_POINTS = "vllm_quant_plugin.formats"
 # Methods that vLLM had and dropped, and that nothing here reads.
 REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
+# As safetensors names them.
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _FORMATS: dict[str, Format] = {}
 
 
@@ -112,6 +114,37 @@ def stored_scheme(name: str, headers: Headers, model: ModelScheme | None) -> Sto
     """The scheme that the module is really stored in: the config may name more than was quantized."""
     scheme = model.scheme_for(name) if model else None
     return scheme if scheme is not None and get_format(scheme).holds(scheme, headers) else None
+
+
+def as_stored(model: ModelScheme, modules: Iterable[tuple[str, Headers]]) -> ModelScheme:
+    """``model`` corrected by what the checkpoint holds: many configs do not list what was left in 16 bits.
+
+    A router or a layer that a quantizer skipped has a ``weight`` in 16 or 32 bits and no codes: vLLM's own methods go
+    by that as well. A module that the config leaves in 16 bits and that has codes is recorded: whoever loads it
+    refuses it, since its scheme is not known.
+
+    Args:
+        modules: names and headers of the checkpoint's modules.
+    """
+    kept, undeclared = set(), set()
+    for name, headers in modules:
+        scheme = model.scheme_for(name)
+        if scheme is None:
+            if _has_codes(headers):
+                undeclared.add(name)
+        elif not get_format(scheme).holds(scheme, headers):
+            weight = headers.get("weight")
+            if weight is not None and weight.dtype in _FLOATS:
+                kept.add(name)
+    return replace(model, kept=model.kept | kept, undeclared=model.undeclared | undeclared)
+
+
+def _has_codes(headers: Headers) -> bool:
+    """Whether a module's tensors are codes and scales, of any format."""
+    if code_leaves() & set(headers):
+        return True
+    weight = headers.get("weight")
+    return weight is not None and weight.dtype not in _FLOATS and bool(side_leaves() & set(headers))
 
 
 def module_shape(headers: Headers, scheme: StoredScheme | None) -> tuple[int, int]:

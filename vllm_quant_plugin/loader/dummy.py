@@ -7,7 +7,8 @@ import torch
 from vllm_quant_kernels.canonical import CanonicalWeight, kind_of
 from vllm_quant_plugin import compat
 from vllm_quant_plugin.formats import get_format
-from vllm_quant_plugin.loader.shards import ShardId, ShardPlan
+from vllm_quant_plugin.loader.part import ShardId
+from vllm_quant_plugin.loader.shards import ShardPlan
 from vllm_quant_plugin.schemes import StoredScheme
 
 

@@ -16,9 +16,11 @@ import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.unpack_weight import stack_runs
+from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.loader import dummy
-from vllm_quant_plugin.loader.shards import Part, ShardId, ShardPlan
+from vllm_quant_plugin.loader.part import Part, ShardId
+from vllm_quant_plugin.loader.shards import ShardPlan
 from vllm_quant_plugin.loader.static_range import StaticRange, static_range
 from vllm_quant_plugin.schemes import StoredScheme
 
@@ -53,14 +55,29 @@ class MatrixLoader:
             {(part.shard_id, leaf) for part in plan.parts for leaf in self.specs},
             {(None, leaf) for leaf in self.specs},
         ]
-        self._done = False
+        self._ids = {None, *(part.shard_id for part in plan.parts)}
+        self._done = self._closed = False
 
     def put(self, shard_id: ShardId, leaf: str, tensor: torch.Tensor) -> None:
-        """Keep ``tensor``; the last one that is expected completes the matrix. Later ones are ignored.
+        """Keep ``tensor``; the last one that is expected completes the matrix. One that comes twice is ignored then.
 
         Args:
             shard_id: the part, several consecutive parts (a tuple), or None for the whole matrix.
+
+        Raises:
+            CheckpointError: the matrix has no such part, or is in use already.
         """
+        if self._closed:
+            raise CheckpointError(
+                f"{self._name}: weights cannot be loaded again into a quantized layer of this plugin",
+                "start the server again with the new checkpoint",
+            )
+        unknown = set(shard_id if isinstance(shard_id, tuple) else [shard_id]) - self._ids
+        if unknown:
+            raise CheckpointError(
+                f"{self._name}.{leaf} was loaded as part {unknown.pop()!r}, which the layer does not have",
+                "serve the model with in-tree vLLM",
+            )
         if self._done:
             return
         self._tensors.setdefault(shard_id, {})[leaf] = tensor
@@ -68,6 +85,11 @@ class MatrixLoader:
             missing.discard((shard_id, leaf))
         if not all(self._missing):
             self.finish()
+
+    def close(self) -> None:
+        """``finish``, after which nothing more may come."""
+        self.finish()
+        self._closed = True
 
     def finish(self) -> None:
         """Convert what has come, or random weights where vLLM was asked for them. Does nothing the second time.
@@ -109,6 +131,8 @@ class MatrixLoader:
     def _stored_matrices(self) -> list[tuple[ShardId, list[Part]]]:
         """What came from the checkpoint, in the order of the plan: (shard id, the parts it holds)."""
         if None in self._tensors:
+            if len(self._tensors) > 1:
+                raise CheckpointError(f"{self._name} is in the checkpoint both whole and in parts", "keep one of them")
             return [(None, list(self._plan.parts))]
         by_id = {part.shard_id: part for part in self._plan.parts}
         found: list[tuple[ShardId, list[Part]]] = []

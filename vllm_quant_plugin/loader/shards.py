@@ -18,27 +18,9 @@ from typing import Any
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.registry import legal_tp
+from vllm_quant_plugin.loader.own_parts import own_parts
+from vllm_quant_plugin.loader.part import Part, divided
 from vllm_quant_plugin.schemes import StoredScheme
-
-ShardId = str | int | tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a matrix.
-
-    Attributes:
-        shard_id: what vLLM calls it when it loads it; None where the matrix has no parts.
-        rows: N of the whole part.
-        start, stop: the rows that this rank holds.
-        pad_to: rows to fill up to with zeros (a padded vocabulary), else 0.
-    """
-
-    shard_id: ShardId
-    rows: int
-    start: int
-    stop: int
-    pad_to: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,10 +45,6 @@ class ShardPlan:
         return (self.column_start, self.column_stop) != (0, self.in_features)
 
 
-def _share(shard_id: ShardId, rows: int, rank: int, size: int) -> Part:
-    return Part(shard_id, rows, rows // size * rank, rows // size * (rank + 1))
-
-
 def plan_linear(layer: Any, input_size: int, input_size_per_partition: int, output_size: int) -> ShardPlan:
     """The plan of a vLLM linear layer or LM head, from what its ``create_weights`` gets.
 
@@ -74,8 +52,14 @@ def plan_linear(layer: Any, input_size: int, input_size_per_partition: int, outp
         layer: has ``tp_rank`` and ``tp_size`` (vLLM sets them before ``create_weights``).
         input_size: K of the whole matrix; ``input_size_per_partition`` is this rank's share.
         output_size: N of the whole matrix over all parts and ranks.
+
+    Raises:
+        CheckpointError: the layer loads its parts in a way of its own that is not known here.
     """
     rank, size = layer.tp_rank, layer.tp_size
+    own = own_parts(layer)
+    if own is not None:
+        return ShardPlan(own, input_size, 0, input_size)
     column = (0, input_size)
     parts: tuple[Part, ...]
     if isinstance(layer, layers.VocabParallelEmbedding):
@@ -86,17 +70,17 @@ def plan_linear(layer: Any, input_size: int, input_size_per_partition: int, outp
         kv_rank, kv_size = rank // layer.num_kv_head_replicas, size // layer.num_kv_head_replicas
         value_size = getattr(layer, "v_head_size", layer.head_size)
         parts = (
-            _share("q", layer.total_num_heads * layer.head_size, rank, size),
-            _share("k", layer.total_num_kv_heads * layer.head_size, kv_rank, kv_size),
-            _share("v", layer.total_num_kv_heads * value_size, kv_rank, kv_size),
+            divided("q", layer.total_num_heads * layer.head_size, rank, size),
+            divided("k", layer.total_num_kv_heads * layer.head_size, kv_rank, kv_size),
+            divided("v", layer.total_num_kv_heads * value_size, kv_rank, kv_size),
         )
     elif isinstance(layer, layers.MergedColumnParallelLinear):
-        parts = tuple(_share(i, rows, rank, size) for i, rows in enumerate(layer.output_sizes))
+        parts = tuple(divided(i, rows, rank, size) for i, rows in enumerate(layer.output_sizes))
     elif isinstance(layer, layers.RowParallelLinear):
         parts = (Part(None, output_size, 0, output_size),)
         column = (input_size_per_partition * rank, input_size_per_partition * (rank + 1))
     elif isinstance(layer, layers.ColumnParallelLinear):
-        parts = (_share(None, output_size, rank, size),)
+        parts = (divided(None, output_size, rank, size),)
     else:
         parts = (Part(None, output_size, 0, output_size),)
     return ShardPlan(parts, input_size, *column)
@@ -112,7 +96,7 @@ def plan_experts(hidden: int, intermediate: int, rank: int, size: int, *, gated:
         hidden, intermediate: H and I, of all ranks.
     """
     share = intermediate // size
-    upper = tuple(_share(shard_id, intermediate, rank, size) for shard_id in (("w1", "w3") if gated else ("w1",)))
+    upper = tuple(divided(shard_id, intermediate, rank, size) for shard_id in (("w1", "w3") if gated else ("w1",)))
     down = (Part("w2", hidden, 0, hidden),)
     return {
         "w13": ShardPlan(upper, hidden, 0, hidden),

@@ -16,9 +16,10 @@ import torch
 
 from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats import Host, parse_quantization_config, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats import Host, as_stored, parse_quantization_config, plugin_method, why_in_tree_rejects
 from vllm_quant_plugin.formats.registry import has_experts
-from vllm_quant_plugin.online import ALIASES, online_scheme
+from vllm_quant_plugin.methods.headers import stored_modules
+from vllm_quant_plugin.online import ALIASES, online_scheme, quantizes_online
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_plugin.transforms import ATTENTION, PartTransforms
 
@@ -139,8 +140,18 @@ class VqpConfig(compat.QuantizationConfig):
             orig_to_new_regex={re.compile(rf"(?<!\.attn)\.{re.escape(leaf)}\."): f".attn.{leaf}." for leaf in inside}
         )
 
+    def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
+        """See which modules the checkpoint stores in 16 bits, from its headers. vLLM calls this once, before it builds
+        the model.
+
+        Args:
+            model_name: a folder or a Hub id; without safetensors the config alone counts.
+        """
+        if not quantizes_online(self.model.method):
+            self.model = as_stored(self.model, stored_modules(model_name, revision))
+
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
-        """Rename modules in the rules from checkpoint to vLLM names. Regular expressions stay."""
+        """Rename modules from checkpoint to vLLM names. Regular expressions stay."""
         rules = []
         for rule in self.model.rules:
             if rule.mode in ("path", "contains"):
@@ -148,15 +159,27 @@ class VqpConfig(compat.QuantizationConfig):
                 rules += [replace(rule, pattern=pattern) for pattern in mapped]
             else:
                 rules.append(rule)
+        kept, undeclared = (
+            frozenset(hf_to_vllm_mapper.apply_list(sorted(names))) for names in (self.model.kept, self.model.undeclared)
+        )
         transforms = tuple(one.renamed(hf_to_vllm_mapper.apply_list) for one in self.model.transforms)
-        self.model = replace(self.model, rules=tuple(rules), transforms=transforms)
+        self.model = replace(self.model, rules=tuple(rules), transforms=transforms, kept=kept, undeclared=undeclared)
 
     def scheme_of(self, prefix: str, cls_name: str = "Linear") -> StoredScheme | None:
-        """StoredScheme of the vLLM module ``prefix``, fused parts agreeing."""
-        parts = self.packed_modules_mapping.get(prefix.rpartition(".")[2])
-        if not parts:
-            return self.model.scheme_for(prefix, cls_name)
-        return self.model.scheme_for_fused(prefix, parts, cls_name)
+        """StoredScheme of the vLLM module ``prefix``, fused parts agreeing.
+
+        Raises:
+            CheckpointError: fused parts differ, or the checkpoint stores what the config leaves in 16 bits quantized.
+        """
+        stem, dot, leaf = prefix.rpartition(".")
+        parts = self.packed_modules_mapping.get(leaf)
+        if parts:
+            scheme = self.model.scheme_for_fused(prefix, parts, cls_name)
+        else:
+            scheme = self.model.scheme_for(prefix, cls_name)
+        if scheme is None:
+            self.model.refuse_undeclared(prefix, *(f"{stem}{dot}{part}" for part in parts or ()))
+        return scheme
 
     @functools.cached_property
     def transform_tensors(self) -> Any:

@@ -42,6 +42,8 @@ def method_for(config: SchemeSource, layer: torch.nn.Module, prefix: str) -> Any
     if isinstance(layer, layers.ParallelLMHead):
         name = prefix or "lm_head"
         scheme = config.model.scheme_for(name)
+        if scheme is None:
+            config.model.refuse_undeclared(name)
         inner = VqpLinearMethod(scheme, name) if scheme else None
         transforms = config.transforms_of(name)
         if not transforms:

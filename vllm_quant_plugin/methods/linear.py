@@ -13,8 +13,9 @@ import torch
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.loader.matrix import MatrixLoader
+from vllm_quant_plugin.loader.part import ShardId
 from vllm_quant_plugin.loader.placeholder import Load, Placeholders
-from vllm_quant_plugin.loader.shards import ShardId, check_columns, plan_linear
+from vllm_quant_plugin.loader.shards import check_columns, plan_linear
 from vllm_quant_plugin.loader.static_range import StaticRange
 from vllm_quant_plugin.methods.kernel import PackedLinear
 from vllm_quant_plugin.schemes import StoredScheme
@@ -67,7 +68,7 @@ class VqpLinearMethod(layers.LinearMethodBase):
     def process_weights_after_loading(self, layer: Any) -> None:
         if self._matrix is None:
             return
-        self._matrix.finish()
+        self._matrix.close()
         self._discard_loader(layer)
         self._packed.register(layer)
 

@@ -47,6 +47,7 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         self.gated = bool(moe.is_act_and_mul)
         self._placeholders = Placeholders()
         self._matrices: dict[ExpertMatrix, MatrixLoader] = {}
+        self._loaded = False
         self._for_stacks: dict[ExpertMatrix, list[PackedCuda]] = {}
         self._stacks: dict[str, ExpertStack] = {}
         self._packed: dict[ExpertMatrix, PackedLinear] = {}
@@ -109,11 +110,11 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         return loader_of
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        if not self._matrices:
+        if self._loaded:
             return
         for loader in self._matrices.values():
-            loader.finish()
-        self._matrices.clear()
+            loader.close()
+        self._loaded = True
         self._placeholders.remove(layer)
         for (matrix, expert), packed in sorted(self._packed.items()):
             packed.register(layer, f"{matrix}_packed_{expert}")

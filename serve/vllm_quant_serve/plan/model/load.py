@@ -12,7 +12,7 @@ from vllm_quant_plugin.architecture.families import describe
 from vllm_quant_plugin.architecture.headers import with_headers
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.formats import as_stored, parse_quantization_config
 from vllm_quant_plugin.formats.registry import has_experts
 from vllm_quant_plugin.online import quantizes_online
 from vllm_quant_plugin.schemes import ModelScheme
@@ -66,6 +66,7 @@ def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Mo
     config = checkpoint.quantization_config
     scheme = parse_quantization_config(config) if config else None
     if checkpoint.tensors:
+        scheme = as_stored(scheme, checkpoint.modules()) if scheme is not None else None
         arch = with_headers(arch, checkpoint, scheme)
         if arch.guessed:
             notes.append(f"it has {arch.guessed}: the cache may be smaller than the plain attention that is assumed")
