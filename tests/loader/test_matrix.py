@@ -9,6 +9,7 @@ import torch
 
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.scheme import ActivationScheme, Int
+from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
 from vllm_quant_plugin.loader.matrix import MatrixLoader
@@ -86,3 +87,13 @@ def test_experts_split_rows_of_gate_and_up_and_columns_of_down() -> None:
     assert (plans["w13"].rows, plans["w13"].splits_columns) == (16, False)
     assert (plans["w2"].rows, plans["w2"].column_start, plans["w2"].column_stop) == (16, 4, 8)
     assert [p.shard_id for p in plan_experts(16, 8, 0, 1, gated=False)["w13"].parts] == ["w1"]
+
+
+def test_parts_that_the_layer_does_not_have_or_gets_twice() -> None:
+    matrix = MatrixLoader("qkv", SCHEME, plan("q", "k"), lambda pieces, static: None)
+    with pytest.raises(CheckpointError, match=r"qkv.weight was loaded as part 'index_q'"):
+        matrix.put("index_q", "weight", torch.zeros(8, K))
+    matrix.put("q", "weight", torch.zeros(8, K))
+    matrix.put(None, "weight", torch.zeros(12, K))
+    with pytest.raises(CheckpointError, match="both whole and in parts"):
+        matrix.finish()

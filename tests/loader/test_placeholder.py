@@ -31,6 +31,11 @@ ELSEWHERE = {
     "device": "of every tensor",
     "requires_grad": "of every parameter",
     "default": "of inspect.Parameter in gemma3n_mm.py",
+    "engram_vocab_start": "of the tables of deepseek_v41's own embeddings",
+    "is_meta": "of the kernels' own tensors in kda.py",
+    "is_transposed": "by a weight_loader of RoutedExperts, which ours replaces",
+    "quant_method": "block scales of fused experts; set where experts have them",
+    "tp_rank": "by weight loaders of the layers in own_parts.py, which ours replace",
     "is_sharded_weight": "of openpangu's own parameters; whether the checkpoint holds one rank's share: no",
 }
 SPECS = [

@@ -75,6 +75,11 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
             self._placeholders.register(
                 layer, loader.specs, self.scheme.bits, self._loaders(layer, matrix), prefix=f"{matrix}_"
             )
+            if self.scheme.block:
+                for leaf in ("weight_scale", "weight_scale_inv"):
+                    if leaf in loader.specs:
+                        # Block scales of experts in one tensor are transposed as the weights are.
+                        getattr(layer, f"{matrix}_{leaf}").quant_method = "block"
 
     def _packer(self, key: ExpertMatrix, device: torch.device, dtype: torch.dtype) -> HandOver:
         def pack(pieces: list[CanonicalWeight], static: StaticRange) -> None:
