@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from vllm_quant_plugin.formats.base import FLOATS, TensorSpec
+from vllm_quant_plugin.loader.part import ShardId
 from vllm_quant_plugin.loader.placeholder import placeholder
-from vllm_quant_plugin.loader.shards import ShardId
 from vllm_quant_plugin.loader.transform_tensors import TransformTensors
 from vllm_quant_plugin.transforms import Application
 
