@@ -16,7 +16,8 @@ import torch
 from vllm_quant_kernels.rotation import chain
 from vllm_quant_plugin import compat_layers as layers
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.loader.shards import Part, ShardId, ShardPlan, plan_linear
+from vllm_quant_plugin.loader.part import Part, ShardId
+from vllm_quant_plugin.loader.shards import ShardPlan, plan_linear
 from vllm_quant_plugin.loader.transform_placeholders import TransformPlaceholders
 from vllm_quant_plugin.loader.transform_tensors import TransformTensors
 from vllm_quant_plugin.transforms import Application, PartTransforms
