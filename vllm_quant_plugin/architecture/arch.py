@@ -36,6 +36,8 @@ class Parameter:
         itemsize: bytes per element where it is not the model's dtype (0: the model's dtype).
         nbytes: bytes in the checkpoint of the whole tensor, where it is stored packed and its
             logical shape is not known; 0 otherwise.
+        joined: vLLM fuses it with the matrix before it into one module (k and v with q, up with gate), which holds what a
+            format stores once per module only once.
         derived: made by vLLM after loading (e.g. MLA's absorbed projections), not a parameter.
     """
 
@@ -47,6 +49,7 @@ class Parameter:
     linear: bool = False
     itemsize: int = 0
     nbytes: int = 0
+    joined: bool = False
     derived: bool = False
 
     @property
@@ -143,6 +146,8 @@ class ModelArch:
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
         unsized: parts (vision, audio) whose size only the checkpoint's tensors give.
+        transformers: vLLM runs the model through transformers' code.
+        refusals: why vLLM refuses the model at any size.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
         guessed: what of an unknown family's config no Llama-like decoder has, e.g. experts.
     """
@@ -168,6 +173,8 @@ class ModelArch:
     ends: Ends = "guarded"
     pipeline: bool = True
     expert_limit: bool = False
+    transformers: bool = False
+    refusals: tuple[str, ...] = ()
     exact: bool = True
     guessed: str = ""
     unsized: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from vllm_quant_plugin.architecture.defaults import completed, part_type
 from vllm_quant_plugin.errors import CheckpointError
 
 # Far above any model; low enough that loops over layers and experts stay fast.
@@ -101,8 +102,10 @@ class Reader:
 def text_reader(config: Mapping[str, Any]) -> Reader:
     """The language model's part of ``config``.
 
-    A nested text config inherits nothing but tie_word_embeddings, as in transformers.
+    A nested text config inherits nothing but tie_word_embeddings, as in transformers; keys that are left out have
+    transformers' defaults.
     """
+    whole = str(config.get("model_type") or "")
     for key in _TEXT_KEYS:
         nested = config.get(key)
         if isinstance(nested, dict):
@@ -111,7 +114,8 @@ def text_reader(config: Mapping[str, Any]) -> Reader:
                 merged["tie_word_embeddings"] = config["tie_word_embeddings"]
             if "architectures" not in merged and config.get("architectures"):
                 merged["architectures"] = config["architectures"]
-            return Reader(merged, f"config.json: {key}")
+            model_type = merged.setdefault("model_type", part_type(whole, "text_config"))
+            return Reader(completed(merged, str(model_type)), f"config.json: {key}")
         if nested is not None:
             raise CheckpointError(f"config.json: {key} must be an object", "fix config.json")
-    return Reader(config)
+    return Reader(completed(config, whole))

@@ -63,6 +63,7 @@ def refusals(
         online: transforms of activations.
         plugin: this plugin's methods load the weights: they cut canonical weights, vLLM's own cut stored tensors.
     """
+    yield from arch.refusals
     tp = place.tp
     if place.pp > len(arch.layers):
         yield f"{len(arch.layers)} layers cannot be split into {place.pp} stages"

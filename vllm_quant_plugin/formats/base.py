@@ -224,6 +224,19 @@ class Format(ABC):
         """
         return self.stored_bytes(scheme, n, k)
 
+    def module_bytes(self, scheme: StoredScheme) -> int:
+        """Of ``in_tree_bytes``, what vLLM keeps once per module, also where it fuses several matrices into one."""
+        return 0
+
+    def attention_bytes(self, itemsize: int, scale: int) -> int:
+        """Bytes of the cache scales that vLLM's method gives each attention layer while the model loads.
+
+        Args:
+            itemsize: bytes per element of the model's dtype.
+            scale: bytes of a scale in float32: fewer where transformers' code runs the model in one dtype.
+        """
+        return 0
+
     # ------------------------------------------------------------------------------------------ the weights
 
     def store(self, scheme: StoredScheme) -> StoredScheme:

@@ -53,11 +53,19 @@ def eight_bit_bytes(scheme: WeightScheme, n: int, k: int, full_k: int) -> int:
     """Bytes that vLLM's own method keeps for an (n, k) shard: scales in float32."""
     if scheme.block is not None:
         return n * k + 4 * -(-n // scheme.block[0]) * -(-k // scheme.block[1])
-    static = 4 if scheme.activation is not None and not scheme.activation.dynamic else 0
+    static = static_input_bytes(scheme)
     if scheme.group_size == PER_TENSOR:
         return n * k + 4 + static
     groups = scheme.groups(full_k) if scheme.act_order else scheme.groups(k)
     return n * k + 4 * n * groups + static
+
+
+def static_input_bytes(scheme: WeightScheme) -> int:
+    """Bytes of a static activation's scale and, where it is asymmetric, zero point as vLLM's INT8 method keeps them."""
+    act = scheme.activation
+    if act is None or act.dynamic:
+        return 0
+    return 4 if act.symmetric else 5
 
 
 def fp8_in_tree(scheme: WeightScheme, host: Host) -> str | None:

@@ -125,6 +125,10 @@ class Fp8Format(Format):
     def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
         return eight_bit_bytes(scheme, n, k, full_k)
 
+    def attention_bytes(self, itemsize: int, scale: int) -> int:
+        """Scales of q, k, v and the attention weights, in the model's dtype."""
+        return 4 * itemsize
+
     def unpack(self, tensors: Tensors, scheme: StoredScheme, n: int, k: int) -> CanonicalWeight:
         import torch
 

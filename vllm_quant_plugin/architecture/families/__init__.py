@@ -28,6 +28,11 @@ _BUILDERS = {
 }
 
 
+def known_model_types() -> set[str]:
+    """Every ``model_type`` that a builder reads."""
+    return {*mla.MODEL_TYPES, *_BUILDERS, *STYLES, *ALIASES}
+
+
 def describe(config: Mapping[str, Any]) -> ModelArch:
     """The model that config.json describes.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_quant_plugin.architecture.arch import Cache, CacheKind, Layer, ModelArch, Parameter, TpRule
@@ -11,7 +11,7 @@ from vllm_quant_plugin.architecture.families.moe import RULES as MOE_RULES
 from vllm_quant_plugin.architecture.families.moe import Moe
 from vllm_quant_plugin.architecture.families.style import Style
 from vllm_quant_plugin.architecture.families.windows import RULES as WINDOW_RULES
-from vllm_quant_plugin.architecture.reader import Reader
+from vllm_quant_plugin.architecture.reader import LIMITS, Reader
 from vllm_quant_plugin.errors import CheckpointError
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -102,7 +102,9 @@ def build(reader: Reader, config: Mapping[str, Any], style: Style, *, exact: boo
     moe = MOE_RULES[style.moe](reader, count, hidden) if style.moe else None
     dense = moe is None or not all(moe.sparse)
     inner = reader.integer(*style.inner) if dense else 0
-    tied = reader.flag("tie_word_embeddings", default=style.tied)
+    tied = style.head == "embedding" or (
+        style.head == "config" and reader.flag("tie_word_embeddings", default=style.tied)
+    )
     layers = tuple(
         _layer(reader, style, attention, f"{style.root}.layers.{i}", windows[i], moe if moe and moe.sparse[i] else None,
                hidden, inner)
@@ -123,6 +125,7 @@ def build(reader: Reader, config: Mapping[str, Any], style: Style, *, exact: boo
     if moe:
         rules += [TpRule("expert features", moe.inner), *moe.rules]
     return ModelArch(
+        transformers=style.rotary == "none", refusals=tuple(_refusals(reader, style, windows, vocab)),
         model_type=reader.text("model_type"), architecture=architecture(config), hidden=hidden, vocab=vocab,
         max_position=max_position, dtype=model_dtype(reader, config), layers=layers, first=tuple(first),
         last=tuple(last),
@@ -132,6 +135,18 @@ def build(reader: Reader, config: Mapping[str, Any], style: Style, *, exact: boo
         rotary_elements=tables(reader, style, attention.head_dim, max_position), exact=exact,
         ends=style.ends, pipeline=not tied or style.tied_pipeline, expert_limit=bool(moe and moe.limited),
     )  # fmt: skip
+
+
+def _refusals(reader: Reader, style: Style, windows: list[int], vocab: int) -> Iterator[str]:
+    """What vLLM's constructors refuse at any size."""
+    if style.window == "qwen" and any(windows) and not all(windows):
+        first = reader.integer("max_window_layers", default=len(windows), limit="layers", least=0)
+        if first != len(windows):  # models/qwen2.py, Qwen2Model
+            yield (f"vLLM refuses a sliding window in some layers only: use_sliding_window with max_window_layers {first} "
+                   f"of {len(windows)} layers")  # fmt: skip
+    padding = reader.integer("pad_token_id", default=0, limit="vocab", least=-LIMITS["vocab"])
+    if style.rotary == "none" and padding >= vocab:  # torch.nn.Embedding, in transformers' model code
+        yield f"pad_token_id {padding} is outside the vocabulary of {vocab}: torch refuses the embedding"
 
 
 def architecture(config: Mapping[str, Any]) -> str:

@@ -12,10 +12,11 @@ from vllm_quant_plugin.architecture.arch import Parameter, Role, TpRule
 
 
 def linear(
-    name: str, out_features: int, in_features: int, role: Role, *, bias: bool = False, heads: int = 0, count: int = 1
-) -> list[Parameter]:
+    name: str, out_features: int, in_features: int, role: Role, *, bias: bool = False, heads: int = 0, count: int = 1,
+    joined: bool = False,
+) -> list[Parameter]:  # fmt: skip
     """A linear module: its weight and, with ``bias``, its bias (which row parallelism keeps whole)."""
-    found = [Parameter(f"{name}.weight", (out_features, in_features), role, heads, count, linear=True)]
+    found = [Parameter(f"{name}.weight", (out_features, in_features), role, heads, count, linear=True, joined=joined)]
     if bias:
         found.append(Parameter(f"{name}.bias", (out_features,), "replicated" if role == "row" else role, heads, count))
     return found
@@ -67,8 +68,24 @@ class Attention:
         q, k, v, o = (f"{prefix}.{name}" for name in self.names)
         found = [
             *linear(q, self.heads * self.head_dim * (1 + self.gated), self.hidden, "column", bias=self.qkv_bias),
-            *linear(k, self.kv_heads * self.head_dim, self.hidden, "kv", bias=self.qkv_bias, heads=self.kv_heads),
-            *linear(v, self.kv_heads * self.head_dim_v, self.hidden, "kv", bias=self.qkv_bias, heads=self.kv_heads),
+            *linear(
+                k,
+                self.kv_heads * self.head_dim,
+                self.hidden,
+                "kv",
+                bias=self.qkv_bias,
+                heads=self.kv_heads,
+                joined=True,
+            ),
+            *linear(
+                v,
+                self.kv_heads * self.head_dim_v,
+                self.hidden,
+                "kv",
+                bias=self.qkv_bias,
+                heads=self.kv_heads,
+                joined=True,
+            ),
             *linear(o, self.hidden, self.heads * self.head_dim_v, "row", bias=self.o_bias),
         ]
         for name, heads in zip(self.norm_names, (self.heads, self.kv_heads), strict=True):
@@ -95,7 +112,7 @@ def mlp(
     gate = linear(f"{prefix}.{names[0]}", inner, hidden, column, bias=bias) if gated else []
     return [
         *gate,
-        *linear(f"{prefix}.{names[1]}", inner, hidden, column, bias=bias),
+        *linear(f"{prefix}.{names[1]}", inner, hidden, column, bias=bias, joined=gated),
         *linear(f"{prefix}.{names[2]}", hidden, inner, row, bias=bias),
     ]
 
@@ -108,7 +125,8 @@ def experts(
     stem = f"{prefix}.experts.0"
     found: list[Parameter] = []
     for name in names[:2] if gated else names[1:2]:
-        found += linear(f"{stem}.{name}", inner, hidden, "expert_column", bias=bias, count=count)
+        joined = gated and name == names[1]
+        found += linear(f"{stem}.{name}", inner, hidden, "expert_column", bias=bias, count=count, joined=joined)
     found += linear(f"{stem}.{names[2]}", hidden, inner, "expert_row", count=count)
     if bias:
         found.append(vector(f"{stem}.{names[2]}.bias", hidden, "expert", count=count))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vllm_quant_plugin.architecture.arch import Ends
 from vllm_quant_plugin.architecture.reader import Reader
@@ -46,6 +46,7 @@ class Style:
             runs the model through transformers, which computes it.
         ends: see ``ModelArch``.
         positions: key of the number of learned positions, which have two rows more; "" for none.
+        head: ``config`` lm_head is the embedding where the config ties them, ``embedding`` it always is, ``own`` never.
         tied_pipeline: whether vLLM builds tied embeddings in pipeline stages.
         moe: name of the rule in ``moe`` that gives the sparse layers and their experts; "" for dense.
         defaults: transformers' defaults of keys that configs leave out.
@@ -73,6 +74,7 @@ class Style:
     window: str = "layer_types"
     moe: str = ""
     tied: bool = False
+    head: Literal["config", "embedding", "own"] = "config"
     sinks: bool = False
     gated_attention: bool = False
     rotary: str = "table"
@@ -83,6 +85,7 @@ class Style:
 
 
 _PHI_NAMES = ("q_proj", "k_proj", "v_proj", "dense")
+_GATE_UP = ("gate_up_proj", "gate_up_proj", "down_proj")
 _GEMMA_NORMS = (
     "input_layernorm",
     "post_attention_layernorm",
@@ -124,7 +127,30 @@ STYLES: dict[str, Style] = {
             "max_position_embeddings": 131_072,
         },
     ),
-    "phi3": Style(qkv_bias=no, o_bias=no, mlp_bias=no, window="uniform"),
+    "gpt_neox": Style(
+        qkv_bias=key("attention_bias", default=True),
+        o_bias=key("attention_bias", default=True),
+        mlp_bias=yes,
+        gated=False,
+        norm_bias=True,
+        attention="attention",
+        attention_names=("query_key_value", "query_key_value", "query_key_value", "dense"),
+        mlp_names=("", "dense_h_to_4h", "dense_4h_to_h"),
+        root="gpt_neox",
+        embed="embed_in",
+        final_norm="final_layer_norm",
+        lm_head="embed_out",
+        window="none",
+        rotary="none",
+    ),
+    "phi3": Style(
+        qkv_bias=no,
+        o_bias=no,
+        mlp_bias=no,
+        window="uniform",
+        attention_names=("qkv_proj", "qkv_proj", "qkv_proj", "o_proj"),
+        mlp_names=_GATE_UP,
+    ),
     "granite": Style(window="none"),
     "granitemoe": Style(ends="everywhere", mlp_bias=no, window="none", moe="granite"),
     "internlm2": Style(
@@ -143,6 +169,7 @@ STYLES: dict[str, Style] = {
     ),
     "internlm3": Style(qkv_bias=key("qkv_bias"), o_bias=key("bias"), mlp_bias=key("mlp_bias", "bias"), window="none"),
     "cohere": Style(
+        head="embedding",
         ends="everywhere",
         qk_norm=lambda r: "sharded" if r.flag("use_qk_norm") else "",
         norms=("input_layernorm",),
@@ -152,6 +179,7 @@ STYLES: dict[str, Style] = {
         tied=True,
     ),
     "cohere2": Style(
+        head="embedding",
         ends="everywhere",
         qk_norm="",
         norms=("input_layernorm",),
@@ -188,7 +216,7 @@ STYLES: dict[str, Style] = {
         moe="ernie",
         tied_pipeline=False,
     ),
-    "minimax_m2": Style(qkv_bias=no, o_bias=no, qk_norm="sharded", window="none", moe="minimax"),
+    "minimax_m2": Style(head="own", qkv_bias=no, o_bias=no, qk_norm="sharded", window="none", moe="minimax"),
     "opt": Style(
         qkv_bias=key("enable_bias", default=True),
         o_bias=key("enable_bias", default=True),
@@ -222,7 +250,7 @@ STYLES: dict[str, Style] = {
         window="layer_types",
         rotary="none",
     ),
-    "olmoe": Style(ends="everywhere", qk_norm="full", window="none", moe="olmoe"),
+    "olmoe": Style(head="own", ends="everywhere", qk_norm="full", window="none", moe="olmoe"),
     "phi": Style(
         qkv_bias=yes,
         o_bias=yes,
@@ -245,10 +273,11 @@ STYLES: dict[str, Style] = {
         norm_bias=True,
         window="none",
     ),
-    "glm": Style(o_bias=no, mlp_bias=no, window="none", rotary="none"),
+    "glm": Style(o_bias=no, mlp_bias=no, window="none", rotary="none", mlp_names=_GATE_UP),
     "glm4": Style(
         o_bias=no,
         mlp_bias=no,
+        mlp_names=_GATE_UP,
         window="none",
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
     ),
@@ -257,7 +286,12 @@ STYLES: dict[str, Style] = {
         qkv_bias=key("attention_bias", default=True), o_bias=key("attention_out_bias"), window="none", rotary="none"
     ),
     "glm4_moe": Style(
-        o_bias=no, mlp_bias=no, qk_norm=lambda r: "head" if r.flag("use_qk_norm") else "", window="none", moe="deepseek"
+        head="own",
+        o_bias=no,
+        mlp_bias=no,
+        qk_norm=lambda r: "head" if r.flag("use_qk_norm") else "",
+        window="none",
+        moe="deepseek",
     ),
     "deepseek": Style(qkv_bias=no, o_bias=no, mlp_bias=no, window="none", moe="deepseek"),
     "llama4_text": Style(
@@ -271,6 +305,7 @@ STYLES: dict[str, Style] = {
         defaults={"head_dim": 128},
     ),
     "gpt_oss": Style(
+        head="own",
         ends="everywhere",
         qkv_bias=yes,
         o_bias=yes,

@@ -36,6 +36,7 @@ from vllm_quant_plugin.formats.eight_bit import (
     holds_eight_bit,
     input_scale,
     input_zero_point,
+    static_input_bytes,
     weight_shape,
 )
 from vllm_quant_plugin.formats.fp4 import fp4_bytes, fp4_step
@@ -157,6 +158,16 @@ class CompressedTensorsFormat(Format):
         zeros = 0 if scheme.symmetric else 4 * dense_words(n, scheme.bits)
         order = 4 * k if scheme.act_order else 0
         return n * 4 * dense_words(k, scheme.bits) + groups * (zeros + n * itemsize) + order + 16
+
+    def module_bytes(self, scheme: StoredScheme) -> int:
+        layout = scheme.storage["layout"]
+        if layout == "pack-quantized":
+            return 16
+        return static_input_bytes(scheme) if layout == "int-quantized" else 0
+
+    def attention_bytes(self, itemsize: int, scale: int) -> int:
+        """Scales of q, k and v in float32 and zero points in the model's dtype."""
+        return 3 * (scale + itemsize)
 
     def store(self, scheme: StoredScheme) -> StoredScheme:
         if scheme.storage.format == self.name:

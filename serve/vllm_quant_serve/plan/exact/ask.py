@@ -28,6 +28,7 @@ class ExactJob:
         kv_bytes: KV-cache bytes per rank.
         names: also report the bytes of each parameter.
         partition: layers of each pipeline stage, where the stages differ from vLLM's even split.
+        any_kernel: size the weights even where this platform has no kernel for their scheme.
     """
 
     model: str
@@ -42,6 +43,7 @@ class ExactJob:
     max_num_batched_tokens: int | None = None
     names: bool = False
     partition: tuple[int, ...] | None = None
+    any_kernel: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import traceback
 from typing import Any, TextIO
 
 from vllm_quant_kernels import env
+from vllm_quant_serve.plan.exact.torchvision import stand_in_for_torchvision
 
 
 def _groups(tp: int, pp: int, stage: int) -> None:
@@ -53,6 +54,7 @@ def _start(folder: str) -> None:
 
     # vLLM inspects each model class in a process of its own, to keep CUDA out of this one; this one is that process.
     _build_scalars_on_cpu()
+    stand_in_for_torchvision()
     registry._run_in_subprocess = lambda function: function()
     with set_current_vllm_config(VllmConfig()):
         init_distributed_environment(1, 0, f"file://{folder}/rendezvous", 0, "gloo")
@@ -147,6 +149,10 @@ def ask(job: dict[str, Any]) -> dict[str, Any]:
     if job.get("partition"):
         os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, job["partition"]))
     _register_unknown(job["model"])
+    if job.get("any_kernel"):
+        from vllm_quant_serve.plan.exact.any_kernel import accept_any_kernel
+
+        accept_any_kernel()
     config = _engine_config(job)
     tp, pp = int(job.get("tp", 1)), int(job.get("pp", 1))
     config.parallel_config.tensor_parallel_size = tp

@@ -63,7 +63,9 @@ def parameter_bytes(
     full_in = parameter.shape[1] if rows_cut else shape[1]
     if plugin:
         return count * kernel_bytes(scheme, shape[0], shape[1], full_in, itemsize, plugin)
-    return count * get_format(scheme).in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize)
+    form = get_format(scheme)
+    shared = form.module_bytes(scheme) if parameter.joined else 0
+    return count * (form.in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize) - shared)
 
 
 def kernel_bytes(scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int, device: Server) -> int:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from vllm_quant_plugin.architecture.arch import ModelArch, Parameter
+from vllm_quant_plugin.architecture.arch import Layer, ModelArch, Parameter
 from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.architecture.sharding import refusals
+from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 from vllm_quant_serve.plan.memory.storage import Server, parameter_bytes
 
@@ -54,7 +55,7 @@ class WeightModel:
         scheme = self.scheme_of(parameter.module) if parameter.linear and self.scheme is not None else None
         p = parameter
         cut = (place.tp, place.dp, place.expert_parallel)
-        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, scheme, cut)
+        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, p.joined, scheme, cut)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = parameter_bytes(p, place, scheme, self.itemsize, self.plugin)
@@ -81,10 +82,22 @@ class WeightModel:
         if cut not in self._layers:
             layers = self.arch.layers
             self._layers[cut] = (
-                [sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) for layer in layers],
+                [
+                    sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) + self._cache_scales(layer)
+                    for layer in layers
+                ],
                 [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in layers],
             )
         return self._layers[cut]
+
+    def _cache_scales(self, layer: Layer) -> int:
+        """Bytes of a layer's KV-cache scales, which vLLM's methods create for every attention."""
+        scheme = next(self.scheme.schemes(), None) if self.scheme is not None else None
+        if scheme is None or self.plugin:
+            return 0
+        attentions = sum(cache.kind != "mamba" for cache in layer.caches) + (layer.reads is not None)
+        scale = self.itemsize if self.arch.transformers else 4
+        return attentions * get_format(scheme).attention_bytes(self.itemsize, scale) if attentions else 0
 
     def _ends(self, stage: int, pp: int) -> Iterator[Parameter]:
         """Parameters outside the layers that a stage holds."""
