@@ -40,7 +40,9 @@ def generate(rng: random.Random, count: int) -> list[tuple[str, Config, str | No
         if rng.random() < 0.65 and kind != "experts" and config["model_type"] != "gpt_neox":
             method = rng.choice(sorted(_METHODS))
             root = {"dense": "model", "nested": "language_model.model"}[kind]
-            config["quantization_config"] = _METHODS[method](rng, root, text.get("num_hidden_layers", 4))
+            stored = config["quantization_config"] = _METHODS[method](rng, root, text.get("num_hidden_layers", 4))
+            if config["model_type"] == "stablelm":  # vLLM maps no fused names there and would quantize the layer
+                stored.pop("modules_to_not_convert", None)
         kv_dtype = rng.choice((None, None, None, "fp8")) if kind == "dense" else None
         found.append((f"{i:03d}-{config['model_type']}-{method or 'bf16'}", config, kv_dtype))
     return found
@@ -189,6 +191,8 @@ def _nested(rng: random.Random) -> Config:
         "architectures": [architecture], "model_type": model_type, "text_config": text, "vision_config": vision,
         "torch_dtype": "bfloat16",
     }  # fmt: skip
+    if rng.random() < 0.4:
+        config["tie_word_embeddings"] = rng.random() < 0.5
     if kind == "clip_vision_model":
         vision["projection_dim"] = 768
         config["image_token_index"] = 10
@@ -201,9 +205,6 @@ def _nested(rng: random.Random) -> Config:
         vision["head_dim"] = width // heads
         config["spatial_merge_size"] = 2
         config["image_token_index"] = 10
-        if rng.random() < 0.5:
-            config.pop("tie_word_embeddings", None)
-            text.pop("tie_word_embeddings", None)
     return config
 
 

@@ -85,26 +85,45 @@ def planned(name: str, config: dict[str, Any], tp: int, kv_dtype: str | None, an
                 layout.tokens(blocks, LENGTH), answer.tokens)  # fmt: skip
 
 
-def compare(
-    configs: Sequence[tuple[str, dict[str, Any], str | None]], root: Path, sizes: Sequence[int] = TP_SIZES
-) -> list[Case]:
-    """Both answers for each configuration and size.
+Configs = Sequence[tuple[str, dict[str, Any], str | None]]
+
+
+def answers_of(configs: Configs, root: Path, sizes: Sequence[int] = TP_SIZES) -> list[ExactAnswer]:
+    """vLLM's answers for each configuration and size, in that order.
 
     Args:
         configs: name, config.json and ``--kv-cache-dtype``.
         root: where the configurations are written.
     """
-    jobs, keys = [], []
+    jobs = []
     for name, config, kv_dtype in configs:
         folder = root / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config, indent=1))
         for tp in sizes:
-            keys.append((name, config, tp, kv_dtype))
             jobs.append(ExactJob(str(folder), KV_BYTES, tp, max_model_len=LENGTH, max_num_batched_tokens=2048,
-                                 kv_cache_dtype=kv_dtype, any_kernel=True, names=True))  # fmt: skip
+                                 kv_cache_dtype=kv_dtype, any_kernel=True))  # fmt: skip
     os.environ["VLLM_PLUGINS"] = ""  # vLLM's own methods, not this plugin's
-    return [planned(*key, answer) for key, answer in zip(keys, ask_vllm(jobs, timeout=3600), strict=True)]
+    return list(ask_vllm(jobs, timeout=3600))
+
+
+def compare(configs: Configs, answers: Sequence[ExactAnswer], sizes: Sequence[int] = TP_SIZES) -> list[Case]:
+    """The planner's answers beside vLLM's."""
+    keys = [(name, config, tp, kv_dtype) for name, config, kv_dtype in configs for tp in sizes]
+    return [planned(*key, answer) for key, answer in zip(keys, answers, strict=True)]
+
+
+def recorded(path: Path) -> list[ExactAnswer]:
+    """vLLM's answers of an earlier run with the same seed and count."""
+    rows = json.loads(path.read_text())["answers"]
+    return [ExactAnswer(row) if isinstance(row, str) else ExactAnswer("", (row[0],), (), *row[1:]) for row in rows]
+
+
+def record(path: Path, answers: Sequence[ExactAnswer], seed: int, count: int) -> None:
+    """Keep answers: an error, or weights, blocks, tokens, concurrency, block size, tokens in flight."""
+    rows = [a.error or [a.weights[0], a.blocks, a.tokens, 0.0, a.block_size, a.in_flight] for a in answers]
+    document = {"vllm": installed_version(), "seed": seed, "count": count, "answers": rows}
+    path.write_text(json.dumps(document) + "\n")
 
 
 def main() -> None:
@@ -112,11 +131,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--json", type=Path, help="add the counts of this seed to a file")
+    parser.add_argument("--recorded", type=Path, help="vLLM's answers: read where the file exists, else written")
     parser.add_argument("--keep", type=Path, help="write the configurations here")
     arguments = parser.parse_args()
     configs = generate(random.Random(arguments.seed), arguments.count)
-    with tempfile.TemporaryDirectory() as root:
-        found = compare(configs, arguments.keep or Path(root))
+    if arguments.recorded and arguments.recorded.exists():
+        answers = recorded(arguments.recorded)
+    else:
+        with tempfile.TemporaryDirectory() as root:
+            answers = answers_of(configs, arguments.keep or Path(root))
+        if arguments.recorded:
+            record(arguments.recorded, answers, arguments.seed, arguments.count)
+    found = compare(configs, answers)
     kinds: dict[str, int] = {}
     for case in found:
         kinds[case.kind] = kinds.get(case.kind, 0) + 1

@@ -9,6 +9,7 @@ their defaults are kept as data. tests/core/test_defaults.py compares the file w
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ FILE = Path(__file__).parents[1] / "vllm_quant_plugin" / "architecture" / "defau
 NESTED = ("aya_vision", "gemma3", "gemma3n", "idefics3", "internvl", "llama4", "llava", "llava_next",
           "llava_next_video", "llava_onevision", "mistral3", "paligemma", "pixtral", "qwen2_5_vl", "qwen2_vl",
           "qwen3_vl", "qwen3_vl_moe", "smolvlm", "video_llava")  # fmt: skip
-VISION = ("clip_vision_model", "pixtral", "siglip_vision_model")
+VISION = ("clip_vision_model", "glm4v_vision", "idefics3_vision", "internvl_vision", "llama4_vision_model", "pixtral",
+          "qwen2_5_vl_vision", "qwen2_vl_vision", "qwen3_vl_vision", "qwen3_vl_moe_vision", "siglip_vision_model",
+          "smolvlm_vision")  # fmt: skip
 # Keys that no size depends on.
 _IGNORED = ("_token_id", "dropout", "_drop", "init", "loss", "beta", "_coef", "use_cache", "return_", "output_",
-            "output_hidden", "temperature", "problem_type", "_name", "_pdrop", "seed", "pretraining_tp", "chunk_size_feed",
-            "transformers_version", "dtype")  # fmt: skip
+            "output_hidden", "temperature", "problem_type", "_name", "_pdrop", "seed", "pretraining_tp",
+            "chunk_size_feed", "transformers_version", "dtype")  # fmt: skip
 
 
 def defaults_of(config_class: Any) -> dict[str, Any]:
@@ -39,12 +42,19 @@ def defaults_of(config_class: Any) -> dict[str, Any]:
     return found
 
 
+def _checks_heads(config_class: Any) -> bool:
+    """Whether the class refuses a hidden size that its heads do not divide."""
+    check = getattr(config_class, "validate_architecture", None)
+    return check is not None and "self.hidden_size % self.num_attention_heads != 0" in inspect.getsource(check)
+
+
 def table() -> dict[str, Any]:
     """model_type -> its defaults; under ``nested`` the types of a multimodal model's parts, under ``aliases``
-    other names of keys."""
+    other names of keys,
+    under ``even_heads`` the types whose heads must divide the hidden size."""
     from transformers import CONFIG_MAPPING
 
-    types = sorted({*known_model_types(), *VISION} & set(CONFIG_MAPPING))
+    types = sorted({*known_model_types(), *VISION, *NESTED} & set(CONFIG_MAPPING))
     nested = {}
     for name in NESTED:
         if name in CONFIG_MAPPING:
@@ -55,6 +65,7 @@ def table() -> dict[str, Any]:
     return {
         "nested": nested,
         "types": {name: defaults_of(one) for name, one in classes.items()},
+        "even_heads": [name for name, one in classes.items() if _checks_heads(one)],
         "aliases": {name: dict(one.attribute_map) for name, one in classes.items() if one.attribute_map},
     }
 

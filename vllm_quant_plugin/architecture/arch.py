@@ -13,6 +13,7 @@ from typing import Literal
 
 Role = Literal["column", "row", "kv", "replicated", "vocab", "expert_column", "expert_row", "expert"]
 Ends = Literal["guarded", "everywhere", "norm_last", "embedding_everywhere"]
+Fused = Literal["", "first", "next"]
 CacheKind = Literal["full", "sliding", "chunked", "mla", "mamba", "cross"]
 
 VOCAB_PADDING = 64  # vLLM: DEFAULT_VOCAB_PADDING_SIZE in vocab_parallel_embedding.py
@@ -36,8 +37,8 @@ class Parameter:
         itemsize: bytes per element where it is not the model's dtype (0: the model's dtype).
         nbytes: bytes in the checkpoint of the whole tensor, where it is stored packed and its
             logical shape is not known; 0 otherwise.
-        joined: vLLM fuses it with the matrix before it into one module (k and v with q, up with gate), which holds what a
-            format stores once per module only once.
+        fused: place in a module that vLLM fuses from several matrices (q, k and v; gate and up): ``first`` or ``next``
+            (which shares with the first what a format stores once per module), "" for a module of its own.
         derived: made by vLLM after loading (e.g. MLA's absorbed projections), not a parameter.
     """
 
@@ -49,7 +50,7 @@ class Parameter:
     linear: bool = False
     itemsize: int = 0
     nbytes: int = 0
-    joined: bool = False
+    fused: Fused = ""
     derived: bool = False
 
     @property
@@ -146,6 +147,7 @@ class ModelArch:
         pipeline: whether vLLM can run the model in pipeline stages.
         expert_limit: whether vLLM refuses more ranks than experts.
         unsized: parts (vision, audio) whose size only the checkpoint's tensors give.
+        nested: it is the language model of a multimodal one: names in a quantization config have its prefix.
         transformers: vLLM runs the model through transformers' code.
         refusals: why vLLM refuses the model at any size.
         exact: False when the family is unknown and a Llama-like decoder was assumed.
@@ -173,6 +175,7 @@ class ModelArch:
     ends: Ends = "guarded"
     pipeline: bool = True
     expert_limit: bool = False
+    nested: bool = False
     transformers: bool = False
     refusals: tuple[str, ...] = ()
     exact: bool = True

@@ -24,6 +24,11 @@ def completed(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     return found
 
 
+def checks_heads(model_type: str) -> bool:
+    """Whether transformers refuses a hidden size that the heads do not divide, even where head_dim is given."""
+    return model_type in _table()["even_heads"]
+
+
 def part_type(model_type: str, part: str) -> str:
     """The ``model_type`` of a multimodal model's ``text_config`` or ``vision_config`` that names none, else ""."""
     found: str = _table()["nested"].get(model_type, {}).get(part, "")

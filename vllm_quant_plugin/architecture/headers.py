@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vllm_quant_plugin.architecture.arch import ModelArch, Parameter, Role
+from vllm_quant_plugin.architecture.arch import Fused, ModelArch, Parameter, Role
 from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.registry import code_leaves, module_shape, side_leaves
@@ -63,6 +63,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     for one in arch.parameters():
         fused[one.name].append(one)
     roles: dict[str, Role] = {p.name: p.role for p in arch.parameters() if p.role in _CERTAIN}
+    joins: dict[str, Fused] = {p.name: p.fused for p in arch.parameters() if p.fused}
     for module, leaves in checkpoint.modules():
         if any(mark in f"{module}.{leaf}" for mark in _SKIP for leaf in leaves) or module.startswith("mtp"):
             continue
@@ -85,6 +86,9 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
                 known = roles.get(parameter.name.replace("language_model.", ""))
                 if known is not None and parameter.role in ("vocab", "replicated"):
                     parameter = replace(parameter, role=known)  # the family knows what the name does not show
+                together = joins.get(_EXPERT.sub(".experts.0.", parameter.name.replace("language_model.", "")), "")
+                if together:
+                    parameter = replace(parameter, fused=together)
                 found = _EXPERT.search(parameter.name)
                 if found and parameter.count == 1:
                     experts[(_EXPERT.sub(".experts.0.", parameter.name), parameter.role, parameter.shape)] += 1

@@ -14,7 +14,7 @@ from vllm_quant_plugin.errors import CheckpointError
 
 # Far above any model; low enough that loops over layers and experts stay fast.
 LIMITS = {"layers": 4096, "experts": 65_536, "width": 16_777_216, "vocab": 268_435_456, "length": 1 << 40}
-_TEXT_KEYS = ("text_config", "llm_config", "language_config")
+TEXT_KEYS = ("text_config", "llm_config", "language_config")
 
 
 class Reader:
@@ -102,16 +102,17 @@ class Reader:
 def text_reader(config: Mapping[str, Any]) -> Reader:
     """The language model's part of ``config``.
 
-    A nested text config inherits nothing but tie_word_embeddings, as in transformers; keys that are left out have
+    A nested text config inherits nothing but tie_word_embeddings, whatever it says itself; keys that are left out have
     transformers' defaults.
     """
     whole = str(config.get("model_type") or "")
-    for key in _TEXT_KEYS:
+    for key in TEXT_KEYS:
         nested = config.get(key)
         if isinstance(nested, dict):
             merged = dict(nested)
-            if merged.get("tie_word_embeddings") is None and config.get("tie_word_embeddings") is not None:
-                merged["tie_word_embeddings"] = config["tie_word_embeddings"]
+            tied = completed(config, whole).get("tie_word_embeddings")
+            if tied is not None:  # vLLM gives the language model the outer value (VllmConfig.with_hf_config)
+                merged["tie_word_embeddings"] = tied
             if "architectures" not in merged and config.get("architectures"):
                 merged["architectures"] = config["architectures"]
             model_type = merged.setdefault("model_type", part_type(whole, "text_config"))

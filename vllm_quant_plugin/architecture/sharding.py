@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 from vllm_quant_plugin.architecture.arch import ModelArch, Parameter
 from vllm_quant_plugin.architecture.families import describe
@@ -43,9 +44,27 @@ def tp_refusals(
     arch = describe(checkpoint.config)
     if checkpoint.tensors:
         arch = with_headers(arch, checkpoint, stored)
-    scheme_of: SchemeOf = served.scheme_for if served is not None else lambda _: None
+    scheme_of = cache(lambda module: scheme_of_module(arch, served, module))
     online = served.online if served is not None else ()
     return {tp: next(refusals(arch, scheme_of, Placement(tp), online, plugin=plugin), "") for tp in sizes}
+
+
+def scheme_of_module(arch: ModelArch, scheme: ModelScheme | None, module: str) -> StoredScheme | None:
+    """The scheme of a module of ``arch``, None for 16 bits.
+
+    The language model of a multimodal one is described without its prefix, of which two spellings are in use; what
+    either of them excludes stays in 16 bits.
+    """
+    if scheme is None:
+        return None
+    if not arch.nested or not module.startswith(("model.layers.", "lm_head")):
+        return scheme.scheme_for(module)
+    inner = module.removeprefix("model.")
+    old = f"language_model.{module}"
+    new = module if inner == module else f"model.language_model.{inner}"
+    names = (old, new)
+    found = [scheme.scheme_for(name) for name in names]
+    return None if None in found else found[0]
 
 
 def refusals(
@@ -82,6 +101,7 @@ def refusals(
     yield from _stage_refusals(arch, place)
     if arch.expert_limit and tp > arch.experts:
         yield f"more ranks ({tp}) than experts ({arch.experts})"
+    yield from _mixed_parts(arch, scheme_of)
     if tp > 1:
         yield from _scheme_refusals(arch, scheme_of, place, plugin)
         yield from _transform_refusals(arch, online, tp, plugin)
@@ -97,6 +117,21 @@ def _stage_refusals(arch: ModelArch, place: Placement) -> Iterator[str]:
                 yield f"layer {i} reads the cache of layer {target}, which another of {place.pp} stages holds"
                 return
         start += count
+
+
+def _mixed_parts(arch: ModelArch, scheme_of: SchemeOf) -> Iterator[str]:
+    """A module that vLLM fuses from parts with different schemes; only the first is reported."""
+    first: StoredScheme | None = None
+    name = ""
+    for parameter in arch.parameters():
+        if not parameter.linear or not parameter.fused:
+            continue
+        scheme = scheme_of(parameter.module)
+        if parameter.fused == "first":
+            first, name = scheme, parameter.module
+        elif scheme != first:
+            yield f"vLLM fuses {parameter.module} with {name.rpartition('.')[2]}, whose scheme differs"
+            return
 
 
 def _scheme_refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, plugin: bool) -> Iterator[str]:
@@ -159,7 +194,8 @@ def _shard_refusal(
             yield f"{cut} {_not_whole(step.columns, step.columns_unit, scheme)}{works}"
     elif parameter.role in ("column", "kv", "expert_column"):
         shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
-        if shard % step.rows:
+        rows = step.fused_rows if parameter.fused and step.fused_rows else step.rows
+        if shard % rows:
             yield f"{leaf} {out_features}/{tp} = {shard} {_not_whole(step.rows, step.rows_unit, scheme)}"
 
 

@@ -74,6 +74,7 @@ class ShardStep:
     Attributes:
         rows: output features of a column-parallel shard.
         columns: input features of a row-parallel shard.
+        fused_rows: the same of a matrix that vLLM fuses with others; None for ``rows``.
         rows_unit, columns_unit: what one step is, for messages: ``group``, ``block``, ``WORD``.
     """
 
@@ -81,6 +82,7 @@ class ShardStep:
     columns: int = 1
     rows_unit: str = "row"
     columns_unit: str = "column"
+    fused_rows: int | None = None
 
 
 @dataclass(frozen=True)

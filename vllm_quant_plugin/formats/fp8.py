@@ -9,6 +9,7 @@ input_scale       fp32 scalar or (1,)                            static activati
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm_quant_kernels.scheme import E4M3, E5M2, PER_TENSOR, ActivationScheme, Float, WeightScheme
@@ -120,7 +121,8 @@ class Fp8Format(Format):
         return "FP8 checkpoints on a CPU" if host.device == "cpu" else fp8_in_tree(scheme, host)
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
-        return eight_bit_step(scheme)
+        # vLLM lets the parts of a fused module end within a block (LinearBase._maybe_allow_fp8_block_shape_mismatch).
+        return replace(eight_bit_step(scheme), fused_rows=1)
 
     def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
         return eight_bit_bytes(scheme, n, k, full_k)

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_quant_plugin.architecture.arch import ModelArch
-from vllm_quant_plugin.architecture.families import decoder, encdec, gemma_edge, hybrid, mla
+from vllm_quant_plugin.architecture.families import decoder, encdec, gemma_edge, hybrid, mla, vision
 from vllm_quant_plugin.architecture.families.style import STYLES
 from vllm_quant_plugin.architecture.families.support import ALIASES, REMOVED
-from vllm_quant_plugin.architecture.reader import Reader, text_reader
+from vllm_quant_plugin.architecture.reader import TEXT_KEYS, Reader, text_reader
 from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError
 
 # Keys of an unknown family that a Llama-like decoder does not account for.
@@ -55,9 +55,17 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
 
 
 def _with_towers(arch: ModelArch, config: Mapping[str, Any]) -> ModelArch:
-    """Note the towers that the config alone does not size."""
+    """Add the towers, or note those that the config alone does not size."""
     towers = [key.removesuffix("_config") for key in ("vision_config", "audio_config") if config.get(key)]
-    return replace(arch, unsized=tuple(towers)) if towers else arch
+    if not towers:
+        return arch
+    arch = replace(arch, nested=any(config.get(key) for key in TEXT_KEYS))
+    found = vision.vision_tower(config, arch.hidden)
+    if found is None:
+        return replace(arch, rules=(*arch.rules, *vision.head_rules(config)), unsized=tuple(towers))
+    parameters, rules = found
+    rest = tuple(tower for tower in towers if tower != "vision")
+    return replace(arch, first=(*parameters, *arch.first), rules=(*arch.rules, *rules), unsized=rest)
 
 
 def _describe(reader: Reader, config: Mapping[str, Any], model_type: str) -> ModelArch:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_quant_plugin.architecture.arch import Cache, CacheKind, Layer, ModelArch, Parameter, TpRule
+from vllm_quant_plugin.architecture.defaults import checks_heads
 from vllm_quant_plugin.architecture.families import parts
 from vllm_quant_plugin.architecture.families.moe import RULES as MOE_RULES
 from vllm_quant_plugin.architecture.families.moe import Moe
@@ -142,8 +143,11 @@ def _refusals(reader: Reader, style: Style, windows: list[int], vocab: int) -> I
     if style.window == "qwen" and any(windows) and not all(windows):
         first = reader.integer("max_window_layers", default=len(windows), limit="layers", least=0)
         if first != len(windows):  # models/qwen2.py, Qwen2Model
-            yield (f"vLLM refuses a sliding window in some layers only: use_sliding_window with max_window_layers {first} "
-                   f"of {len(windows)} layers")  # fmt: skip
+            some = f"use_sliding_window with max_window_layers {first} of {len(windows)} layers"
+            yield f"vLLM refuses a sliding window in some layers only: {some}"
+    heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
+    if hidden % heads and checks_heads(reader.text("model_type")):
+        yield f"transformers refuses hidden_size {hidden}, which {heads} attention heads do not divide"
     padding = reader.integer("pad_token_id", default=0, limit="vocab", least=-LIMITS["vocab"])
     if style.rotary == "none" and padding >= vocab:  # torch.nn.Embedding, in transformers' model code
         yield f"pad_token_id {padding} is outside the vocabulary of {vocab}: torch refuses the embedding"

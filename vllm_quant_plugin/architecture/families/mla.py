@@ -75,5 +75,5 @@ def build(reader: Reader, config: Mapping[str, Any]) -> ModelArch:
         max_position=max_position, dtype=model_dtype(reader, config), layers=tuple(layers), first=(embed,),
         last=tuple(last), shared=(embed,) if tied else (), rules=tuple(rules), intermediate=moe.inner or inner,
         heads=heads, head_dim=nope + rope, experts=moe.count, experts_per_token=moe.active,
-        rotary_elements=rotary_elements(reader, rope, max_position), expert_limit=any(moe.sparse),
+        rotary_elements=rotary_elements(reader, rope, max_position),
     )  # fmt: skip

@@ -140,7 +140,7 @@ def deepseek(reader: Reader, layers: int, hidden: int) -> Moe:
         return [*found, *parts.experts(f"{prefix}.mlp", count, hidden, inner)]
 
     active = reader.integer("num_experts_per_tok", default=6, limit="experts")
-    return Moe(sparse, block, count, active, inner, True)
+    return Moe(sparse, block, count, active, inner)
 
 
 def ernie(reader: Reader, layers: int, hidden: int) -> Moe:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vllm_quant_plugin.architecture.arch import Parameter, Role, TpRule
+from vllm_quant_plugin.architecture.arch import Fused, Parameter, Role, TpRule
 
 
 def linear(
     name: str, out_features: int, in_features: int, role: Role, *, bias: bool = False, heads: int = 0, count: int = 1,
-    joined: bool = False,
+    fused: Fused = "",
 ) -> list[Parameter]:  # fmt: skip
     """A linear module: its weight and, with ``bias``, its bias (which row parallelism keeps whole)."""
-    found = [Parameter(f"{name}.weight", (out_features, in_features), role, heads, count, linear=True, joined=joined)]
+    found = [Parameter(f"{name}.weight", (out_features, in_features), role, heads, count, linear=True, fused=fused)]
     if bias:
         found.append(Parameter(f"{name}.bias", (out_features,), "replicated" if role == "row" else role, heads, count))
     return found
@@ -67,7 +67,14 @@ class Attention:
     def parameters(self, prefix: str) -> list[Parameter]:
         q, k, v, o = (f"{prefix}.{name}" for name in self.names)
         found = [
-            *linear(q, self.heads * self.head_dim * (1 + self.gated), self.hidden, "column", bias=self.qkv_bias),
+            *linear(
+                q,
+                self.heads * self.head_dim * (1 + self.gated),
+                self.hidden,
+                "column",
+                bias=self.qkv_bias,
+                fused="first",
+            ),
             *linear(
                 k,
                 self.kv_heads * self.head_dim,
@@ -75,7 +82,7 @@ class Attention:
                 "kv",
                 bias=self.qkv_bias,
                 heads=self.kv_heads,
-                joined=True,
+                fused="next",
             ),
             *linear(
                 v,
@@ -84,7 +91,7 @@ class Attention:
                 "kv",
                 bias=self.qkv_bias,
                 heads=self.kv_heads,
-                joined=True,
+                fused="next",
             ),
             *linear(o, self.hidden, self.heads * self.head_dim_v, "row", bias=self.o_bias),
         ]
@@ -109,10 +116,10 @@ def mlp(
     """A gated (gate, up, down) or plain (up, down) feed-forward."""
     column: Role = "replicated" if replicated else "column"
     row: Role = "replicated" if replicated else "row"
-    gate = linear(f"{prefix}.{names[0]}", inner, hidden, column, bias=bias) if gated else []
+    gate = linear(f"{prefix}.{names[0]}", inner, hidden, column, bias=bias, fused="first") if gated else []
     return [
         *gate,
-        *linear(f"{prefix}.{names[1]}", inner, hidden, column, bias=bias, joined=gated),
+        *linear(f"{prefix}.{names[1]}", inner, hidden, column, bias=bias, fused="next" if gated else ""),
         *linear(f"{prefix}.{names[2]}", hidden, inner, row, bias=bias),
     ]
 
@@ -125,8 +132,8 @@ def experts(
     stem = f"{prefix}.experts.0"
     found: list[Parameter] = []
     for name in names[:2] if gated else names[1:2]:
-        joined = gated and name == names[1]
-        found += linear(f"{stem}.{name}", inner, hidden, "expert_column", bias=bias, count=count, joined=joined)
+        fused: Fused = "" if not gated else "first" if name == names[0] else "next"
+        found += linear(f"{stem}.{name}", inner, hidden, "expert_column", bias=bias, count=count, fused=fused)
     found += linear(f"{stem}.{names[2]}", hidden, inner, "expert_row", count=count)
     if bias:
         found.append(vector(f"{stem}.{names[2]}.bias", hidden, "expert", count=count))

@@ -64,7 +64,7 @@ def parameter_bytes(
     if plugin:
         return count * kernel_bytes(scheme, shape[0], shape[1], full_in, itemsize, plugin)
     form = get_format(scheme)
-    shared = form.module_bytes(scheme) if parameter.joined else 0
+    shared = form.module_bytes(scheme) if parameter.fused == "next" else 0
     return count * (form.in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize) - shared)
 
 

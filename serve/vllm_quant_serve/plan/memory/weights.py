@@ -8,10 +8,10 @@ from functools import cache
 
 from vllm_quant_plugin.architecture.arch import Layer, ModelArch, Parameter
 from vllm_quant_plugin.architecture.placement import Placement
-from vllm_quant_plugin.architecture.sharding import refusals
+from vllm_quant_plugin.architecture.sharding import refusals, scheme_of_module
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
-from vllm_quant_serve.plan.memory.storage import Server, parameter_bytes
+from vllm_quant_serve.plan.memory.storage import Server, local_shape, parameter_bytes
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class WeightModel:
 
     @cache  # noqa: B019  # one model per process, and the key is a module name
     def scheme_of(self, module: str) -> StoredScheme | None:
-        return self.scheme.scheme_for(module) if self.scheme is not None else None
+        return scheme_of_module(self.arch, self.scheme, module)
 
     def bytes_of(self, parameter: Parameter, place: Placement) -> int:
         """Bytes of one parameter on one rank; layers repeat themselves, so each kind is computed once."""
         scheme = self.scheme_of(parameter.module) if parameter.linear and self.scheme is not None else None
         p = parameter
         cut = (place.tp, place.dp, place.expert_parallel)
-        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, p.joined, scheme, cut)
+        key = (p.shape, p.role, p.heads, p.count, p.itemsize, p.nbytes, p.linear, p.fused == "next", scheme, cut)
         found = self._known.get(key)
         if found is None:
             found = self._known[key] = parameter_bytes(p, place, scheme, self.itemsize, self.plugin)
@@ -82,13 +82,14 @@ class WeightModel:
         if cut not in self._layers:
             layers = self.arch.layers
             self._layers[cut] = (
-                [
-                    sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived) + self._cache_scales(layer)
-                    for layer in layers
-                ],
+                [self._of_layer(layer, place) for layer in layers],
                 [sum(self.bytes_of(p, place) for p in layer.parameters if p.derived) for layer in layers],
             )
         return self._layers[cut]
+
+    def _of_layer(self, layer: Layer, place: Placement) -> int:
+        own = sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived)
+        return own + self._cache_scales(layer) - self._shared_blocks(layer, place)
 
     def _cache_scales(self, layer: Layer) -> int:
         """Bytes of a layer's KV-cache scales, which vLLM's methods create for every attention."""
@@ -98,6 +99,22 @@ class WeightModel:
         attentions = sum(cache.kind != "mamba" for cache in layer.caches) + (layer.reads is not None)
         scale = self.itemsize if self.arch.transformers else 4
         return attentions * get_format(scheme).attention_bytes(self.itemsize, scale) if attentions else 0
+
+    def _shared_blocks(self, layer: Layer, place: Placement) -> int:
+        """Bytes of block scales that a fused module shares where its parts are no whole blocks."""
+        saved, rows, rounded = 0, 0, 0
+        for parameter in (p for p in layer.parameters if p.fused and p.linear and not p.role.startswith("expert")):
+            scheme = self.scheme_of(parameter.module)
+            if scheme is None or scheme.block is None or self.plugin:
+                continue
+            height, width = scheme.block
+            count, (n, k) = local_shape(parameter, place)
+            if parameter.fused == "first":
+                rows = rounded = 0
+            before = rounded - -(-rows // height)
+            rows, rounded = rows + n, rounded + -(-n // height)
+            saved += 4 * count * -(-k // width) * (rounded - -(-rows // height) - before)
+        return saved
 
     def _ends(self, stage: int, pp: int) -> Iterator[Parameter]:
         """Parameters outside the layers that a stage holds."""
