@@ -148,6 +148,9 @@ def _refusals(reader: Reader, style: Style, windows: list[int], vocab: int) -> I
     heads, hidden = reader.integer("num_attention_heads"), reader.integer("hidden_size")
     if hidden % heads and checks_heads(reader.text("model_type")):
         yield f"transformers refuses hidden_size {hidden}, which {heads} attention heads do not divide"
+    kv_heads = reader.integer("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        yield f"{heads} attention heads do not divide into {kv_heads} KV heads"
     padding = reader.integer("pad_token_id", default=0, limit="vocab", least=-LIMITS["vocab"])
     if style.rotary == "none" and padding >= vocab:  # torch.nn.Embedding, in transformers' model code
         yield f"pad_token_id {padding} is outside the vocabulary of {vocab}: torch refuses the embedding"
