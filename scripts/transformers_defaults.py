@@ -48,10 +48,16 @@ def _checks_heads(config_class: Any) -> bool:
     return check is not None and "self.hidden_size % self.num_attention_heads != 0" in inspect.getsource(check)
 
 
+def _takes_tie_of_text(config_class: Any) -> bool:
+    """Whether a multimodal class is tied where only its text config says so."""
+    return "= self.text_config.tie_word_embeddings" in inspect.getsource(config_class)
+
+
 def table() -> dict[str, Any]:
     """model_type -> its defaults; under ``nested`` the types of a multimodal model's parts, under ``aliases``
     other names of keys,
-    under ``even_heads`` the types whose heads must divide the hidden size."""
+    under ``even_heads`` the types whose heads must divide the hidden size, under
+    ``text_ties`` the multimodal types that are tied where their text config is."""
     from transformers import CONFIG_MAPPING
 
     types = sorted({*known_model_types(), *VISION, *NESTED} & set(CONFIG_MAPPING))
@@ -66,6 +72,7 @@ def table() -> dict[str, Any]:
         "nested": nested,
         "types": {name: defaults_of(one) for name, one in classes.items()},
         "even_heads": [name for name, one in classes.items() if _checks_heads(one)],
+        "text_ties": [name for name in nested if _takes_tie_of_text(CONFIG_MAPPING[name])],
         "aliases": {name: dict(one.attribute_map) for name, one in classes.items() if one.attribute_map},
     }
 

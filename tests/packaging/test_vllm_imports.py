@@ -10,7 +10,6 @@ PACKAGES = ("vllm_quant_plugin", "kernels/vllm_quant_kernels", "serve/vllm_quant
 
 # Modules whose imports still have to move. Remove an entry with its last import; never add one.
 KNOWN = {
-    "serve/vllm_quant_serve/plan/exact/any_kernel.py",
     "serve/vllm_quant_serve/plan/exact/worker.py",
     "vllm_quant_plugin/bench/command.py",
     "vllm_quant_plugin/bench/contenders.py",

@@ -29,6 +29,11 @@ def checks_heads(model_type: str) -> bool:
     return model_type in _table()["even_heads"]
 
 
+def ties_as_text(model_type: str) -> bool:
+    """Whether a multimodal model has tied embeddings where only its text config says so."""
+    return model_type in _table()["text_ties"]
+
+
 def part_type(model_type: str, part: str) -> str:
     """The ``model_type`` of a multimodal model's ``text_config`` or ``vision_config`` that names none, else ""."""
     found: str = _table()["nested"].get(model_type, {}).get(part, "")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_quant_plugin.architecture.defaults import completed, part_type
+from vllm_quant_plugin.architecture.defaults import completed, part_type, ties_as_text
 from vllm_quant_plugin.errors import CheckpointError
 
 # Far above any model; low enough that loops over layers and experts stay fast.
@@ -111,6 +111,9 @@ def text_reader(config: Mapping[str, Any]) -> Reader:
         if isinstance(nested, dict):
             merged = dict(nested)
             tied = completed(config, whole).get("tie_word_embeddings")
+            if not tied and ties_as_text(whole):
+                kind = str(merged.get("model_type") or part_type(whole, "text_config"))
+                tied = completed(merged, kind).get("tie_word_embeddings")
             if tied is not None:  # vLLM gives the language model the outer value (VllmConfig.with_hf_config)
                 merged["tie_word_embeddings"] = tied
             if "architectures" not in merged and config.get("architectures"):

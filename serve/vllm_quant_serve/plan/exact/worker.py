@@ -150,7 +150,7 @@ def ask(job: dict[str, Any]) -> dict[str, Any]:
         os.environ["VLLM_PP_LAYER_PARTITION"] = ",".join(map(str, job["partition"]))
     _register_unknown(job["model"])
     if job.get("any_kernel"):
-        from vllm_quant_serve.plan.exact.any_kernel import accept_any_kernel
+        from vllm_quant_serve.plan.exact.compat_kernels import accept_any_kernel
 
         accept_any_kernel()
     config = _engine_config(job)
