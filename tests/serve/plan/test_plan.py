@@ -226,14 +226,16 @@ def test_architectures_that_vllm_dropped_are_refused(model_folder):
         make_plan(PlanRequest(folder, gpu=("h100",)))
 
 
-def test_multimodal_configs_plan_their_text_model(model_folder):
+def test_multimodal_configs_plan_their_text_model_and_their_tower(model_folder):
     text = load_config("gemma-3-27b-text")
     folder = model_folder("gemma-3-27b-text", architectures=["Gemma3ForConditionalGeneration"], model_type="gemma3",
-                          text_config=text, vision_config={"hidden_size": 1152})  # fmt: skip
-    plan = make_plan(PlanRequest(folder, gpu=("h100",), max_model_len=8192))
+                          text_config=text, vision_config={"hidden_size": 1152, "intermediate_size": 4304})  # fmt: skip
+    request = {"gpu": ("h100",), "max_model_len": 8192}
+    plan = make_plan(PlanRequest(folder, **request))
     assert not any("vision tower is not counted" in note for note in plan.notes)
-    plain = make_plan(PlanRequest(model_folder("gemma-3-27b-text"), gpu=("h100",), max_model_len=8192))
-    assert plan.kv_tokens == plain.kv_tokens
+    plain = make_plan(PlanRequest(model_folder("gemma-3-27b-text"), **request))
+    assert plan.kv_bytes_per_token == plain.kv_bytes_per_token
+    assert plan.weight_bytes_per_rank > plain.weight_bytes_per_rank
 
 
 def test_partly_used_gpus_lower_the_utilization(model_folder, monkeypatch):
