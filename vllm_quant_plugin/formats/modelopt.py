@@ -40,8 +40,10 @@ class ModelOptFormat(Fp4Format):
         fields.harmless(_HARMLESS)
         algorithm = fields.choice("quant_algo", of=ALGORITHM, default="", what="ModelOpt quant_algo")
         excluded = tuple(_excluded(name) for name in fields.names("exclude_modules", "ignore"))
-        kv_cache = fields.choice("kv_cache_quant_algo", of=KV_CACHE, default="", what="ModelOpt kv_cache_quant_algo")
-        kv_cache = kv_cache or kv_cache_of(fields)
+        algorithm_of_cache = fields.choice(
+            "kv_cache_quant_algo", of=KV_CACHE, default="", what="ModelOpt kv_cache_quant_algo"
+        )
+        kv_cache = algorithm_of_cache or kv_cache_of(fields)
         fields.finish()
         if not algorithm:
             raise CheckpointError("the ModelOpt config has no quant_algo", "fix config.json or hf_quant_config.json")
