@@ -9,7 +9,7 @@ weights (``weight_input``, ``weight_output``) did is in the stored weights alrea
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -151,6 +151,38 @@ def uncancelled(online: Iterable[Application], *, quantized_cache: bool) -> list
             found.remove(query)
             found.remove(key)
     return found
+
+
+def refuse_unplaced(online: Iterable[Application], modules: Mapping[str, bool]) -> None:
+    """See that there is a layer for every online transform: one that nothing applies would change the answers.
+
+    Args:
+        modules: each module of the checkpoint, and whether it holds a matrix; a norm does not.
+
+    Raises:
+        CheckpointError: a transform matches no module, or one that is neither a linear layer nor an attention.
+    """
+    parents = {name[:dot] for name in modules for dot in _dots(name)}
+    for one in online:
+        classes = [
+            target for target in one.targets if target in ("Linear", "Embedding") or target.endswith("Attention")
+        ]
+        matched = [name for name in (*modules, *sorted(parents - modules.keys())) if one.matches(name, "")]
+        if not matched and not classes:
+            raise CheckpointError(
+                f"transform_config: {one.describe()}: no module of the checkpoint is one of {', '.join(one.targets)}",
+                "fix its targets in config.json",
+            )
+        elsewhere = [name for name in matched if not modules.get(name, False)]
+        if one.location not in ATTENTION and elsewhere:
+            raise CheckpointError(
+                f"transform_config: {one.describe()}: {elsewhere[0]} is no linear layer",
+                "requantize the model with transforms of its linear layers and attention alone",
+            )
+
+
+def _dots(name: str) -> Iterable[int]:
+    return (place for place, letter in enumerate(name) if letter == ".")
 
 
 def _range(*bounds: int) -> str:

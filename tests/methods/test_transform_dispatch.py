@@ -14,7 +14,7 @@ from vllm_quant_plugin.methods.config import config_class
 from vllm_quant_plugin.methods.dispatch import method_for
 from vllm_quant_plugin.methods.transformed import TransformedMethod
 from vllm_quant_plugin.schemes import ModelScheme
-from vllm_quant_plugin.transforms import Application, PartTransforms, Transform
+from vllm_quant_plugin.transforms import Application, PartTransforms, Transform, refuse_unplaced
 
 LAYER = "model.layers.0"
 HADAMARD = Transform("R", "hadamard", 4)
@@ -40,6 +40,36 @@ def ask(kind: type, prefix: str, location: Any, target: str) -> Any:
 def test_refused(kind: type, prefix: str, location: str, target: str, message: str) -> None:
     with pytest.raises(CheckpointError, match=rf"transform_config: R \(hadamard 4\) at {location}: .*{message}"):
         ask(kind, prefix, location, target)
+
+
+MODULES = {
+    f"{LAYER}.input_layernorm": False, f"{LAYER}.self_attn.q_proj": True, f"{LAYER}.mlp.down_proj": True,
+    "model.embed_tokens": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("location", "target", "message"),
+    [
+        ("input", "re:.*down_project$", "no module of the checkpoint is one of re:"),
+        ("q_attn", "model.layers.1.self_attn", "no module of the checkpoint is one of model.layers.1.self_attn"),
+        ("input", "LlamaMLP", "no module of the checkpoint is one of LlamaMLP"),
+        ("output", "re:.*layernorm$", "model.layers.0.input_layernorm is no linear layer"),
+        ("input", "re:.*mlp$", "model.layers.0.mlp is no linear layer"),
+    ],
+)
+def test_a_transform_without_a_layer_is_refused(location: Any, target: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"transform_config: R \(hadamard 4\) at {location}: {message}"):
+        refuse_unplaced([Application(HADAMARD, location, (target,))], MODULES)
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [("input", "re:.*down_proj$"), ("input", "Linear"), ("output", "model.embed_tokens"), ("output", "Embedding"),
+     ("q_attn", "re:.*self_attn$"), ("k_cache", "LlamaAttention")],
+)  # fmt: skip
+def test_a_transform_with_a_layer_is_not(location: Any, target: str) -> None:
+    refuse_unplaced([Application(HADAMARD, location, (target,))], MODULES)
 
 
 def test_layers_without_a_match_are_as_before() -> None:

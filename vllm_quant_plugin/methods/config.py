@@ -21,7 +21,7 @@ from vllm_quant_plugin.formats.registry import has_experts
 from vllm_quant_plugin.methods.headers import stored_modules
 from vllm_quant_plugin.online import ALIASES, online_scheme, quantizes_online
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
-from vllm_quant_plugin.transforms import ATTENTION, PartTransforms
+from vllm_quant_plugin.transforms import ATTENTION, PartTransforms, refuse_unplaced
 
 logger = compat.init_logger(__name__)
 
@@ -146,9 +146,22 @@ class VqpConfig(compat.QuantizationConfig):
 
         Args:
             model_name: a folder or a Hub id; without safetensors the config alone counts.
+
+        Raises:
+            CheckpointError: no layer is there for a transform.
         """
-        if not quantizes_online(self.model.method):
-            self.model = as_stored(self.model, stored_modules(model_name, revision))
+        if quantizes_online(self.model.method):
+            return
+        modules = dict(stored_modules(model_name, revision))
+        self.model = as_stored(self.model, modules.items())
+        if modules:
+            # A head that is tied to the embedding has no tensors of its own.
+            matrices = {"lm_head": True} | {
+                name: any(len(tensor.shape) > 1 for tensor in tensors.values())
+                for name, tensors in modules.items()
+                if self.model.transform_held_by(name) is None
+            }
+            refuse_unplaced(self.model.online, matrices)
 
     def apply_vllm_mapper(self, hf_to_vllm_mapper: Any) -> None:
         """Rename modules from checkpoint to vLLM names. Regular expressions stay."""
