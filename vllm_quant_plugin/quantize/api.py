@@ -16,6 +16,7 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.calibration import Windows, check_source, load_windows
 from vllm_quant_plugin.quantize.estimate.preflight import Preflight, check_room, plan_run
+from vllm_quant_plugin.quantize.estimate.speed import SpeedRange
 from vllm_quant_plugin.quantize.io.card import model_card
 from vllm_quant_plugin.quantize.io.config_writer import config_for
 from vllm_quant_plugin.quantize.io.output import (
@@ -52,8 +53,14 @@ def stored_bits_per_weight(before: Checkpoint, after: Checkpoint, modules: Seque
     return 8 * total / sum(m.in_features * m.out_features for m in modules)
 
 
-def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrite: bool = False) -> Preflight:
+def preflight(
+    model: str | Path, output: str | Path, recipe: Recipe, *, overwrite: bool = False,
+    measured: SpeedRange | None = None,
+) -> Preflight:  # fmt: skip
     """Everything that can be known and refused before the first weight is read; writes nothing.
+
+    Args:
+        measured: the machine's speed (``estimate.speed.measure_speed``), to estimate the time by.
 
     Raises:
         CheckpointError, UsageError, OutputError: as ``quantize_model``.
@@ -62,7 +69,7 @@ def preflight(model: str | Path, output: str | Path, recipe: Recipe, *, overwrit
     if recipe.calibration is not None:
         check_source(recipe.calibration)
     recipe, notes = _fit_positions(checkpoint, recipe)
-    return replace(_plan(checkpoint, modules, recipe, target), notes=notes)
+    return replace(_plan(checkpoint, modules, recipe, target, measured), notes=notes)
 
 
 def _fit_positions(checkpoint: Checkpoint, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
@@ -84,9 +91,10 @@ def _check(
 
 
 def _plan(
-    checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe: Recipe, target: OutputFolder
-) -> Preflight:
-    plan = plan_run(checkpoint, modules, recipe)
+    checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe: Recipe, target: OutputFolder,
+    measured: SpeedRange | None = None,
+) -> Preflight:  # fmt: skip
+    plan = plan_run(checkpoint, modules, recipe, measured)
     check_room(plan, free_disk(target.final.parent), total_memory())
     return plan
 

@@ -55,6 +55,7 @@ def quantize(
     activations, SmoothQuant and KV-cache scales.
     """
     from vllm_quant_plugin.quantize.api import preflight, quantize_model
+    from vllm_quant_plugin.quantize.estimate.speed import measure_speed
     from vllm_quant_plugin.quantize.mixed.api import describe_target, make_target, quantize_to_target, target_summary
     from vllm_quant_plugin.quantize.mixed.recipe_file import for_model, read_lines
 
@@ -66,7 +67,7 @@ def quantize(
         print(json.dumps(found, indent=2) if as_json else target_summary(found))
         return
     if dry_run:
-        plan = preflight(model, output, recipe, overwrite=overwrite)
+        plan = preflight(model, output, recipe, overwrite=overwrite, measured=measure_speed())
         print(json.dumps(plan.to_json(), indent=2) if as_json else plan_summary(plan))
         return
     if recipe.library and recipe.library.own_environment and not as_json:

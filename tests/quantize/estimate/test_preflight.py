@@ -12,7 +12,7 @@ from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
 from vllm_quant_plugin.quantize.algorithm import get_algorithm
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
-from vllm_quant_plugin.quantize.estimate.cost import estimate_seconds, layer_memory
+from vllm_quant_plugin.quantize.estimate.cost import layer_memory
 from vllm_quant_plugin.quantize.estimate.preflight import check_room
 from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
@@ -61,19 +61,11 @@ def test_stock_vllm_is_predicted(small_model: Path, tmp_path: Path) -> None:
     assert plan.stock_vllm == {"cpu": None, "cuda": None}
 
 
-def test_time_and_kernels_are_predicted(small_model: Path, tmp_path: Path) -> None:
+def test_kernels_are_predicted(small_model: Path, tmp_path: Path) -> None:
     recipes = {"rtn": make_recipe("rtn"), "awq": make_recipe("awq"), "gptq": make_recipe("gptq", level="3bit")}
     plans = {name: preflight(small_model, tmp_path / "out", recipe) for name, recipe in recipes.items()}
-    assert 0 < plans["rtn"].seconds < plans["awq"].seconds
     assert "vqp_gptq: vqp W3A16" in plans["gptq"].served_by["cpu"]
     assert "--quantization vqp_awq" in plans["awq"].served_by["cuda"]
-    checkpoint = read_checkpoint(small_model)
-    modules, recipe = check_input(checkpoint), recipes["gptq"]
-    # Twice the speed leaves what is read, written and waited for; twice the text costs more.
-    fast, slow = (estimate_seconds(checkpoint, modules, recipe, 10**6, flops) for flops in (2e10, 1e10))
-    assert fast < slow < 2 * fast
-    more = make_recipe("gptq", level="3bit", samples=256)
-    assert estimate_seconds(checkpoint, modules, more, 10**6, 1e10) > slow
 
 
 def test_modules_that_stay_in_16_bits_are_in_memory_too(small_model: Path) -> None:

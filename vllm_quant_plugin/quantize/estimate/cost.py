@@ -1,16 +1,14 @@
-"""Memory, disk and time of a run, from shapes alone and what its algorithm says that it costs. No torch.
-
-The time is an estimate: it is often off by a factor of two.
-"""
+"""Memory, disk and time of a run: from shapes, what its algorithm says that it costs, and the speed. No torch."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.quantize.algorithm import ROUND_SECONDS, Cost
+from vllm_quant_plugin.quantize.estimate.speed import Speed, SpeedRange
 from vllm_quant_plugin.quantize.modules import Linear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
 
@@ -19,6 +17,8 @@ RUNTIME_BYTES = {True: 1_200_000_000, False: 400_000_000}
 START_SECONDS = {True: 8.0, False: 2.0}
 # Seconds per byte of input: read, hashed; and of output: spooled, copied, hashed. Measured with one core.
 READ_SECONDS, WRITE_SECONDS = 1.2e-9, 3.0e-9
+# By this factor a run at a known speed is often off, either way.
+MODEL_ERROR = 2.0
 # Tokens of a batch on its way through a layer.
 _BATCH_TOKENS = 4096
 
@@ -81,30 +81,36 @@ def disk_needed(checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recip
     return output + journal + max(cost.spilled_bytes for cost in layer_costs(modules, recipe).values())
 
 
-def measured_flops(size: int = 768, repeats: int = 3) -> float:
-    """float32 flop per second of a matrix product, all threads; the best of a few, some milliseconds each."""
-    import numpy
+@dataclass(frozen=True)
+class Duration:
+    """Wall seconds, from ``low`` to ``high``."""
 
-    left = numpy.ones((size, size), dtype=numpy.float32)
-    best = float("inf")
-    for _ in range(repeats):
-        started = time.perf_counter()
-        left @ left
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
+    low: float
+    high: float
 
 
 def estimate_seconds(
-    checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe, bytes_after: int, flops: float
+    checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe, bytes_after: int, speed: Speed
 ) -> float:
-    """Wall seconds of a whole run of the builtin backend; libraries as a whole take longer.
+    """Wall seconds of a whole run of the builtin backend at one speed; libraries as a whole take longer.
 
     Args:
         modules: those that will be quantized.
         bytes_after: of the output.
-        flops: float32 flop per second of this machine.
     """
     weights = sum(m.in_features * m.out_features for m in modules)
-    seconds = START_SECONDS[recipe.calibration is not None]
-    seconds += READ_SECONDS * checkpoint.nbytes + WRITE_SECONDS * bytes_after + ROUND_SECONDS * weights
-    return seconds + sum(cost.seconds + cost.flop / flops for cost in layer_costs(modules, recipe).values())
+    costs = layer_costs(modules, recipe).values()
+    other = START_SECONDS[recipe.calibration is not None]
+    other += READ_SECONDS * checkpoint.nbytes + WRITE_SECONDS * bytes_after + ROUND_SECONDS * weights
+    other += sum(cost.seconds for cost in costs)
+    return other * speed.slowness + sum(cost.flop for cost in costs) / speed.flops
+
+
+def estimate_duration(
+    checkpoint: Checkpoint, modules: Sequence[Linear], recipe: Recipe, bytes_after: int, measured: SpeedRange
+) -> Duration:
+    """Between which wall seconds a run lies on a machine that stays as it was when it was measured."""
+    low, high = (
+        estimate_seconds(checkpoint, modules, recipe, bytes_after, speed) for speed in (measured.fast, measured.slow)
+    )
+    return Duration(round(low / MODEL_ERROR, 1), round(high * MODEL_ERROR, 1))

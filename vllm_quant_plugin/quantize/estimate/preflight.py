@@ -12,7 +12,9 @@ from vllm_quant_plugin.formats import Host, get_format, parse_quantization_confi
 from vllm_quant_plugin.formats.host import DeviceType
 from vllm_quant_plugin.formats.registry import legal_tp
 from vllm_quant_plugin.inspect import kernel_name
-from vllm_quant_plugin.quantize.estimate.cost import disk_needed, estimate_seconds, measured_flops, memory_needed
+from vllm_quant_plugin.progress import in_words
+from vllm_quant_plugin.quantize.estimate.cost import Duration, disk_needed, estimate_duration, memory_needed
+from vllm_quant_plugin.quantize.estimate.speed import SpeedRange
 from vllm_quant_plugin.quantize.io.config_writer import config_for
 from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, MODEL_DTYPES
 from vllm_quant_plugin.quantize.modules import QuantizedLinear, layer_of
@@ -47,7 +49,7 @@ class Preflight:
         tp_problems: tensor-parallel size -> modules whose shards would cut a group.
         stock_vllm: device -> why vLLM without this plugin does not serve it, None when it does.
         served_by: device -> who serves it with this plugin installed, and with which kernels.
-        seconds: wall time on this machine's CPU, an estimate.
+        seconds: wall time on this machine as busy as it was when it was measured; None where it was not.
         notes: for the user.
     """
 
@@ -61,7 +63,7 @@ class Preflight:
     tp_problems: dict[int, tuple[str, ...]]
     stock_vllm: dict[str, str | None]
     served_by: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: Duration | None = None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -85,8 +87,14 @@ def _tensor_parallel_problems(modules: Sequence[QuantizedLinear]) -> dict[int, t
     return {tp: names for tp, names in found.items() if names}
 
 
-def plan_run(checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe: Recipe) -> Preflight:
-    """Work out what a run needs and gives."""
+def plan_run(
+    checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe: Recipe, measured: SpeedRange | None = None
+) -> Preflight:
+    """Work out what a run needs and gives.
+
+    Args:
+        measured: the machine's speed; without it the time is not estimated.
+    """
     sizes = _module_sizes(modules)
     after = checkpoint.nbytes - sum(s.bytes_before - s.bytes_after for s in sizes)
     if recipe.kv_cache:
@@ -109,7 +117,7 @@ def plan_run(checkpoint: Checkpoint, modules: Sequence[QuantizedLinear], recipe:
         tp_problems=_tensor_parallel_problems(modules),
         stock_vllm=rejects,
         served_by={device: _who_serves(model, modules, device, rejects[device]) for device in devices},
-        seconds=round(estimate_seconds(checkpoint, modules, recipe, after, measured_flops()), 1),
+        seconds=None if measured is None else estimate_duration(checkpoint, modules, recipe, after, measured),
     )
 
 
@@ -123,12 +131,6 @@ def _who_serves(
     if in_tree_rejects is None:
         return "vLLM's own kernels" + (f"; with --quantization {method}: {kernels}" if method else "")
     return f"{method}: {kernels}" if method else f"compressed-tensors with this plugin's kernels: {kernels}"
-
-
-def _wall_time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def check_room(plan: Preflight, disk_free: int, memory: int) -> None:
@@ -157,9 +159,13 @@ def summary(plan: Preflight) -> str:
         plan.recipe,
         f"  {len(plan.modules)} modules, {format_size(plan.bytes_before)} -> {format_size(plan.bytes_after)}"
         f" ({plan.bits_per_weight:.2f} bits per quantized weight)",
-        f"  up to {format_size(plan.peak_memory_bytes)} of memory, {format_size(plan.disk_bytes)} of disk,"
-        f" about {_wall_time(plan.seconds)} on this CPU",
+        f"  up to {format_size(plan.peak_memory_bytes)} of memory, {format_size(plan.disk_bytes)} of disk",
     ]
+    if plan.seconds is not None:
+        lines.append(
+            f"  takes between {in_words(plan.seconds.low)} and {in_words(plan.seconds.high)} on this CPU, by its speed"
+            " measured just now; longer if it gets busier"
+        )
     lines += [
         f"  vLLM without this plugin on {device}: " + ("serves it" if reason is None else f"does not serve {reason}")
         for device, reason in plan.stock_vllm.items()
