@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vllm_quant_plugin
+from vllm_quant_plugin.console import Verbose
 from vllm_quant_plugin.sizes import format_size
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Artefact:
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the quantized models.")] = Path("out/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print every figure as one JSON document.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """The whole path on the bundled model: quantize, measure, plan, serve, query, stop."""
     from rich.console import Console
