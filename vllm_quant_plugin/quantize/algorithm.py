@@ -23,6 +23,7 @@ from vllm_quant_kernels.scheme import PER_CHANNEL, ActivationScheme
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest, read_level
+from vllm_quant_plugin.quantize.step import SILENT, Step
 from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ class LayerTask:
         head_dim: of an attention head.
         dtype: of the model on disk.
         scratch: a folder on the output's disk.
+        step: to be told now and then how much of the layer is done.
     """
 
     layer: nn.Module
@@ -83,6 +85,7 @@ class LayerTask:
     head_dim: int
     dtype: torch.dtype
     scratch: Path
+    step: Step = SILENT
 
     def sample_output(self) -> torch.Tensor:
         """The layer's output on the first window."""

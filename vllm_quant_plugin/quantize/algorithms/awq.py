@@ -12,7 +12,7 @@ so every candidate costs (N, K) x (K, K) instead of a pass over the data, and is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_quant_kernels.scheme import Int
@@ -31,6 +31,7 @@ from vllm_quant_plugin.quantize.algorithm import (
 from vllm_quant_plugin.quantize.io.storage import stored_scale_dtype
 from vllm_quant_plugin.quantize.modules import Linear, moment_sizes
 from vllm_quant_plugin.quantize.options import SchemeRequest
+from vllm_quant_plugin.quantize.step import SILENT, Step
 from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 if TYPE_CHECKING:
@@ -100,13 +101,18 @@ def _row_chunks(weight: torch.Tensor) -> Sequence[torch.Tensor]:
     return weight.split(max(1, CHUNK_ELEMENTS // weight.shape[1]))
 
 
-def output_error(weights: Sequence[torch.Tensor], scale: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> float:
+def output_error(
+    weights: Sequence[torch.Tensor], scale: torch.Tensor, hessian: torch.Tensor, grid: Grid,
+    step: Step = SILENT,
+) -> float:  # fmt: skip
     """tr(D H D^T) summed over the weights (N_i, K) when rounded after multiplication with ``scale`` (K,)."""
-    total = 0.0
+    total, done, every = 0.0, 0, sum(weight.shape[0] for weight in weights)
     for weight in weights:
         for rows in _row_chunks(weight):
             delta = grid.round(rows * scale) / scale - rows
             total += float(((delta @ hessian) * delta).sum())
+            done += rows.shape[0]
+            step.at(done / every)
     return total
 
 
@@ -138,6 +144,7 @@ def search_scale(
     *,
     shared_heads: int = 1,
     head_dim: int = 0,
+    step: Step = SILENT,
 ) -> torch.Tensor:
     """The per-channel scale (K,) with the smallest output error; ones where none is better.
 
@@ -149,17 +156,18 @@ def search_scale(
     from vllm_quant_plugin.quantize.engine.fold import tie_heads
 
     best = hessian.new_ones(hessian.shape[0])
-    least = output_error(weights, best, hessian, grid)
-    for scale in _candidates(weights, hessian, grid.group_size):
+    first, *parts = step.split([1.0] * (1 + 2 * SCALE_GRID))
+    least = output_error(weights, best, hessian, grid, first)
+    for scale, part in zip(_candidates(weights, hessian, grid.group_size), parts, strict=True):
         if shared_heads > 1:
             scale = tie_heads(scale, shared_heads, head_dim)
-        error = output_error(weights, scale, hessian, grid)
+        error = output_error(weights, scale, hessian, grid, part)
         if error < least:
             best, least = scale, error
     return best
 
 
-def search_clip(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torch.Tensor:
+def search_clip(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid, step: Step = SILENT) -> torch.Tensor:
     """How much to shrink each group's range, float32 (N, G, 1) in [1 - MAX_SHRINK, 1].
 
     The error of a group is taken alone, with its own block of ``hessian``.
@@ -169,19 +177,20 @@ def search_clip(weight: torch.Tensor, hessian: torch.Tensor, grid: Grid) -> torc
     k = weight.shape[1]
     group = grid.group_size if grid.group_size > 0 else k
     blocks = torch.stack([hessian[i : i + group, i : i + group] for i in range(0, k, group)])
-    chosen = []
-    for rows in _row_chunks(weight):
+    chosen, chunks = [], _row_chunks(weight)
+    for rows, part in zip(chunks, step.split([1.0] * len(chunks)), strict=True):
         values = grid.grouped(rows)
         best = torch.ones(*values.shape[:2], 1, device=weight.device)
         least = torch.full_like(best, torch.inf)
-        for step in range(CLIP_STEPS):
-            shrink = 1 - step * MAX_SHRINK / CLIP_STEPS
+        for tried in range(CLIP_STEPS):
+            shrink = 1 - tried * MAX_SHRINK / CLIP_STEPS
             scales, zeros = grid.affine(values, shrink)
             delta = ((grid.codes(values, scales, zeros) - zeros) * scales - values).transpose(0, 1)
             error = (torch.bmm(delta, blocks) * delta).sum(-1).T.unsqueeze(-1)
             better = error < least
             best = torch.where(better, torch.full_like(best, shrink), best)
             least = torch.where(better, error, least)
+            part.at((tried + 1) / CLIP_STEPS)
         chosen.append(best)
     return torch.cat(chosen)
 
@@ -245,18 +254,20 @@ class Awq(Algorithm):
             for name, s in task.schemes.items()
         }
         groups = find_groups(task.layer, task.schemes, task.batches[0], task.kwargs)
-        moments = collect_moments(task.layer, groups, task.batches, task.kwargs)
-        _fold_scales(task, grids, groups, moments)
+        measuring, searching, rounding = task.step.split((1, 3, 1))
+        moments = collect_moments(task.layer, groups, task.batches, task.kwargs, step=measuring)
+        _fold_scales(replace(task, step=searching), grids, groups, moments)
         solved = SolvedLayer()
-        for group, found in zip(groups, moments, strict=True):
-            for name in group.names:
+        for group, found, own in zip(groups, moments, rounding.split(_sizes(groups)), strict=True):
+            for name, part in zip(group.names, own.split([1.0] * len(group.names)), strict=True):
                 weight = weight_of(task.layer, name)
                 shrink: torch.Tensor | float = 1.0
                 if not name.endswith(_UNCLIPPED):
-                    shrink = search_clip(weight, found.hessian, grids[name])
+                    shrink = search_clip(weight, found.hessian, grids[name], part)
                 solved.weights[name] = quantize(weight, grids[name], shrink)
                 solved.errors[name] = relative_error(weight, solved.weights[name].dequantize(), found.hessian)
                 solved.tokens[name] = found.signal
+                part.at(1.0)
         return solved
 
     def solve_module(self, weight: torch.Tensor, scheme: StoredScheme, options: Any, moments: Moments) -> torch.Tensor:
@@ -279,6 +290,10 @@ def _library_refusal(scheme: StoredScheme) -> str | None:
     return None if scheme.storage.format == "awq" else "writes 4-bit AWQ with zero points only"
 
 
+def _sizes(groups: Sequence[Group]) -> list[float]:
+    return [float(len(group.names)) for group in groups]
+
+
 def _fold_scales(
     task: LayerTask, grids: Mapping[str, Grid], groups: Sequence[Group], moments: Sequence[Moments]
 ) -> None:
@@ -286,13 +301,14 @@ def _fold_scales(
     from vllm_quant_plugin.quantize.engine.fold import find_fold, try_fold
     from vllm_quant_plugin.quantize.engine.statistics import weight_of
 
-    for group, found in zip(groups, moments, strict=True):
+    for group, found, step in zip(groups, moments, task.step.split(_sizes(groups)), strict=True):
         fold = find_fold(task.layer, group, task.head_dim)
         if fold is None:
             continue
         weights = [weight_of(task.layer, n) for n in group.names]
         scale = search_scale(
-            weights, found.hessian, grids[group.names[0]], shared_heads=fold.shared_heads, head_dim=fold.head_dim
+            weights, found.hessian, grids[group.names[0]], shared_heads=fold.shared_heads, head_dim=fold.head_dim,
+            step=step,
         )  # fmt: skip
         applied = try_fold(task.layer, fold, scale, task.dtype, task.sample_output)
         if applied is not None:

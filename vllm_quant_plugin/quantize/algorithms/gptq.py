@@ -35,6 +35,7 @@ from vllm_quant_plugin.quantize.algorithm import (
 )
 from vllm_quant_plugin.quantize.modules import MOMENT_BYTES, SPILL_BYTES, Linear, moment_sizes
 from vllm_quant_plugin.quantize.options import SchemeRequest
+from vllm_quant_plugin.quantize.step import SILENT, Step
 from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
@@ -117,23 +118,30 @@ class Gptq(Algorithm):
             relative_error,
             split_passes,
             weight_of,
+            weights_in,
         )
 
         solved = SolvedLayer()
         groups = find_groups(task.layer, task.schemes, task.batches[0], task.kwargs)
-        for together in split_passes(task.layer, groups):
-            alone = len(together) == 1
-            moments = collect_moments(task.layer, together, task.batches, task.kwargs, stop_early=alone)
-            for group, found in zip(together, moments, strict=True):
+        passes = split_passes(task.layer, groups)
+        steps = task.step.split([weights_in(task.layer, together) for together in passes])
+        for together, step in zip(passes, steps, strict=True):
+            sizes = [weights_in(task.layer, [group]) for group in together]
+            measuring, *solving = step.split([sum(sizes), *sizes])
+            moments = collect_moments(
+                task.layer, together, task.batches, task.kwargs, stop_early=len(together) == 1, step=measuring
+            )
+            for group, found, own in zip(together, moments, solving, strict=True):
                 # Without a signal every column would count as dead and become zero: all count alike instead.
                 hessian = found.hessian
                 if not found.signal:
                     hessian = torch.eye(hessian.shape[0], device=hessian.device)
                 with spilled(hessian, task.scratch) as restore:
-                    for name in group.names:
+                    for name, part in zip(group.names, own.split([1.0] * len(group.names)), strict=True):
                         original = weight_of(task.layer, name)
+                        scheme = task.schemes[name]
                         weight = solve(
-                            original, hessian, found.tokens, task.schemes[name], task.options, restore=restore
+                            original, hessian, found.tokens, scheme, task.options, restore=restore, step=part
                         )
                         rounded = weight.dequantize()
                         solved.errors[name] = relative_error(original, rounded, found.hessian)
@@ -183,6 +191,7 @@ def solve(
     options: GptqOptions,
     *,
     restore: Callable[[], None] | None = None,
+    step: Step = SILENT,
 ) -> CanonicalWeight:
     """Round a linear module's weight so that its output changes least.
 
@@ -200,7 +209,7 @@ def solve(
 
     scaled = scaled_copy if restore is None else scaled_in_place
     try:
-        found = round_columns(weight, scaled(hessian, 2.0 / tokens), scheme, options)
+        found = round_columns(weight, scaled(hessian, 2.0 / tokens), scheme, options, step)
     except IndefiniteError:
         found = None
     finally:
@@ -212,7 +221,9 @@ def solve(
     return to_canonical(found, scheme)
 
 
-def round_columns(weight: torch.Tensor, hessian: torch.Tensor, scheme: StoredScheme, options: GptqOptions) -> Rounded:
+def round_columns(
+    weight: torch.Tensor, hessian: torch.Tensor, scheme: StoredScheme, options: GptqOptions, step: Step = SILENT
+) -> Rounded:
     """The algorithm itself.
 
     Args:
@@ -242,7 +253,8 @@ def round_columns(weight: torch.Tensor, hessian: torch.Tensor, scheme: StoredSch
         w = w[:, order]
         permute(hessian, order)
     diagonal.add_(options.damp * diagonal.clone().mean())
-    if not inverse_factor(hessian):
+    inverting, columns = step.split((1, 3))
+    if not inverse_factor(hessian, inverting):
         raise IndefiniteError
     factor, rounded, grids = hessian, torch.zeros_like(w), list(fixed or ())
     scale, zero = whole or (torch.empty(0), torch.empty(0))
@@ -262,6 +274,7 @@ def round_columns(weight: torch.Tensor, hessian: torch.Tensor, scheme: StoredSch
             errors[:, j] = (value - nearest).div_(local[j, j])
             block[:, j:] -= errors[:, j].unsqueeze(1) * local[j, j:]
         w[:, end:] -= errors.matmul(factor[start:end, end:])
+        columns.at(end / k)
     inverse = torch.argsort(order)
     groups = (order if fixed is not None else torch.arange(k)) // group
     grids = grids or [(scale, zero)]

@@ -25,6 +25,7 @@ from vllm_quant_plugin.quantize.algorithms.rtn import RoundToNearest, quantize_w
 from vllm_quant_plugin.quantize.io.storage import stored_scale_dtype
 from vllm_quant_plugin.quantize.modules import Linear
 from vllm_quant_plugin.quantize.options import SchemeRequest
+from vllm_quant_plugin.quantize.step import SILENT, Step
 from vllm_quant_plugin.schemes import StoredScheme
 
 if TYPE_CHECKING:
@@ -123,13 +124,13 @@ class Int8(RoundToNearest):
         from vllm_quant_plugin.quantize.engine.fold import find_fold, try_fold
         from vllm_quant_plugin.quantize.engine.statistics import weight_of
 
-        for group, found in zip(groups, ranges, strict=True):
+        for group, found, step in zip(groups, ranges, task.step.split([1.0] * len(groups)), strict=True):
             fold, scheme = find_fold(task.layer, group, task.head_dim), task.schemes[group.names[0]]
             if fold is None or scheme.activation is None:
                 continue
             weights = [weight_of(task.layer, name) for name in group.names]
             rounded = _rounder(scheme, stored_scale_dtype(scheme, task.dtype))
-            scale = choose_scale(weights, found, fold, strength, scheme.activation, rounded)
+            scale = choose_scale(weights, found, fold, strength, scheme.activation, rounded, step)
             applied = None if scale is None else try_fold(task.layer, fold, scale, task.dtype, task.sample_output)
             if applied is not None:
                 found.divide(applied)
@@ -193,7 +194,7 @@ def gemm_error(
 
 def choose_scale(
     weights: Sequence[torch.Tensor], found: InputRange, fold: Fold, strength: Smooth, activation: ActivationScheme,
-    round_weight: Rounder,
+    round_weight: Rounder, step: Step = SILENT,
 ) -> torch.Tensor | None:  # fmt: skip
     """The scale (K,) to fold, None where no scale is better.
 
@@ -214,8 +215,9 @@ def choose_scale(
     if not found.tokens:
         return None
     best, least = None, gemm_error(weights, found, torch.ones_like(found.peak), activation, round_weight)
-    for step in range(STEPS + 1):
-        scale = at(step / STEPS)
+    for tried in range(STEPS + 1):
+        scale = at(tried / STEPS)
+        step.at(tried / (STEPS + 1))
         error = gemm_error(weights, found, scale, activation, round_weight)
         if error < least:
             best, least = scale, error

@@ -6,6 +6,7 @@ With calibration text it also measures static activation scales, and the error t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm_quant_kernels.scheme import PER_TENSOR, ActivationScheme, Int
@@ -75,10 +76,12 @@ class RoundToNearest(Algorithm):
 
         with torch.no_grad():
             groups = find_groups(task.layer, task.schemes, task.batches[0], task.kwargs)
-            ranges = collect_ranges(task.layer, groups, task.batches, task.kwargs)
-            self.prepare(task, groups, ranges)
+            measuring, preparing, rounding = task.step.split((2, 2, 1))
+            ranges = collect_ranges(task.layer, groups, task.batches, task.kwargs, measuring)
+            self.prepare(replace(task, step=preparing), groups, ranges)
             solved = SolvedLayer({name: _round_module(task, name) for name in task.schemes})
-            for group, found in zip(groups, ranges, strict=True):
+            for done, (group, found) in enumerate(zip(groups, ranges, strict=True)):
+                rounding.at(done / len(groups))
                 for name in group.names:
                     activation, original = task.schemes[name].activation, weight_of(task.layer, name)
                     rounded = round_activations(found.sample, activation, float(found.peak.max()))

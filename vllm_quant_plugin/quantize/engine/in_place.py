@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 
 from vllm_quant_plugin.quantize.modules import SPILL_BYTES
+from vllm_quant_plugin.quantize.step import SILENT, Step
 
 # Rows or columns that are permuted at a time.
 _STRIPE = 256
 
 
-def inverse_factor(matrix: torch.Tensor) -> bool:
+def inverse_factor(matrix: torch.Tensor, step: Step = SILENT) -> bool:
     """Overwrite a matrix with the upper triangular U for which U^T U is its inverse.
 
     Args:
@@ -32,7 +33,9 @@ def inverse_factor(matrix: torch.Tensor) -> bool:
     torch.linalg.cholesky_ex(matrix, out=(matrix, info))
     if int(info):
         return False
+    step.at(0.25)
     torch.cholesky_inverse(matrix, out=matrix)
+    step.at(0.75)
     torch.linalg.cholesky_ex(matrix, upper=True, out=(matrix, info))
     return not int(info)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -14,16 +15,19 @@ from vllm_quant_plugin.console import Progress
 from vllm_quant_plugin.errors import BackendError
 from vllm_quant_plugin.formats import get_format
 from vllm_quant_plugin.formats.fused import siblings
-from vllm_quant_plugin.quantize.algorithm import Algorithm, LayerTask, SolvedLayer
+from vllm_quant_plugin.quantize.algorithm import Algorithm, LayerTask, SolvedLayer, matmul_flop
 from vllm_quant_plugin.quantize.engine.journal import Journal
 from vllm_quant_plugin.quantize.engine.layered_model import LayeredModel, run_layer
 from vllm_quant_plugin.quantize.engine.statistics import AttentionRanges, weight_of
 from vllm_quant_plugin.quantize.io.shards import DTYPES, ModelWriter, read_tensor
 from vllm_quant_plugin.quantize.modules import QuantizedLinear
 from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.quantize.step import Step
 from vllm_quant_plugin.schemes import StoredScheme
 
 E4M3_MAX = 448.0
+# To compare operations with seconds, roughly.
+_NOMINAL_FLOPS = 5e10
 _KEY_MODULES = ("k_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv")
 
 
@@ -113,7 +117,8 @@ def quantize_layerwise(
         with model.layer(index) as layer:
             _require_finite(layer, prefix, local)
             task = LayerTask(layer, local, batches, kwargs[index], recipe.options, head_dim, dtype, journal.folder)
-            solved = algorithm.solve(task)
+            solving, passing = _steps(algorithm, prefix, index, modules, model.layers, batches, recipe, progress)
+            solved = algorithm.solve(replace(task, step=solving))
             for name, weight in solved.weights.items():
                 weight_of(layer, name).copy_(weight.dequantize())
             made = _layer_tensors(checkpoint, layer, prefix, model.layer_tensors(index), solved, local)
@@ -121,6 +126,7 @@ def quantize_layerwise(
             with attention if recipe.kv_cache else nullcontext():
                 for i, hidden in enumerate(batches):
                     batches[i] = run_layer(layer, hidden, kwargs[index])
+                    passing.at((i + 1) / len(batches))
             if recipe.kv_cache:
                 made |= _kv_scales(prefix, local, attention)
         errors = {f"{prefix}.{name}": round(error, 8) for name, error in solved.errors.items()}
@@ -132,6 +138,22 @@ def quantize_layerwise(
     for name in sorted(set(checkpoint.tensors) - in_layers):
         writer.add(name, read_tensor(checkpoint, name))
     return journal.errors
+
+
+def _steps(
+    algorithm: Algorithm, prefix: str, index: int, modules: Sequence[QuantizedLinear], layers: int,
+    batches: Sequence[torch.Tensor], recipe: Recipe, progress: Progress,
+) -> tuple[Step, Step]:  # fmt: skip
+    """Of layer ``index``: solving it, and the pass that gives the next one its input."""
+    own, tokens = [m for m in modules if m.name.startswith(f"{prefix}.")], sum(h.shape[0] * h.shape[1] for h in batches)
+    cost, last = algorithm.cost(own, tokens, recipe.options), matmul_flop(own, tokens)
+    # A cost counts the pass, too.
+    solving = max(cost.flop - last, 0.0) + cost.seconds * _NOMINAL_FLOPS
+    # The layer is done when it is in the journal.
+    whole = Step(lambda share: progress(prefix, index + min(share, 0.999), layers))
+    whole.at(0.0)
+    first, second = whole.split((solving, last)) if solving + last > 0 else whole.split((1, 1))
+    return first, second
 
 
 def _require_finite(layer: nn.Module, prefix: str, names: Mapping[str, StoredScheme]) -> None:

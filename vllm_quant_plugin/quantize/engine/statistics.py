@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.quantize.engine.layered_model import run_layer
 from vllm_quant_plugin.quantize.modules import MOMENT_BYTES
+from vllm_quant_plugin.quantize.step import SILENT, Step
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 
@@ -54,6 +56,11 @@ class Moments:
     def signal(self) -> int:
         """``tokens``, or 0 when all they brought was zeros."""
         return self.tokens if bool(self.hessian.any()) else 0
+
+
+def weights_in(layer: nn.Module, groups: Sequence[Group]) -> int:
+    """The number of weights in the groups' modules."""
+    return sum(weight_of(layer, name).numel() for group in groups for name in group.names)
 
 
 class _Enough(Exception):
@@ -136,19 +143,42 @@ def split_passes(layer: nn.Module, groups: Sequence[Group]) -> list[list[Group]]
     return passes
 
 
+@contextmanager
+def _watched(layer: nn.Module, step: Step) -> Iterator[None]:
+    """During a pass through the layer, ``step`` is told of every linear module that it has passed."""
+    linear = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+    passed = 0
+
+    def hook(_module: nn.Module, _args: Any, _out: Any) -> None:
+        nonlocal passed
+        passed += 1
+        # A module may be called more than once.
+        step.at(min(1.0, passed / len(linear)))
+
+    handles = [module.register_forward_hook(hook) for module in linear]
+    try:
+        yield
+        step.at(1.0)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @torch.no_grad()
 def collect_moments(
     layer: nn.Module,
     groups: Sequence[Group],
-    batches: Iterable[torch.Tensor],
+    batches: Sequence[torch.Tensor],
     kwargs: Mapping[str, Any],
     *,
     stop_early: bool = False,
+    step: Step = SILENT,
 ) -> list[Moments]:
     """Second moments of the groups' inputs over all batches.
 
     Args:
         stop_early: leave each forward pass as soon as the last group's input was seen.
+        step: is told of every module that a batch has passed.
     """
     moments = []
     handles = []
@@ -168,12 +198,14 @@ def collect_moments(
 
         last = stop_early and index == len(groups) - 1
         handles.append(module.register_forward_pre_hook(lambda m, a, f=found, e=last, h=hook: h(m, a, found=f, last=e)))
+    passes = step.split([1.0] * len(batches))
     try:
-        for hidden in batches:
-            try:
-                run_layer(layer, hidden, kwargs)
-            except _Enough:
-                continue
+        for hidden, part in zip(batches, passes, strict=True):
+            with _watched(layer, part):
+                try:
+                    run_layer(layer, hidden, kwargs)
+                except _Enough:
+                    continue
     finally:
         for handle in handles:
             handle.remove()
@@ -219,8 +251,9 @@ def spaced_rows(x: torch.Tensor, count: int) -> torch.Tensor:
 
 @torch.no_grad()
 def collect_ranges(
-    layer: nn.Module, groups: Sequence[Group], batches: Sequence[torch.Tensor], kwargs: Mapping[str, Any]
-) -> list[InputRange]:
+    layer: nn.Module, groups: Sequence[Group], batches: Sequence[torch.Tensor], kwargs: Mapping[str, Any],
+    step: Step = SILENT,
+) -> list[InputRange]:  # fmt: skip
     """Ranges of the groups' inputs over all batches."""
     found, handles = [], []
     per_batch = -(-SAMPLE_TOKENS // len(batches))
@@ -239,9 +272,11 @@ def collect_ranges(
             seen.tokens += x.shape[0]
 
         handles.append(layer.get_submodule(group.names[0]).register_forward_pre_hook(hook))
+    passes = step.split([1.0] * len(batches))
     try:
-        for hidden in batches:
-            run_layer(layer, hidden, kwargs)
+        for hidden, part in zip(batches, passes, strict=True):
+            with _watched(layer, part):
+                run_layer(layer, hidden, kwargs)
     finally:
         for handle in handles:
             handle.remove()

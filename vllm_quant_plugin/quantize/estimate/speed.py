@@ -94,7 +94,9 @@ def measure_speed(
     # Libraries start their threads at the first call.
     multiply()
     round_weights()
-    flops, rates, begun = [], [], clock()
+    flops: list[float] = []
+    rates: list[float] = []
+    begun = clock()
     while not flops or clock() - begun < budget:
         flops.append(_window(multiply, clock))
         rates.append(_window(round_weights, clock))

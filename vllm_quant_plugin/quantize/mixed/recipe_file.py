@@ -26,6 +26,7 @@ from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.formats.fused import siblings
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.quantize.algorithm import algorithms
 from vllm_quant_plugin.quantize.io.storage import mixed_storage
 from vllm_quant_plugin.quantize.modules import Linear, check_input
 from vllm_quant_plugin.quantize.recipe import Recipe
@@ -89,6 +90,11 @@ def mixed_scheme(recipe: Recipe) -> StoredScheme:
     return mixed_storage(recipe.scheme)
 
 
+def _with_act_order() -> str:
+    names = [a.name for a in algorithms() if a.act_order]
+    return f", or use -m {' or '.join(names)}" if names else ""
+
+
 def _line_scheme(recipe: Recipe, base: StoredScheme, pattern: str, value: Any) -> StoredScheme | None:
     fields = value if isinstance(value, dict) else {"bits": value}
     unknown = sorted(set(map(str, fields)) - set(_FIELDS))
@@ -110,7 +116,7 @@ def _line_scheme(recipe: Recipe, base: StoredScheme, pattern: str, value: Any) -
     act_order = bool(fields.get("act_order", base.act_order))
     if act_order and not recipe.algorithm.act_order:
         raise UsageError(
-            f"recipe line {pattern!r}: {recipe.method} has no act-order", "leave act_order out, or use -m gptq"
+            f"recipe line {pattern!r}: {recipe.method} has no act-order", f"leave act_order out{_with_act_order()}"
         )
     symmetric = bool(fields.get("sym", base.symmetric))
     return replace(base, value=Int(bits), group_size=group, symmetric=symmetric, act_order=act_order)

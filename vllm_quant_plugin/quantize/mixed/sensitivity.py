@@ -102,7 +102,8 @@ def measure_units(
             moments = collect_moments(layer, groups, batches, kwargs[index])
             by_name = {n: found for group, found in zip(groups, moments, strict=True) for n in group.names}
             branches.advance(layer, kwargs[index], older)
-            for i in own:
+            for place, i in enumerate(own):
+                progress("sensitivity", index + (1 + place) / (2 + len(own)), model.layers)
                 names = [n for m in units[i].modules if (n := m.name.removeprefix(f"{prefix}.")) in by_name]
                 if not names:
                     raise BackendError(
