@@ -133,9 +133,9 @@ class Gptq(Algorithm):
             )
             for group, found, own in zip(together, moments, solving, strict=True):
                 # Without a signal every column would count as dead and become zero: all count alike instead.
-                hessian = found.hessian
-                if not found.signal:
-                    hessian = torch.eye(hessian.shape[0], device=hessian.device)
+                hessian = (
+                    found.hessian if found.signal else torch.eye(*found.hessian.shape, device=found.hessian.device)
+                )
                 with spilled(hessian, task.scratch) as restore:
                     for name, part in zip(group.names, own.split([1.0] * len(group.names)), strict=True):
                         original = weight_of(task.layer, name)
@@ -145,9 +145,8 @@ class Gptq(Algorithm):
                         )
                         rounded = weight.dequantize()
                         solved.errors[name] = relative_error(original, rounded, found.hessian)
-                        solved.tokens[name] = found.signal
+                        solved.tokens[name], solved.weights[name] = found.signal, weight
                         original.copy_(rounded)
-                        solved.weights[name] = weight
         return solved
 
     def solve_module(
