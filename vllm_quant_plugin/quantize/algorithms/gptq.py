@@ -128,14 +128,12 @@ class Gptq(Algorithm):
         for together, step in zip(passes, steps, strict=True):
             sizes = [weights_in(task.layer, [group]) for group in together]
             measuring, *solving = step.split([sum(sizes), *sizes])
-            moments = collect_moments(
-                task.layer, together, task.batches, task.kwargs, stop_early=len(together) == 1, step=measuring
-            )
+            alone = len(together) == 1
+            moments = collect_moments(task.layer, together, task.batches, task.kwargs, stop_early=alone, step=measuring)
             for group, found, own in zip(together, moments, solving, strict=True):
                 # Without a signal every column would count as dead and become zero: all count alike instead.
-                hessian = (
-                    found.hessian if found.signal else torch.eye(*found.hessian.shape, device=found.hessian.device)
-                )
+                real = found.hessian
+                hessian = real if found.signal else torch.eye(*real.shape, device=real.device)
                 with spilled(hessian, task.scratch) as restore:
                     for name, part in zip(group.names, own.split([1.0] * len(group.names)), strict=True):
                         original = weight_of(task.layer, name)
