@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vllm_quant_plugin.errors import CheckpointError
+from vllm_quant_plugin.json_file import read_json as read_json
+from vllm_quant_plugin.side_config import read_side_config
 
 DTYPE_BYTES: dict[str, float] = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
@@ -49,11 +51,13 @@ class Checkpoint:
         path: the folder.
         config: config.json.
         tensors: every tensor by name; empty when the folder has a config only.
+        side_config: what a file beside config.json says of the quantization, and that file's name.
     """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    side_config: tuple[dict[str, Any], str] | None = None
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -65,6 +69,16 @@ class Checkpoint:
 
     @property
     def quantization_config(self) -> dict[str, Any] | None:
+        """What config.json says of the quantization, else a file beside it; None where nothing does."""
+        return self._own_quantization or (self.side_config[0] if self.side_config else None)
+
+    @property
+    def side_file(self) -> str:
+        """The name of the file that alone describes the quantization, "" where config.json does."""
+        return self.side_config[1] if self.side_config and not self._own_quantization else ""
+
+    @property
+    def _own_quantization(self) -> dict[str, Any] | None:
         found = self.config.get("quantization_config") or self.text_config.get("quantization_config")
         return found or self.config.get("compression_config")
 
@@ -90,19 +104,6 @@ def by_module(tensors: Mapping[str, Info]) -> Iterator[tuple[str, dict[str, Info
         module, _, leaf = name.rpartition(".")
         grouped.setdefault(module, {})[leaf] = info
     yield from sorted(grouped.items())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from ``path``; CheckpointError when it is unreadable or no object."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file", "check the path") from None
-    except (OSError, ValueError) as err:
-        raise CheckpointError(f"{path}: not readable as JSON: {err}", "copy or download the file again") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}", "copy the file again")
-    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,13 +180,23 @@ def read_tensors(folder: Path) -> dict[str, TensorInfo]:
             )
         return tensors
     tensors = {}
-    for shard in sorted(folder.glob("*.safetensors")):
+    for shard in _whole_files(folder):
         for name, info in read_header(shard).items():
             if name in tensors:
                 raise CheckpointError(f"{folder}: {name} is in both {tensors[name].file.name} and {shard.name}",
                                       f"keep one of the files, or add {INDEX_NAME}")  # fmt: skip
             tensors[name] = info
     return tensors
+
+
+def _whole_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint without an index.
+
+    Mistral's own ``consolidated*.safetensors`` beside files in transformers' naming hold the same weights once more:
+    vLLM loads one of the two, and the config's names are transformers'.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    return [file for file in files if not file.name.startswith("consolidated")] or files
 
 
 def read_checkpoint(folder: str | Path, *, need_tensors: bool = True) -> Checkpoint:
@@ -214,4 +225,4 @@ def read_checkpoint(folder: str | Path, *, need_tensors: bool = True) -> Checkpo
                 "convert them to safetensors, e.g. with transformers' save_pretrained",
             )
         raise CheckpointError(f"{folder}: no *.safetensors file", "download the weights")
-    return Checkpoint(folder, config, tensors)
+    return Checkpoint(folder, config, tensors, read_side_config(folder))

@@ -8,24 +8,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from vllm_quant_kernels import env
 from vllm_quant_kernels.kernel import Device
 from vllm_quant_kernels.registry import choose
+from vllm_quant_plugin.architecture.sharding import TP_SIZES, tp_refusals
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
-from vllm_quant_plugin.formats import (
-    Host,
-    as_stored,
-    get_format,
-    parse_quantization_config,
-    plugin_method,
-    stored_scheme,
-    why_in_tree_rejects,
-)
+from vllm_quant_plugin.errors import VqpError
+from vllm_quant_plugin.formats import Host, get_format, stored_scheme
+from vllm_quant_plugin.formats.base import Kind
 from vllm_quant_plugin.formats.host import DeviceType
-from vllm_quant_plugin.formats.registry import has_experts, legal_tp, module_shape
+from vllm_quant_plugin.formats.registry import legal_tp, module_shape, stored_model
+from vllm_quant_plugin.formats.verdict import PartVerdict, Verdict, judge_checkpoint, kind_of
 from vllm_quant_plugin.hub import resolve_model
-from vllm_quant_plugin.schemes import StoredScheme
-
-TP_SIZES = (1, 2, 4, 8)
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 
 @dataclass(frozen=True)
@@ -36,15 +31,22 @@ class ModuleInfo:
         scheme: None when it is stored in 16 or 32 bits.
         out_features, in_features: of a matrix, else 0.
         nbytes: all of its tensors.
-        legal_tp: tensor-parallel sizes whose row-parallel shards are whole groups.
+        server: who serves it: ``vLLM`` or this plugin's method.
+        kernel: name of the kernel that runs it; "" for what is no matrix.
+        refused: why vLLM's own method does not serve it, "" where it does.
+        row_parallel_tp: tensor-parallel sizes whose row-parallel shards are whole groups.
     """
 
     name: str
+    kind: Kind
     scheme: StoredScheme | None
     out_features: int
     in_features: int
     nbytes: int
-    legal_tp: tuple[int, ...]
+    server: str
+    kernel: str
+    refused: str
+    row_parallel_tp: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Inspection:
 
     Attributes:
         method: ``quant_method`` on disk, None when unquantized.
-        in_tree_rejects: why vLLM alone does not serve it; None when it does.
-        plugin: our method's name, None when the plugin only adds kernels.
-        automatic: whether the plugin takes it without a flag.
+        side_file: the file beside config.json that alone describes the quantization, "" where config.json does.
+        verdict: who serves it, None when unquantized.
+        tp: tensor-parallel size -> why ``plan`` refuses it, "" where it is legal; empty where that is not known.
         transforms: what runs on activations at every step, and of which modules.
     """
 
@@ -65,10 +67,25 @@ class Inspection:
     modules: tuple[ModuleInfo, ...]
     nbytes: int
     device: DeviceType
-    in_tree_rejects: str | None
-    plugin: str | None
-    automatic: bool
+    verdict: Verdict | None
+    tp: dict[int, str]
+    side_file: str = ""
     transforms: tuple[str, ...] = ()
+
+    @property
+    def in_tree_rejects(self) -> str | None:
+        """Why vLLM alone does not serve it; None when it does."""
+        return self.verdict.in_tree if self.verdict else None
+
+    @property
+    def plugin(self) -> str | None:
+        """Our method's name, None when the plugin has none for it."""
+        return self.verdict.method if self.verdict else None
+
+    @property
+    def automatic(self) -> bool:
+        """Whether the plugin takes it without a flag."""
+        return self.verdict is not None and self.verdict.claimed is not None and not self.side_file
 
 
 def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
@@ -77,17 +94,19 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
     Raises:
         CheckpointError: the quantization config is of a kind the plugin does not read.
     """
-    config = checkpoint.quantization_config
-    model = as_stored(parse_quantization_config(config), checkpoint.modules()) if config else None
+    model = stored_model(checkpoint)
+    judged = judge_checkpoint(checkpoint, model, host) if model else None
     modules = []
     for name, tensors in checkpoint.modules():
-        scheme = stored_scheme(name, tensors, model)
+        kind = kind_of(name)
+        scheme = stored_scheme(name, tensors, model, "Embedding" if kind == "embedding" else "Linear")
         n, k = module_shape(tensors, scheme)
+        part = judged.of(kind, scheme, n, k) if judged and scheme else None
+        server, kernel = _served(judged, part, n, k, host) if part and judged else ("vLLM", "vLLM" if k else "")
         legal = tuple(legal_tp(scheme, k, TP_SIZES)) if scheme else TP_SIZES
-        modules.append(ModuleInfo(name, scheme, n, k, sum(t.nbytes for t in tensors.values()), legal))
-    experts = has_experts(checkpoint.config)
-    reason = why_in_tree_rejects(model, host, experts=experts) if model else None
-    ours = plugin_method(model) if model else None
+        nbytes = sum(t.nbytes for t in tensors.values())
+        refused = part.in_tree if part and part.in_tree else ""
+        modules.append(ModuleInfo(name, kind, scheme, n, k, nbytes, server, kernel, refused, legal))
     return Inspection(
         path=str(checkpoint.path),
         architecture=(checkpoint.config.get("architectures") or ["unknown"])[0],
@@ -95,11 +114,32 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
         modules=tuple(modules),
         nbytes=checkpoint.nbytes,
         device=host.device,
-        in_tree_rejects=reason,
-        plugin=ours,
-        automatic=reason is not None and ours is not None,
+        verdict=judged,
+        tp=_tensor_parallel(checkpoint, model, judged),
+        side_file=checkpoint.side_file,
         transforms=tuple(f"{one.describe()} of {', '.join(one.targets)}" for one in model.online) if model else (),
     )
+
+
+def _tensor_parallel(checkpoint: Checkpoint, model: ModelScheme | None, judged: Verdict | None) -> dict[int, str]:
+    """The sizes that ``plan`` allows and refuses; empty where it cannot size the model."""
+    try:
+        return tp_refusals(checkpoint, model, model, plugin=bool(judged and judged.claimed))
+    except VqpError:
+        return {}
+
+
+def _served(judged: Verdict, part: PartVerdict, n: int, k: int, host: Host) -> tuple[str, str]:
+    """(who, by which kernel) of a quantized module."""
+    scheme = part.part.scheme
+    if judged.server == "nobody":
+        return "nobody", ""
+    if judged.server == "plugin":
+        return str(judged.method), kernel_name(scheme, n, k, host.device)
+    helps = get_format(scheme).kernel_helps(scheme, host, part.part.kind)
+    if part.in_tree or (helps and env.choice("VQP_LINEAR_KERNELS") == "first"):
+        return "vLLM", kernel_name(scheme, n, k, host.device)
+    return "vLLM", part.kernel or "vLLM"
 
 
 def kernel_name(scheme: StoredScheme | None, n: int, k: int, device: DeviceType) -> str:
@@ -110,18 +150,42 @@ def kernel_name(scheme: StoredScheme | None, n: int, k: int, device: DeviceType)
 
 
 def verdict(found: Inspection) -> str:
-    """One sentence: who serves the checkpoint and what the user has to type."""
-    where = "a CPU" if found.device == "cpu" else "a GPU"
-    if found.method is None:
+    """One or two sentences: who serves the checkpoint and what the user has to type."""
+    judged = found.verdict
+    if judged is None:
         return "Unquantized: vLLM serves it as it is; --quantization vqp_int8 or vqp_fp8 quantizes it while loading."
-    if found.automatic:
-        return f"{found.plugin} takes it automatically on {where}: in-tree vLLM does not serve {found.in_tree_rejects}."
-    if found.plugin and found.in_tree_rejects is None:
-        return f"In-tree vLLM serves it on {where}; add --quantization {found.plugin} to use this plugin's kernels."
-    if found.in_tree_rejects is None:
-        return f"In-tree vLLM serves it on {where}."
-    return f"compressed-tensors serves it on {where} through this plugin's kernels: in-tree has none for " + (
-        f"{found.in_tree_rejects}."
+    flag = judged.kv_cache_dtype
+    more = f" vLLM's FP8 KV cache needs AVX-512: add --kv-cache-dtype {flag} on this CPU." if flag else ""
+    return _who(found, judged, "a CPU" if found.device == "cpu" else "a GPU") + more
+
+
+def _who(found: Inspection, judged: Verdict, where: str) -> str:
+    if judged.server == "nobody":
+        return f"Nothing here serves it on {where}: {judged.why_nobody}."
+    if found.side_file and found.method in ("awq", "gptq"):
+        return _by_flag(found, judged, where)
+    if judged.server == "plugin":
+        return f"{judged.method} takes it automatically on {where}: in-tree vLLM does not serve {judged.in_tree}."
+    if judged.server == "vllm with kernels":
+        return f"compressed-tensors serves it on {where} through this plugin's kernels: in-tree has none for " + (
+            f"{judged.in_tree}."
+        )
+    if judged.method:
+        return f"In-tree vLLM serves it on {where}; add --quantization {judged.method} to use this plugin's kernels."
+    return f"In-tree vLLM serves it on {where}."
+
+
+def _by_flag(found: Inspection, judged: Verdict, where: str) -> str:
+    """vLLM reads a file beside config.json only for the method that the user names."""
+    here = f"{found.side_file} alone describes the quantization"
+    if judged.in_tree is None:
+        return (
+            f"In-tree vLLM serves it on {where} with --quantization {found.method}, --quantization {judged.method} by "
+            f"this plugin's kernels: {here}."
+        )
+    return (
+        f"--quantization {judged.method} serves it on {where}: {here}, and in-tree vLLM does not serve "
+        f"{judged.in_tree}."
     )
 
 
@@ -131,23 +195,31 @@ def as_dict(found: Inspection) -> dict[str, Any]:
         "path": found.path,
         "architecture": found.architecture,
         "quant_method": found.method,
+        "quantization_file": found.side_file or None,
         "nbytes": found.nbytes,
         "device": found.device,
         "in_tree_rejects": found.in_tree_rejects,
+        "plugin_rejects": found.verdict.plugin if found.verdict else None,
+        "server": found.verdict.server if found.verdict else "vllm",
         "plugin_method": found.plugin,
         "automatic": found.automatic,
+        "kv_cache_dtype": (found.verdict.kv_cache_dtype or None) if found.verdict else None,
         "verdict": verdict(found),
         "transforms": list(found.transforms),
+        "tensor_parallel": {str(tp): reason or None for tp, reason in found.tp.items()},
         "modules": [
             {
                 "name": m.name,
+                "kind": m.kind,
                 "scheme": m.scheme.describe() if m.scheme else None,
                 "bits": m.scheme.bits if m.scheme else None,
                 "out_features": m.out_features,
                 "in_features": m.in_features,
                 "nbytes": m.nbytes,
-                "kernel": kernel_name(m.scheme, m.out_features, m.in_features, found.device) if m.in_features else None,
-                "row_parallel_tp": list(m.legal_tp),
+                "server": m.server,
+                "kernel": m.kernel or None,
+                "in_tree_rejects": m.refused or None,
+                "row_parallel_tp": list(m.row_parallel_tp),
             }
             for m in found.modules
         ],
@@ -155,11 +227,11 @@ def as_dict(found: Inspection) -> dict[str, Any]:
 
 
 def _summary(found: Inspection) -> list[tuple[str, str, int, ModuleInfo, int]]:
-    """Modules of the same last name and scheme in one line: (name, scheme, count, an example, bytes)."""
-    rows: dict[tuple[str, str], list[ModuleInfo]] = {}
+    """Modules of the same last name, kind and scheme in one line: (name, scheme, count, an example, bytes)."""
+    rows: dict[tuple[str, str, Kind], list[ModuleInfo]] = {}
     for m in found.modules:
         last = m.name.rpartition(".")[2]
-        rows.setdefault((last, m.scheme.describe() if m.scheme else "16-bit"), []).append(m)
+        rows.setdefault((last, m.scheme.describe() if m.scheme else "16-bit", m.kind), []).append(m)
     return [(k[0], k[1], len(v), v[0], sum(m.nbytes for m in v)) for k, v in rows.items()]
 
 
@@ -179,10 +251,14 @@ def inspect(
     from rich.table import Table
 
     table = Table(title=f"{found.path}  {found.architecture}  {found.nbytes / 1e6:,.1f} MB", title_justify="left")
-    for column in ("module", "scheme", "count", "N x K", "MB", "kernel", "TP"):
-        table.add_column(column, no_wrap=True, justify="right" if column in ("count", "MB") else "left")
+    # Figures first in a narrow terminal: names and kernels fold, sizes are never cut.
+    for column in ("module", "scheme", "count", "N x K", "MB", "kernel"):
+        figure = column in ("count", "MB", "N x K")
+        table.add_column(column, no_wrap=figure, overflow="fold", justify="right" if figure else "left",
+                         min_width=len(column) if not figure else None)  # fmt: skip
     lines = [(m.name, m.scheme.describe() if m.scheme else "16-bit", 1, m, m.nbytes) for m in found.modules]
-    for name, scheme, count, example, nbytes in lines if modules else _summary(found):
+    rows = lines if modules else _summary(found)
+    for name, scheme, count, example, nbytes in rows:
         matrix = bool(example.in_features)
         table.add_row(
             name or "(root)",
@@ -190,14 +266,24 @@ def inspect(
             str(count),
             f"{example.out_features} x {example.in_features}" if matrix else "",
             f"{nbytes / 1e6:,.2f}",
-            kernel_name(example.scheme, example.out_features, example.in_features, found.device) if matrix else "",
-            " ".join(map(str, example.legal_tp)) if example.scheme else "",
+            example.kernel if matrix else "",
         )
     console = Console()
     console.print(table)
     for transform in found.transforms:
         console.print(f"Online transform {transform}", soft_wrap=True)
+    for line in _tensor_parallel_lines(found):
+        console.print(line, soft_wrap=True)
     console.print(verdict(found), soft_wrap=True)
+
+
+def _tensor_parallel_lines(found: Inspection) -> list[str]:
+    """The sizes that ``plan`` allows, and why it refuses the others."""
+    if not found.tp:
+        return []
+    legal = [str(tp) for tp, reason in found.tp.items() if not reason]
+    refused = [f"TP {tp} is refused: {reason}" for tp, reason in found.tp.items() if reason]
+    return [f"TP: {' '.join(legal) or 'none'}", *refused]
 
 
 def local_device() -> DeviceType:

@@ -109,6 +109,7 @@ class ModelScheme:
         lm_head: whether ``lm_head`` follows the rules and default; otherwise it is 16-bit.
         kv_cache: ``fp8`` when the checkpoint carries KV-cache scales.
         transforms: of weights and activations, in the order in which they were applied.
+        refused_in_tree: what vLLM's own reader of the config refuses or does not see, "" for nothing.
         raw: the quantization_config as found on disk.
         kept: modules that the checkpoint stores in 16 bits, whatever the rules say (``as_stored``).
         undeclared: modules that the checkpoint stores quantized, though the rules leave them in 16 bits.
@@ -120,6 +121,7 @@ class ModelScheme:
     lm_head: bool = False
     kv_cache: str | None = None
     transforms: tuple[Application, ...] = ()
+    refused_in_tree: str = ""
     raw: dict[str, object] = field(default_factory=dict, compare=False, hash=False)
     kept: frozenset[str] = frozenset()
     undeclared: frozenset[str] = frozenset()

@@ -104,7 +104,7 @@ def test_every_row_has_a_tensor_parallel_or_serial_cell() -> None:
     by_family = defaultdict(set)
     for cell in CELLS:
         by_family[cell.family].add(cell.architecture)
-    assert {"AWQ", "GPTQ", "FP8", "INT8"} == set(by_family)
+    assert {"AWQ", "GPTQ", "FP8", "INT8", "CT"} == set(by_family)
     for family, architectures in by_family.items():
         assert {"llama", "qwen2", "qwen3", "llama-tied", "mixtral"} <= architectures, family
 

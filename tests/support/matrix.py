@@ -1,10 +1,11 @@
-"""Every combination of format, options, architecture and ranks that is proven: one cell each. Data, no torch.
+"""Every combination of format, options, architecture and ranks that is proven: one cell each.
 
 tests/methods/test_matrix.py runs the cells; scripts/support_table.py prints them into the README.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +22,27 @@ from tests.support.recipes import (
     fp8,
     gptq,
     gptq_scheme,
+    mixture,
     online_fp8,
     online_int8,
+    packed,
+    sparse,
 )
+from tests.support.tiny_models import tiny_model
 from vllm_quant_kernels.scheme import PER_TENSOR
-from vllm_quant_plugin.formats import Host, parse_quantization_config, why_in_tree_rejects
+from vllm_quant_plugin.formats import Host, parse_quantization_config
+from vllm_quant_plugin.formats.verdict import Verdict, judge, named_parts
 
-AVX512 = Host("cpu", frozenset({"avx512f"}))
+AVX512 = Host("cpu", frozenset({"avx512f", "avx512_vnni"}))
 CUDA = Host("cuda")
+
+
+@functools.cache
+def _shapes(architecture: str) -> dict[str, tuple[int, int]]:
+    """(N, K) of every matrix that a recipe may quantize; without the LM head where it is the embedding."""
+    model = tiny_model(architecture)
+    weights = {name: model.tensors.get(f"{name}.weight") for name in (*model.linears, "lm_head")}
+    return {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items() if weight is not None}
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class Cell:
 
     Attributes:
         name: the test's id.
-        family: AWQ, GPTQ, FP8 or INT8.
+        family: AWQ, GPTQ, FP8, INT8 or CT (compressed-tensors with packed integers, alone or mixed).
         method: the name registered with vLLM.
         variant: what is particular, for the table.
         recipe: the checkpoint.
@@ -67,8 +81,14 @@ class Cell:
         """Why in-tree vLLM does not serve this checkpoint on ``host``, None where it does."""
         if self.recipe.config is None:
             return f"online {self.family} for linear layers"
-        model = parse_quantization_config(self.recipe.config)
-        return why_in_tree_rejects(model, host, experts=self.architecture == "mixtral")
+        return self.verdict(host).in_tree
+
+    def verdict(self, host: Host) -> Verdict:
+        """Who serves the checkpoint on ``host``, as its headers would tell. Not for online quantization."""
+        shapes = _shapes(self.architecture)
+        schemes = {name: scheme for name in shapes if (scheme := self.recipe.scheme_of(name)) is not None}
+        parts = named_parts((name, scheme, *shapes[name]) for name, scheme in schemes.items())
+        return judge(parse_quantization_config(self.recipe.config or {}), host, parts)
 
 
 def _awq(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
@@ -188,6 +208,18 @@ FP8 = (
         "compressed-tensors, per channel, `kv_cache_scheme` scales",
         compressed_tensors("float-quantized", activation=TOKEN_FP8, kv_scales=(0.5, 0.25)),
     ),
+    _fp8("lm-head", "`fp8`, per tensor, dynamic, quantized `lm_head`", fp8(lm_head=True)),
+    _fp8(
+        "ct-channel-mixtral",
+        "compressed-tensors, per channel, dynamic per token",
+        compressed_tensors("float-quantized", activation=TOKEN_FP8),
+        "mixtral",
+    ),
+    _fp8(
+        "ct-sparse",
+        "compressed-tensors, per channel, dynamic, 2:4 zeros stored (`sparsity_config`)",
+        sparse(compressed_tensors("float-quantized", activation=TOKEN_FP8)),
+    ),
     _fp8("online-channel", "online, per channel", online_fp8()),
     _fp8("online-block", "online, blocks of 128 x 128", online_fp8((128, 128)), "qwen2"),
     _fp8("online-tied", "online, per channel", online_fp8(), "llama-tied"),
@@ -227,6 +259,12 @@ INT8 = (
         "compressed-tensors W8A8, weights per tensor, dynamic per token",
         compressed_tensors("int-quantized", PER_TENSOR, TOKEN_INT8),
     ),
+    _int8(
+        "w8a8-token-mixtral",
+        "compressed-tensors W8A8, dynamic per token, symmetric",
+        compressed_tensors("int-quantized", activation=TOKEN_INT8),
+        "mixtral",
+    ),
     _int8("w8a16", "compressed-tensors W8A16, per channel", compressed_tensors("int-quantized")),
     _int8(
         "w8a16-g64-asym",
@@ -257,4 +295,20 @@ INT8 = (
     _int8("online-w8a8-mixtral-tp2", "online W8A8", online_int8(), "mixtral", tp=2),
 )
 
-CELLS = (*AWQ, *GPTQ, *FP8, *INT8)
+
+def _mixed(name: str, variant: str, recipe: Recipe, architecture: str = "llama", **more: object) -> Cell:
+    method = "vqp_compressed_tensors"
+    return Cell(f"ct-{name}", "CT", method, variant, recipe, architecture, **more)  # type: ignore[arg-type]
+
+
+PACKED = (
+    _mixed("act-order-4bit-g64", "pack-quantized 4-bit, group 64, `actorder: group`", packed(4, 64, act_order=True)),
+    _mixed("3bit-act-order-qwen3", "pack-quantized 3-bit, group 64, asymmetric, `actorder: group`",
+           packed(3, 64, False, True), "qwen3"),
+    _mixed("fp8-and-4bit", "FP8 per channel, dynamic, with down_proj pack-quantized 4-bit, group 128",
+           mixture(compressed_tensors("float-quantized", activation=TOKEN_FP8, ), 4, 128, "down_proj"), "qwen2"),
+    _mixed("w8a16-and-3bit", "INT8 W8A16 with o_proj pack-quantized 3-bit, group 64",
+           mixture(compressed_tensors("int-quantized"), 3, 64, "o_proj"), "llama-tied"),
+    _mixed("4bit-g64-mixtral", "pack-quantized 4-bit, group 64", packed(4, 64), "mixtral"),
+)  # fmt: skip
+CELLS = (*AWQ, *GPTQ, *FP8, *INT8, *PACKED)

@@ -136,12 +136,47 @@ def compressed_tensors(
     return Recipe(config, scheme, kv_scales=kv_scales)
 
 
-def fp8(*, block: tuple[int, int] | None = None, static: bool = False, ignored: tuple[str, ...] = ()) -> Recipe:
+def _packed_group(bits: int, group: int, sym: bool, act_order: bool, targets: list[str]) -> dict[str, Any]:
+    weights = {
+        "num_bits": bits, "type": "int", "symmetric": sym, "strategy": "channel" if group == PER_CHANNEL else "group",
+        "group_size": None if group == PER_CHANNEL else group, "actorder": "group" if act_order else None,
+    }  # fmt: skip
+    return {"targets": targets, "weights": weights, "input_activations": None, "format": "pack-quantized"}
+
+
+def packed(bits: int, group: int, sym: bool = True, act_order: bool = False) -> Recipe:
+    """llm-compressor's config.json for weights in ``pack-quantized``."""
+    config = {
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"],
+        "config_groups": {"group_0": _packed_group(bits, group, sym, act_order, ["Linear"])},
+    }  # fmt: skip
+    scheme = StoredScheme(Int(bits), group, symmetric=sym, act_order=act_order, storage=storage("pack-quantized"))
+    return Recipe(config, scheme)
+
+
+def mixture(first: Recipe, bits: int, group: int, pattern: str) -> Recipe:
+    """``first`` (compressed-tensors), but the modules that match ``pattern`` packed with ``bits`` bits."""
+    config = dict(first.config or {})
+    groups = {"group_0": _packed_group(bits, group, True, False, [f"re:.*{pattern}"])}
+    groups["group_1"] = {**config["config_groups"]["group_0"], "format": config["format"]}
+    scheme = StoredScheme(Int(bits), group, storage=storage("pack-quantized"))
+    return Recipe({**config, "format": "mixed-precision", "config_groups": groups}, first.scheme, ((pattern, scheme),))
+
+
+def sparse(recipe: Recipe) -> Recipe:
+    """``recipe`` with the sparsity_config of a 2:4 model whose zeros are stored: vLLM refuses to read it."""
+    sparsity = {"format": "dense", "sparsity_structure": "2:4", "targets": ["Linear"], "ignore": []}
+    return Recipe({**(recipe.config or {}), "sparsity_config": sparsity}, recipe.scheme)
+
+
+def fp8(
+    *, block: tuple[int, int] | None = None, static: bool = False, ignored: tuple[str, ...] = (), lm_head: bool = False
+) -> Recipe:
     """config.json of ``quant_method: fp8`` checkpoints."""
     config: dict[str, Any] = {
         "quant_method": "fp8",
         "activation_scheme": "static" if static else "dynamic",
-        "ignored_layers": ["lm_head", *ignored],
+        "ignored_layers": [*([] if lm_head else ["lm_head"]), *ignored],
     }
     if block:
         config["weight_block_size"] = list(block)
@@ -151,7 +186,7 @@ def fp8(*, block: tuple[int, int] | None = None, static: bool = False, ignored: 
     scheme = StoredScheme(
         E4M3, block[1] if block else PER_TENSOR, block=block, activation=activation, storage=Storage("fp8")
     )
-    return Recipe(config, scheme, tuple((re.escape(name), None) for name in ignored))
+    return Recipe(config, scheme, tuple((re.escape(name), None) for name in ignored), scheme if lm_head else None)
 
 
 def online_int8(activations: str = "dynamic", group: int = PER_CHANNEL) -> Recipe:

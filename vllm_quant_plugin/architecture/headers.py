@@ -58,6 +58,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     last: list[Parameter] = []
     experts: Counter[tuple[str, str, tuple[int, ...]]] = Counter()
     maps: set[tuple[object, tuple[int, ...]]] = set()
+    codes, sides = code_leaves(), side_leaves()
     kv_heads = max((cache.kv_heads for cache in arch.caches), default=0)
     fused: dict[str, list[Parameter]] = defaultdict(list)
     for one in arch.parameters():
@@ -82,7 +83,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
             continue
         module_scheme = scheme.scheme_for(module) if scheme is not None else None
         for leaf, info in leaves.items():
-            for parameter in _parameters(module, leaf, info, leaves, module_scheme, arch, kv_heads):
+            for parameter in _parameters(module, leaf, info, leaves, module_scheme, arch, kv_heads, codes, sides):
                 known = roles.get(parameter.name.replace("language_model.", ""))
                 if known is not None and parameter.role in ("vocab", "replicated"):
                     parameter = replace(parameter, role=known)  # the family knows what the name does not show
@@ -143,12 +144,15 @@ def _counted(parameter: Parameter, experts: Counter[tuple[str, str, tuple[int, .
 
 def _parameters(
     module: str, leaf: str, info: TensorInfo, leaves: dict[str, TensorInfo], scheme: StoredScheme | None,
-    arch: ModelArch, kv_heads: int,
+    arch: ModelArch, kv_heads: int, codes: set[str], sides: set[str],
 ) -> list[Parameter]:  # fmt: skip
-    """The logical parameters that one tensor of a module stands for."""
-    codes = code_leaves()
+    """The logical parameters that one tensor of a module stands for.
+
+    Args:
+        codes, sides: last name components of packed codes and of what belongs to them, in any format.
+    """
     packed = bool(codes & leaves.keys()) or "weight_scale" in leaves or "weight_scale_inv" in leaves
-    if scheme is not None and packed and leaf in side_leaves():
+    if scheme is not None and packed and leaf in sides:
         return []  # counted with the weight, by the scheme
     role = role_of(module) if leaf in ("weight", "bias") or leaf in codes else role_of(f"{module}.{leaf}")
     shape: tuple[int, ...] | None = info.shape

@@ -13,7 +13,9 @@ from vllm_quant_plugin.checkpoint import Checkpoint, TensorInfo, read_checkpoint
 from vllm_quant_plugin.console import Progress, no_progress
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
 from vllm_quant_plugin.formats import Format, formats, get_format, parse_quantization_config, stored_scheme
-from vllm_quant_plugin.formats.registry import module_shape
+from vllm_quant_plugin.formats.host import DeviceType
+from vllm_quant_plugin.formats.registry import module_shape, stored_model
+from vllm_quant_plugin.formats.verdict import Verdict, check_output, kind_of, named_parts, who_serves
 from vllm_quant_plugin.hub import resolve_model
 from vllm_quant_plugin.quantize.io.output import OutputFolder, copy_auxiliary_files, free_disk
 from vllm_quant_plugin.quantize.io.report import describe_source, hash_tensor_files, versions
@@ -41,6 +43,7 @@ class ConvertReport:
         bytes_before, bytes_after: of all tensors.
         source: sha256 of the input's files.
         files: sha256 of every tensor file written.
+        served_by: device -> who serves the output: ``vLLM``, or this plugin's method or kernels.
     """
 
     model: str
@@ -54,6 +57,7 @@ class ConvertReport:
     source: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    served_by: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -61,10 +65,9 @@ class ConvertReport:
 
 def _plan(checkpoint: Checkpoint, target: Format) -> tuple[ModelScheme, dict[str, tuple[StoredScheme, StoredScheme]]]:
     """The model's schemes, and module -> (scheme now, scheme after)."""
-    config = checkpoint.quantization_config
-    if not config:
+    model = stored_model(checkpoint)
+    if model is None:
         raise CheckpointError(f"{checkpoint.path}: not quantized", "quantize it with `vllm-quant quantize`")
-    model = parse_quantization_config(config)
     if model.method == target.name:
         raise UsageError(f"{checkpoint.path}: is {target.name} already", "there is nothing to convert")
     needed = uncancelled(model.online, quantized_cache=bool(model.kv_cache))
@@ -76,7 +79,7 @@ def _plan(checkpoint: Checkpoint, target: Format) -> tuple[ModelScheme, dict[str
         )
     plan: dict[str, tuple[StoredScheme, StoredScheme]] = {}
     for name, tensors in checkpoint.modules():
-        scheme = stored_scheme(name, tensors, model)
+        scheme = stored_scheme(name, tensors, model, "Embedding" if kind_of(name) == "embedding" else "Linear")
         if scheme is None:
             continue
         try:
@@ -99,6 +102,18 @@ def _config(
     common = Counter(schemes.values()).most_common(1)[0][0]
     kept = [name for name in kept_modules(checkpoint, schemes) if name not in schemes]
     return target.write_config(schemes, common, kept, kv_cache=bool(model.kv_cache))
+
+
+def _verdicts(
+    checkpoint: Checkpoint, plan: Mapping[str, tuple[StoredScheme, StoredScheme]], config: dict[str, Any], to: str
+) -> dict[DeviceType, Verdict]:
+    """Device -> who will serve the output there. Raises UsageError where nobody does."""
+    model, modules = parse_quantization_config(config), dict(checkpoint.modules())
+    written = (
+        (name, model.scheme_for(name) or after, *_shape(checkpoint, name, modules[name], before))
+        for name, (before, after) in plan.items()
+    )
+    return check_output(model, named_parts(written), f"{checkpoint.path} as {to}")
 
 
 def _shape(
@@ -143,8 +158,9 @@ def _convert_module(
 
     n, k = _shape(checkpoint, name, tensors, before)
     source, target = get_format(before), get_format(after)
-    leaves = {leaf for leaf in source.tensors(before, n, k) if leaf in tensors}
-    held = {leaf: read_tensor(checkpoint, f"{name}.{leaf}") for leaf in leaves}
+    known = source.tensors(before, n, k)
+    stored = {named: leaf for leaf in tensors if (named := source.leaf(before, leaf)) in known}
+    held = {named: read_tensor(checkpoint, f"{name}.{leaf}") for named, leaf in stored.items()}
     source.validate(name, held, before, n, k)
     weight = source.unpack(held, before, n, k).validate()
     if weight.g_idx is not None and not after.act_order:
@@ -199,6 +215,8 @@ def convert_model(
     checkpoint = read_checkpoint(folder)
     scheme, plan = _plan(checkpoint, target)
     config = _config(checkpoint, scheme, plan, target)
+    verdicts = _verdicts(checkpoint, plan, config, to)
+    served_by = {str(device): who_serves(verdict) for device, verdict in verdicts.items()}
     place = OutputFolder(Path(output), overwrite=overwrite, source=folder)
     # A shard's spool lives beside the shard while that is written.
     if free_disk(place.final.parent) < 2 * checkpoint.nbytes:
@@ -206,7 +224,7 @@ def convert_model(
         raise OutputError(f"{output}: the conversion needs {needed} of disk, which are not free", "free some space")
     report = ConvertReport(
         str(model), str(output), scheme.method, to, len(plan), checkpoint.nbytes,
-        source=describe_source(checkpoint), versions=versions(),
+        source=describe_source(checkpoint), versions=versions(), served_by=served_by,
     )  # fmt: skip
     with place as work:
         writer, done = ModelWriter(work, checkpoint), 0
@@ -224,7 +242,8 @@ def convert_model(
                     raise CheckpointError(f"{name}: {err}", "the checkpoint is damaged") from None
                 writer.add_module(name, made)
                 n, k = _shape(checkpoint, name, tensors, before)
-                leaves -= set(get_format(before).tensors(before, n, k))
+                source, known = get_format(before), get_format(before).tensors(before, n, k)
+                leaves = {leaf for leaf in leaves if source.leaf(before, leaf) not in known}
                 done += 1
                 progress(name, done, len(plan))
             for leaf in sorted(leaves):

@@ -31,3 +31,4 @@ def convert(
         return
     sizes = f"{format_size(report.bytes_before)} -> {format_size(report.bytes_after)}"
     print(f"{report.output}: {report.modules} modules from {report.method_before} to {report.method_after}, {sizes}")
+    print(f"Served on a CPU by {report.served_by['cpu']}, on a GPU by {report.served_by['cuda']}.")

@@ -21,8 +21,8 @@ from vllm_quant_plugin.formats.registry import (
     plugin_method,
     register_format,
     stored_scheme,
-    why_in_tree_rejects,
 )
+from vllm_quant_plugin.formats.verdict import why_in_tree_rejects
 
 for _format in (
     AwqFormat(), GptqFormat(), Fp8Format(), CompressedTensorsFormat(), DenseFormat(), BitsAndBytesFormat(),

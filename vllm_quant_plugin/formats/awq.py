@@ -22,11 +22,13 @@ from vllm_quant_plugin.formats.base import (
     WORD,
     Format,
     Headers,
+    Kind,
     Provenance,
     ShardStep,
     TensorSpec,
     canonical_step,
     check_group,
+    mixed_precision_kernel,
     per_channel,
     refuse_unless_weight_only_int,
 )
@@ -34,6 +36,7 @@ from vllm_quant_plugin.formats.dynamic import dynamic_rules
 from vllm_quant_plugin.formats.fields import PACK_DTYPE, Enumeration, Fields, check_bits, check_group_size
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
+from vllm_quant_plugin.side_config import AWQ_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +60,7 @@ class AwqFormat(Format):
     name: ClassVar[str] = "awq"
     methods: ClassVar[tuple[str, ...]] = ("awq",)
     vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_awq",)
+    config_files: ClassVar[tuple[str, ...]] = AWQ_FILES
     leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales")
     target: ClassVar[bool] = True
     mixed: ClassVar[bool] = False
@@ -79,7 +83,8 @@ class AwqFormat(Format):
         rules = (*dynamic_rules(fields, scheme, _check_bits), *rules)
         lm_head = fields.boolean("lm_head", default=False)
         fields.finish()
-        return ModelScheme("awq", scheme, rules, lm_head=lm_head)
+        unseen = "AWQ with dynamic rules" if config.get("dynamic") else ""
+        return ModelScheme("awq", scheme, rules, lm_head=lm_head, refused_in_tree=unseen)
 
     def write_config(
         self,
@@ -148,6 +153,9 @@ class AwqFormat(Format):
 
     def experts_in_tree(self, host: Host) -> str | None:
         return "AWQ experts on a CPU" if host.device == "cpu" else None
+
+    def in_tree_kernel(self, scheme: StoredScheme, host: Host, kind: Kind) -> str:
+        return mixed_precision_kernel(host)
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         step = canonical_step(scheme)

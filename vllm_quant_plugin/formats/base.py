@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from vllm_quant_kernels.scheme import PER_CHANNEL, PER_TENSOR, Int, WeightScheme
 from vllm_quant_plugin.errors import CheckpointError, UsageError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     Tensors = Mapping[str, torch.Tensor]
 
+# What vLLM makes of a module: each kind has methods of its own.
+Kind = Literal["linear", "experts", "lm_head", "embedding"]
 # The unit of a step where packed words must stay whole.
 WORD = "32-bit word"
 FLOATS = ("float16", "bfloat16", "float32")
@@ -106,9 +108,11 @@ class Format(ABC):
         methods: the values of ``quant_method`` that mean it, in lower case.
         vllm_methods: names under which vLLM knows this plugin's methods for it, ``vqp_`` and a word; vLLM gets a
             quantization method for each. None where the plugin adds kernels to vLLM's own method, or only sizes it.
+        config_files: names of files beside config.json from which vLLM may read the config, by ``--quantization``.
         leaves: last name components of its tensors; the first holds the codes, the rest belongs to them.
         target: whether ``convert --to`` and ``quantize`` can write it.
         mixed: whether modules of one checkpoint may have different bits.
+        mixed_method: the one of ``vllm_methods`` that serves modules of every scheme together; None where each does.
         removed: vLLM dropped its method and the plugin has none: such a checkpoint is sized, so that the refusal can
             say how large it is.
     """
@@ -116,9 +120,11 @@ class Format(ABC):
     name: ClassVar[str]
     methods: ClassVar[tuple[str, ...]]
     vllm_methods: ClassVar[tuple[str, ...]] = ()
+    config_files: ClassVar[tuple[str, ...]] = ()
     leaves: ClassVar[tuple[str, ...]] = ("weight",)
     target: ClassVar[bool] = False
     mixed: ClassVar[bool] = True
+    mixed_method: ClassVar[str | None] = None
     removed: ClassVar[bool] = False
 
     # ------------------------------------------------------------------------------------------ the config
@@ -171,6 +177,10 @@ class Format(ABC):
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
         """Whether a module's tensors are of this format: the config may name more than was quantized."""
 
+    def leaf(self, scheme: StoredScheme, name: str) -> str:
+        """What ``tensors`` calls a tensor by its last name component: some tools have names of their own."""
+        return name
+
     @abstractmethod
     def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
         """(N, K) of a module, from the shapes of its tensors."""
@@ -206,13 +216,24 @@ class Format(ABC):
         """Why vLLM without this plugin does not apply the online transforms on ``host``; None when it does."""
         return "online transforms" if model.online else None
 
-    def transforms_method(self) -> str | None:
-        """The one of ``vllm_methods`` that applies online transforms to every scheme that can be read."""
-        return None
-
     def experts_in_tree(self, host: Host) -> str | None:
         """Why vLLM without this plugin does not serve experts in this format on ``host``; None when it does."""
         return None
+
+    def refused_in_tree(self, scheme: StoredScheme, host: Host, kind: Kind, n: int = 0, k: int = 0) -> str | None:
+        """Why vLLM without this plugin does not serve an (n, k) module of ``kind``; sizes are 0 where not known."""
+        if kind == "embedding":
+            return "quantized embeddings"
+        reason = self.experts_in_tree(host) if kind == "experts" else None
+        return reason or self.in_tree(scheme, host)
+
+    def in_tree_kernel(self, scheme: StoredScheme, host: Host, kind: Kind) -> str:
+        """Name of the kernel by which vLLM's own method serves it; "" where that depends on the GPU or is not known."""
+        return ""
+
+    def kernel_helps(self, scheme: StoredScheme, host: Host, kind: Kind) -> bool:
+        """Whether vLLM's own method serves it by this plugin's entry in vLLM's list of kernels."""
+        return False
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         """Of vLLM's own methods, which cut stored tensors. The plugin cuts canonical weights: ``canonical_step``."""
@@ -320,6 +341,11 @@ def check_group(scheme: WeightScheme, k: int, what: str) -> None:
             f"{what}: group_size {scheme.group_size} does not divide in_features {k}",
             "quantize with a group size that divides every layer's input, or -1",
         )
+
+
+def mixed_precision_kernel(host: Host) -> str:
+    """vLLM's kernel for integer weights and 16-bit activations on a CPU; on a GPU it depends on the GPU."""
+    return "CPUWNA16LinearKernel" if host.device == "cpu" else ""
 
 
 def per_channel(scheme: WeightScheme) -> int:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
 
 FP8_DTYPE: dict[ValueType, str] = {E4M3: "float8_e4m3fn", E5M2: "float8_e5m2"}
+# vLLM's kernel for dynamic activations per token on a CPU.
+CHANNEL_FP8_KERNEL = "ChannelWiseTorchFP8ScaledMMLinearKernel"
 _STORED = ("I8", "U8", "F8_E4M3", "F8_E5M2")  # as safetensors names them
 
 
@@ -71,6 +73,8 @@ def static_input_bytes(scheme: WeightScheme) -> int:
 def fp8_in_tree(scheme: WeightScheme, host: Host) -> str | None:
     """Why vLLM's own FP8 methods do not serve the scheme on ``host``."""
     assert isinstance(scheme.value, Float)
+    if scheme.group_size > 0 and scheme.block is None:
+        return "FP8 with grouped weights"
     if host.device == "cuda":
         return None
     if scheme.activation is None:

@@ -7,7 +7,6 @@ MXFP4 and NVFP4 are served by vLLM itself; the plugin sizes them. Sources: vllm/
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 from vllm_quant_kernels.scheme import E2M1, ScaleType, WeightScheme
 from vllm_quant_plugin.formats.base import Format, Headers, ShardStep, TensorSpec, canonical_step
@@ -32,6 +31,15 @@ def fp4_bytes(scheme: WeightScheme, n: int, k: int) -> int:
     return n * k // 2 + n * math.ceil(k / scheme.group_size) + (0 if is_mxfp4(scheme) else GLOBAL_SCALES)
 
 
+def fp4_tensors(scheme: WeightScheme, n: int, k: int, codes: str) -> dict[str, TensorSpec]:
+    """The tensors of an (n, k) module, its codes by the name ``codes``."""
+    groups = -(-k // scheme.group_size)
+    return {
+        codes: TensorSpec(((n, k // 2),), ("uint8",)),
+        "weight_scale": TensorSpec(((n, groups),), ("uint8", "float8_e4m3fn")),
+    }
+
+
 def fp4_step(scheme: WeightScheme) -> ShardStep:
     """Padded shards need no whole number of groups."""
     return ShardStep() if is_mxfp4(scheme) else canonical_step(scheme)
@@ -40,21 +48,15 @@ def fp4_step(scheme: WeightScheme) -> ShardStep:
 class Fp4Format(Format):
     """A layout of E2M1 codes that only vLLM itself serves: two codes per byte of ``weight``."""
 
-    leaf: ClassVar[str] = "weight"
-
     def tensors(self, scheme: StoredScheme, n: int, k: int) -> dict[str, TensorSpec]:
-        groups = -(-k // scheme.group_size)
-        return {
-            self.leaf: TensorSpec(((n, k // 2),), ("uint8",)),
-            "weight_scale": TensorSpec(((n, groups),), ("uint8", "float8_e4m3fn")),
-        }
+        return fp4_tensors(scheme, n, k, "weight")
 
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
-        weight = headers.get(self.leaf)
+        weight = headers.get("weight")
         return weight is not None and weight.dtype == "U8"
 
     def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
-        n, half = headers[self.leaf].shape[-2:]
+        n, half = headers["weight"].shape[-2:]
         return n, 2 * half
 
     def readable(self, scheme: StoredScheme) -> bool:

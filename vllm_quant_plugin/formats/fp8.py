@@ -4,6 +4,8 @@ weight            float8_e4m3fn (N, K)
 weight_scale      fp32 scalar, (1,) or one per fused part        per tensor
 weight_scale_inv  fp32 (ceil(N / bn), ceil(K / bk))              per block; multiplies, despite its name
 input_scale       fp32 scalar or (1,)                            static activations
+
+transformers writes ``weight_scale_inv`` for a scale per tensor as well, and ``activation_scale`` for ``input_scale``.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm_quant_kernels.scheme import E4M3, E5M2, PER_TENSOR, ActivationScheme, Float, WeightScheme
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.formats.base import FLOATS, Format, Headers, Provenance, TensorSpec
+from vllm_quant_plugin.formats.base import FLOATS, Format, Headers, Kind, Provenance, TensorSpec
 from vllm_quant_plugin.formats.eight_bit import (
     FP8_DTYPE,
     block_rows,
@@ -49,7 +51,9 @@ class Fp8Format(Format):
     name: ClassVar[str] = "fp8"
     methods: ClassVar[tuple[str, ...]] = ("fp8",)
     vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8",)
-    leaves: ClassVar[tuple[str, ...]] = ("weight", "weight_scale", "weight_scale_inv", "input_scale")
+    leaves: ClassVar[tuple[str, ...]] = (
+        "weight", "weight_scale", "weight_scale_inv", "input_scale", "activation_scale"
+    )  # fmt: skip
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)
@@ -72,7 +76,9 @@ class Fp8Format(Format):
         rules = tuple(Rule(n, None, "path") for n in fields.names("ignored_layers", "modules_to_not_convert"))
         kv_cache = kv_cache_of(fields)
         fields.finish()
-        return ModelScheme("fp8", scheme, rules, kv_cache=kv_cache)
+        known = config.get("activation_scheme")
+        unread = "" if known in ("dynamic", "static") else f"an FP8 config with activation_scheme {known!r}"
+        return ModelScheme("fp8", scheme, rules, kv_cache=kv_cache, refused_in_tree=unread)
 
     def write_config(
         self,
@@ -111,6 +117,12 @@ class Fp8Format(Format):
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
         return holds_eight_bit(headers)
 
+    def leaf(self, scheme: StoredScheme, name: str) -> str:
+        """transformers' names (Mistral, Devstral): its scale per tensor is called as that of blocks is."""
+        if name == "weight_scale_inv" and not scheme.block:
+            return "weight_scale"
+        return "input_scale" if name == "activation_scale" else name
+
     def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
         return weight_shape(headers)
 
@@ -119,6 +131,9 @@ class Fp8Format(Format):
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
         return "FP8 checkpoints on a CPU" if host.device == "cpu" else fp8_in_tree(scheme, host)
+
+    def refused_in_tree(self, scheme: StoredScheme, host: Host, kind: Kind, n: int = 0, k: int = 0) -> str | None:
+        return super().refused_in_tree(scheme, host, kind, n, k) or ("an FP8 lm_head" if kind == "lm_head" else None)
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         # vLLM lets the parts of a fused module end within a block (LinearBase._maybe_allow_fp8_block_shape_mismatch).

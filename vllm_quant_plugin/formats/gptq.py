@@ -24,11 +24,13 @@ from vllm_quant_plugin.formats.base import (
     WORD,
     Format,
     Headers,
+    Kind,
     Provenance,
     ShardStep,
     TensorSpec,
     canonical_step,
     check_group,
+    mixed_precision_kernel,
     per_channel,
     refuse_unless_weight_only_int,
 )
@@ -38,6 +40,7 @@ from vllm_quant_plugin.formats.fused import fused_pattern
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.formats.words import dense_words
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
+from vllm_quant_plugin.side_config import GPTQ_FILES
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +70,7 @@ class GptqFormat(Format):
     name: ClassVar[str] = "gptq"
     methods: ClassVar[tuple[str, ...]] = ("gptq",)
     vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_gptq",)
+    config_files: ClassVar[tuple[str, ...]] = GPTQ_FILES
     leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
     target: ClassVar[bool] = True
 
@@ -95,7 +99,9 @@ class GptqFormat(Format):
             default = None
         lm_head = fields.boolean("lm_head", default=False)
         fields.finish()
-        return ModelScheme("gptq", default, rules, lm_head=lm_head)
+        missing = [name for name in ("desc_act", "sym") if name not in config]
+        unread = f"a GPTQ config without {' and '.join(missing)}" if missing else ""
+        return ModelScheme("gptq", default, rules, lm_head=lm_head, refused_in_tree=unread)
 
     def write_config(
         self,
@@ -174,6 +180,9 @@ class GptqFormat(Format):
 
     def experts_in_tree(self, host: Host) -> str | None:
         return "GPTQ experts on a CPU" if host.device == "cpu" else None
+
+    def in_tree_kernel(self, scheme: StoredScheme, host: Host, kind: Kind) -> str:
+        return mixed_precision_kernel(host)
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         step = canonical_step(scheme)

@@ -27,6 +27,11 @@ class Host:
         return Host(device, _cpu_flags() if device == "cpu" else frozenset())
 
     @property
+    def lacks_vnni(self) -> bool:
+        """Whether this is a CPU without VNNI, where oneDNN's sums of INT8 products saturate at 16 bits."""
+        return self.device == "cpu" and not self.cpu_flags & {"avx512_vnni", "avx_vnni"}
+
+    @property
     def lacks_avx512(self) -> bool:
         """Whether this is a CPU without AVX-512, which vLLM's own weight-only kernels need."""
         return self.device == "cpu" and "avx512f" not in self.cpu_flags

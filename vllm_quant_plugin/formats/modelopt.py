@@ -15,6 +15,7 @@ from vllm_quant_plugin.formats.base import Headers, ShardStep, TensorSpec
 from vllm_quant_plugin.formats.eight_bit import eight_bit_bytes, eight_bit_step, holds_eight_bit, weight_shape
 from vllm_quant_plugin.formats.fields import Enumeration, Fields
 from vllm_quant_plugin.formats.fp4 import NVFP4, Fp4Format
+from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.formats.kv_cache import kv_cache_of
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
@@ -40,10 +41,8 @@ class ModelOptFormat(Fp4Format):
         fields.harmless(_HARMLESS)
         algorithm = fields.choice("quant_algo", of=ALGORITHM, default="", what="ModelOpt quant_algo")
         excluded = tuple(_excluded(name) for name in fields.names("exclude_modules", "ignore"))
-        algorithm_of_cache = fields.choice(
-            "kv_cache_quant_algo", of=KV_CACHE, default="", what="ModelOpt kv_cache_quant_algo"
-        )
-        kv_cache = algorithm_of_cache or kv_cache_of(fields)
+        named = fields.choice("kv_cache_quant_algo", of=KV_CACHE, default="", what="ModelOpt kv_cache_quant_algo")
+        kv_cache = named or kv_cache_of(fields)
         fields.finish()
         if not algorithm:
             raise CheckpointError("the ModelOpt config has no quant_algo", "fix config.json or hf_quant_config.json")
@@ -64,6 +63,12 @@ class ModelOptFormat(Fp4Format):
 
     def shape(self, scheme: StoredScheme, headers: Headers) -> tuple[int, int]:
         return weight_shape(headers) if _is_fp8(scheme) else super().shape(scheme, headers)
+
+    def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
+        return f"ModelOpt {scheme.describe()} on a CPU" if host.device == "cpu" else None
+
+    def readable(self, scheme: StoredScheme) -> bool:
+        return False
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         return eight_bit_step(scheme) if _is_fp8(scheme) else super().shard_step(scheme, k)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from vllm_quant_plugin.formats.fields import Fields
 from vllm_quant_plugin.formats.fp4 import MXFP4, Fp4Format
+from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.schemes import ModelScheme, Rule, Storage, StoredScheme
 
 SCHEME = StoredScheme.of(MXFP4, Storage("mxfp4"))
@@ -22,3 +23,7 @@ class Mxfp4Format(Fp4Format):
         fields.harmless(("quant_method", "modules_to_not_convert", "dequantize"))
         fields.finish()
         return ModelScheme("mxfp4", None, (Rule(".experts.", SCHEME, "contains"),))
+
+    def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
+        amx = "amx_tile" in host.cpu_flags
+        return "MXFP4 experts on a CPU without AMX" if host.device == "cpu" and not amx else None

@@ -7,22 +7,26 @@ From another package: ``register_format``, or an entry point of the group ``vllm
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_quant_kernels.scheme import WeightScheme
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.base import EXPERT_COUNTS, Format, Headers, canonical_step, fits_columns
-from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+
+if TYPE_CHECKING:
+    from vllm_quant_plugin.checkpoint import Checkpoint
 
 ENTRY_POINTS = "vllm_quant_plugin.formats"
 # Methods that vLLM had and dropped, and that nothing here reads.
 REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
 # As safetensors names them.
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# Where a multimodal config keeps its language model's.
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _FORMATS: dict[str, Format] = {}
 
 
@@ -110,9 +114,51 @@ def parse_quantization_config(config: Mapping[str, Any]) -> ModelScheme:
     return replace(model, raw=dict(config))
 
 
-def stored_scheme(name: str, headers: Headers, model: ModelScheme | None) -> StoredScheme | None:
+def stored_model(checkpoint: Checkpoint) -> ModelScheme | None:
+    """The schemes of a checkpoint's modules, by its config and its headers; None for a 16-bit checkpoint.
+
+    Raises:
+        CheckpointError: a config of a kind that is not read, or quantized tensors without any config.
+    """
+    config = checkpoint.quantization_config
+    if config:
+        return refined_by(parse_quantization_config(config), checkpoint)
+    codes = code_leaves()
+    packed = next((f"{name}.{leaf}" for name, held in checkpoint.modules() for leaf in held if leaf in codes), None)
+    if packed is not None:
+        raise CheckpointError(
+            f"{checkpoint.path}: {packed} is quantized, and neither config.json nor a file beside it says how",
+            "add quantization_config to config.json, or the quantize_config.json or quant_config.json of its tool",
+        )
+    return None
+
+
+def refined_by(model: ModelScheme, checkpoint: Checkpoint) -> ModelScheme:
+    """``refined`` by a checkpoint's own headers and config."""
+    return refined(model, list(checkpoint.modules()), checkpoint.config.get("architectures"))
+
+
+def refined(
+    model: ModelScheme, modules: Sequence[tuple[str, Headers]], architectures: Sequence[str] | None
+) -> ModelScheme:
+    """``model`` with all that a checkpoint's headers tell and its config does not.
+
+    Args:
+        modules: names and headers of the checkpoint's modules.
+        architectures: of the model's config.
+    """
+    model = as_stored(model, modules)
+    default = model.default
+    if default is None or model.refused_in_tree or "Mistral3ForConditionalGeneration" in (architectures or ()):
+        return model  # vLLM's Mistral 3 knows the names of transformers
+    format = get_format(default)
+    own = next((leaf for _, held in modules for leaf in held if format.leaf(default, leaf) != leaf), None)
+    return replace(model, refused_in_tree=f"scales named {own}") if own else model
+
+
+def stored_scheme(name: str, headers: Headers, model: ModelScheme | None, cls: str = "Linear") -> StoredScheme | None:
     """The scheme that the module is really stored in: the config may name more than was quantized."""
-    scheme = model.scheme_for(name) if model else None
+    scheme = model.scheme_for(name, cls) if model else None
     return scheme if scheme is not None and get_format(scheme).holds(scheme, headers) else None
 
 
@@ -121,12 +167,13 @@ def as_stored(model: ModelScheme, modules: Iterable[tuple[str, Headers]]) -> Mod
 
     A router or a layer that a quantizer skipped has a ``weight`` in 16 or 32 bits and no codes: vLLM's own methods go
     by that as well. A module that the config leaves in 16 bits and that has codes is recorded: whoever loads it
-    refuses it, since its scheme is not known.
+    refuses it, since its scheme is not known. A quantized LM head counts where the dialect (FP8) has no word for it.
 
     Args:
         modules: names and headers of the checkpoint's modules.
     """
-    kept, undeclared = set(), set()
+    kept, undeclared, modules = set(), set(), list(modules)
+    model = _with_head(model, modules)
     for name, headers in modules:
         scheme = model.scheme_for(name)
         if scheme is None:
@@ -137,6 +184,14 @@ def as_stored(model: ModelScheme, modules: Iterable[tuple[str, Headers]]) -> Mod
             if weight is not None and weight.dtype in _FLOATS:
                 kept.add(name)
     return replace(model, kept=model.kept | kept, undeclared=model.undeclared | undeclared)
+
+
+def _with_head(model: ModelScheme, modules: Sequence[tuple[str, Headers]]) -> ModelScheme:
+    if model.lm_head or model.default is None:
+        return model
+    with_head = replace(model, lm_head=True)
+    heads = ((name, headers) for name, headers in modules if name == "lm_head" or name.endswith(".lm_head"))
+    return with_head if any(stored_scheme(name, headers, with_head) for name, headers in heads) else model
 
 
 def _has_codes(headers: Headers) -> bool:
@@ -164,36 +219,25 @@ def legal_tp(scheme: WeightScheme, in_features: int, candidates: tuple[int, ...]
 def has_experts(config: Any) -> bool:
     """Whether a model config (config.json as a mapping, or transformers' object) describes a mixture of experts."""
     get = config.get if isinstance(config, Mapping) else lambda name: getattr(config, name, None)
-    return any(get(name) for name in EXPERT_COUNTS)
-
-
-def why_in_tree_rejects(model: ModelScheme, host: Host, *, experts: bool = False) -> str | None:
-    """The first reason for which vLLM without this plugin does not serve ``model`` on ``host``, None when it does.
-
-    Args:
-        experts: the model is a mixture of experts.
-    """
-    if model.online:
-        reason = _format_of(model).transforms_in_tree(model, host)
-        if reason:
-            return reason
-    for scheme in model.schemes():
-        reason = get_format(scheme).experts_in_tree(host) if experts else None
-        reason = reason or get_format(scheme).in_tree(scheme, host)
-        if reason:
-            return reason
-    return None
+    if any(get(name) for name in EXPERT_COUNTS):
+        return True
+    return any(get(part) is not None and has_experts(get(part)) for part in TEXT_CONFIGS)
 
 
 def plugin_method(model: ModelScheme) -> str | None:
-    """Our method's name for a checkpoint, None when only its kernels take part, or nothing of the plugin does."""
+    """Our method's name for a checkpoint, None when only its kernels take part, or nothing of the plugin does.
+
+    A mixture of schemes goes to the one method of its format that serves them all.
+    """
     found = {get_format(scheme).method(scheme) for scheme in model.schemes()}
-    ours = found.pop() if len(found) == 1 else None
-    if ours is None and model.online and all(get_format(scheme).readable(scheme) for scheme in model.schemes()):
-        # A kernel in vLLM's own method is not enough: the method applies the transforms.
-        return _format_of(model).transforms_method()
-    return ours
+    if len(found) == 1:
+        return found.pop()
+    # Transforms of activations need a method that applies them, also where all weights are in 16 bits.
+    together = {get_format(scheme).mixed_method for scheme in model.schemes()}
+    together = together or {format_of(model).mixed_method if model.online else None}
+    return together.pop() if len(together) == 1 and None not in found else None
 
 
-def _format_of(model: ModelScheme) -> Format:
+def format_of(model: ModelScheme) -> Format:
+    """The format of a model's config."""
     return next(format for format in formats() if model.method in format.methods)

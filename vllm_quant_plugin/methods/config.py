@@ -10,17 +10,21 @@ import functools
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from vllm_quant_plugin import compat
+from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats import Host, as_stored, parse_quantization_config, plugin_method, why_in_tree_rejects
-from vllm_quant_plugin.formats.registry import has_experts
+from vllm_quant_plugin.formats import Host, formats, get_format, parse_quantization_config, plugin_method
+from vllm_quant_plugin.formats.registry import refined, refined_by
+from vllm_quant_plugin.formats.verdict import Verdict, described_parts, judge, judge_checkpoint
 from vllm_quant_plugin.methods.headers import stored_modules
 from vllm_quant_plugin.online import ALIASES, online_scheme, quantizes_online
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.side_config import with_method
 from vllm_quant_plugin.transforms import ATTENTION, PartTransforms, refuse_unplaced
 
 logger = compat.init_logger(__name__)
@@ -61,15 +65,16 @@ class VqpConfig(compat.QuantizationConfig):
     def get_min_capability(cls) -> int:
         return 80
 
-    @staticmethod
-    def get_config_filenames() -> list[str]:
-        return []
+    @classmethod
+    def get_config_filenames(cls) -> list[str]:
+        """Where vLLM looks for the config when config.json has none."""
+        return [file for format in formats() if cls.name in format.vllm_methods for file in format.config_files]
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> VqpConfig:
         if str(config.get("quant_method", "")).lower() in cls.names:
             return cls(online_scheme(cls.name, config))
-        return cls(parse_quantization_config(config))
+        return cls(parse_quantization_config(with_method(config)))
 
     @classmethod
     def override_quantization_method(
@@ -87,9 +92,10 @@ class VqpConfig(compat.QuantizationConfig):
             if user_quant is not None:
                 raise
             return None
-        if plugin_method(model) != cls.name:
+        ours = plugin_method(model)
+        together = {format.mixed_method for format in formats() if format.matches(hf_quant_cfg)}
+        if cls.name != ours and not (user_quant is not None and cls.name in together):
             if user_quant is not None:
-                ours = plugin_method(model)
                 raise CheckpointError(
                     f"--quantization {user_quant} does not read {model.method} checkpoints of this kind",
                     f"use --quantization {ours}" if ours else "leave --quantization out",
@@ -97,9 +103,9 @@ class VqpConfig(compat.QuantizationConfig):
             return None
         if user_quant is not None:
             return user_quant
-        reason = why_in_tree_rejects(model, host(), experts=has_experts(hf_config))
-        if reason:
-            logger.info_once("%s takes this checkpoint: in-tree vLLM does not serve %s.", cls.name, reason)
+        verdict = _verdict(model, hf_config)
+        if verdict.claimed == cls.name:
+            logger.info_once("%s takes this checkpoint: in-tree vLLM does not serve %s.", cls.name, verdict.in_tree)
             return cls.name
         return None
 
@@ -129,20 +135,26 @@ class VqpConfig(compat.QuantizationConfig):
         return WeightsMapper(orig_to_new_suffix=suffixes) | compat.QuantizationConfig.get_cache_scale_mapper()
 
     def get_checkpoint_weight_mapper(self) -> Any:
-        """Keep everything: the default drops ``g_idx``, which act-order needs.
+        """Tensors by the names that the formats give them. Keeps ``g_idx``, which the default drops.
 
         A checkpoint's attention module has the transforms that are the attention layer's inside it in vLLM.
         """
         from vllm_quant_plugin.compat_layers import WeightsMapper
 
+        renamed: dict[str, str] = {}
+        for scheme in self.model.schemes():
+            format = get_format(scheme)
+            renamed |= {f".{leaf}": f".{format.leaf(scheme, leaf)}" for leaf in format.leaves}
         inside = [one.leaf for one in self.model.online if one.location in ATTENTION]
         return WeightsMapper(
-            orig_to_new_regex={re.compile(rf"(?<!\.attn)\.{re.escape(leaf)}\."): f".attn.{leaf}." for leaf in inside}
+            orig_to_new_regex={re.compile(rf"(?<!\.attn)\.{re.escape(leaf)}\."): f".attn.{leaf}." for leaf in inside},
+            orig_to_new_suffix={old: new for old, new in renamed.items() if old != new},
         )
 
     def maybe_update_config(self, model_name: str, hf_config: Any = None, revision: str | None = None) -> None:
-        """See which modules the checkpoint stores in 16 bits, from its headers. vLLM calls this once, before it builds
-        the model.
+        """Take from the checkpoint's headers what its config does not tell: modules in 16 bits, a quantized LM head.
+
+        vLLM calls this once, before it builds the model.
 
         Args:
             model_name: a folder or a Hub id; without safetensors the config alone counts.
@@ -153,7 +165,7 @@ class VqpConfig(compat.QuantizationConfig):
         if quantizes_online(self.model.method):
             return
         modules = dict(stored_modules(model_name, revision))
-        self.model = as_stored(self.model, modules.items())
+        self.model = refined(self.model, list(modules.items()), getattr(hf_config, "architectures", None))
         if modules:
             # A head that is tied to the embedding has no tensors of its own.
             matrices = {"lm_head": True} | {
@@ -213,6 +225,23 @@ class VqpConfig(compat.QuantizationConfig):
         from vllm_quant_plugin.methods.dispatch import method_for
 
         return method_for(self, layer, prefix)
+
+
+def _verdict(model: ModelScheme, hf_config: Any) -> Verdict:
+    """Who serves ``model``: by the checkpoint's headers where it lies in a folder, else by its config."""
+    checkpoint = _local_checkpoint(str(getattr(hf_config, "_name_or_path", "") or ""))
+    if checkpoint is None:
+        return judge(model, host(), described_parts(model, hf_config))
+    return judge_checkpoint(checkpoint, refined_by(model, checkpoint), host())
+
+
+@functools.lru_cache(maxsize=4)
+def _local_checkpoint(path: str) -> Checkpoint | None:
+    """The checkpoint at ``path``, None where there is none that can be read: its loading says what is wrong with it."""
+    try:
+        return read_checkpoint(path) if path and (Path(path) / "config.json").exists() else None
+    except CheckpointError:
+        return None
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import pytest
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
+from vllm_quant_plugin.formats import Host
 from vllm_quant_plugin.quantize.algorithm import get_algorithm
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.estimate.cost import layer_memory
@@ -58,7 +59,8 @@ def test_stock_vllm_is_predicted(small_model: Path, tmp_path: Path) -> None:
     plan = preflight(small_model, tmp_path / "out", make_recipe("gptq", level="4bit-actorder"))
     assert "act-order" in str(plan.stock_vllm["cuda"])
     plan = preflight(small_model, tmp_path / "out", make_recipe("int8"))
-    assert plan.stock_vllm == {"cpu": None, "cuda": None}
+    assert plan.stock_vllm["cuda"] is None
+    assert ("VNNI" in str(plan.stock_vllm["cpu"])) is Host.local("cpu").lacks_vnni
 
 
 def test_kernels_are_predicted(small_model: Path, tmp_path: Path) -> None:

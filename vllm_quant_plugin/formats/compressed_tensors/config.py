@@ -53,7 +53,7 @@ def parse(config: Config) -> ModelScheme:
     fields = Fields(config)
     fields.harmless(_HARMLESS)
     transforms = transforms_of(fields)
-    _refuse_sparsity(fields)
+    sparsity = _sparsity(fields)
     layout = fields.get("format", default="")
     rules = [_rule(str(name), None) for name in fields.get("ignore") or []]
     kv_cache = kv_cache_of(fields)
@@ -61,7 +61,7 @@ def parse(config: Config) -> ModelScheme:
     fields.finish()
     if not groups and layout in FP4_LAYOUTS:
         scheme = StoredScheme.of(FP4_LAYOUTS[layout], storage(layout))
-        return ModelScheme("compressed-tensors", scheme, tuple(rules), True, kv_cache, transforms)
+        return ModelScheme("compressed-tensors", scheme, tuple(rules), True, kv_cache, transforms, sparsity)
     if not groups and kv_cache is None and not transforms:
         raise CheckpointError("compressed-tensors config without config_groups", "fix config.json")
     by_class: list[Rule] = []
@@ -75,10 +75,15 @@ def parse(config: Config) -> ModelScheme:
             rule = _rule(str(target), scheme)
             (by_class if rule.mode == "class" else rules).append(rule)
         own.finish()
-    return ModelScheme("compressed-tensors", None, (*rules, *by_class), True, kv_cache, transforms)
+    return ModelScheme("compressed-tensors", None, (*rules, *by_class), True, kv_cache, transforms, sparsity)
 
 
-def _refuse_sparsity(fields: Fields) -> None:
+def _sparsity(fields: Fields) -> str:
+    """What vLLM refuses of weights with zeros: stored densely they are read like any other, and served by this plugin.
+
+    Raises:
+        CheckpointError: the zeros are not stored.
+    """
     sparsity = fields.get("sparsity_config") or {}
     layout = sparsity.get("format", "dense") if isinstance(sparsity, Mapping) else sparsity
     if layout not in ("dense", None):
@@ -86,6 +91,8 @@ def _refuse_sparsity(fields: Fields) -> None:
             f"quantization_config.sparsity_config: format {layout!r} is not read",
             "requantize the model without sparsity",
         )
+    targets = sparsity.get("targets") if isinstance(sparsity, Mapping) else None
+    return f"a sparsity_config with targets ({sparsity.get('sparsity_structure')})" if targets else ""
 
 
 def _rule(target: str, scheme: StoredScheme | None) -> Rule:

@@ -22,24 +22,41 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from vllm_quant_kernels import env
 from vllm_quant_kernels.scheme import E4M3, E5M2, PER_CHANNEL, PER_TENSOR, Int, WeightScheme
 from vllm_quant_plugin.errors import UsageError
-from vllm_quant_plugin.formats.base import FLOATS, INDICES, Format, Headers, Provenance, ShardStep, TensorSpec
+from vllm_quant_plugin.formats.base import (
+    FLOATS,
+    INDICES,
+    Format,
+    Headers,
+    Kind,
+    Provenance,
+    ShardStep,
+    TensorSpec,
+    mixed_precision_kernel,
+)
 from vllm_quant_plugin.formats.compressed_tensors.config import FP4_LAYOUTS, parse, storage, write
+from vllm_quant_plugin.formats.compressed_tensors.in_tree import (
+    embedding_in_tree,
+    experts_in_tree,
+    linear_in_tree,
+    reaches_the_kernels,
+)
 from vllm_quant_plugin.formats.compressed_tensors.transforms import in_tree
 from vllm_quant_plugin.formats.eight_bit import (
+    CHANNEL_FP8_KERNEL,
     FP8_DTYPE,
     block_rows,
     eight_bit_bytes,
     eight_bit_step,
-    fp8_in_tree,
     holds_eight_bit,
     input_scale,
     input_zero_point,
     static_input_bytes,
     weight_shape,
 )
-from vllm_quant_plugin.formats.fp4 import fp4_bytes, fp4_step
+from vllm_quant_plugin.formats.fp4 import fp4_bytes, fp4_step, fp4_tensors
 from vllm_quant_plugin.formats.host import Host
 from vllm_quant_plugin.formats.words import dense_words, padded_words
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
@@ -50,13 +67,15 @@ if TYPE_CHECKING:
     from vllm_quant_kernels.canonical import CanonicalWeight
     from vllm_quant_plugin.formats.base import Tensors
 
-_METHODS = {"float-quantized": "vqp_fp8", "int-quantized": "vqp_int8"}
+_MIXED = "vqp_compressed_tensors"
+_METHODS = {"float-quantized": "vqp_fp8", "int-quantized": "vqp_int8", "pack-quantized": _MIXED}
 
 
 class CompressedTensorsFormat(Format):
     name: ClassVar[str] = "compressed-tensors"
     methods: ClassVar[tuple[str, ...]] = ("compressed-tensors",)
-    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8", "vqp_int8", "vqp_compressed_tensors")
+    vllm_methods: ClassVar[tuple[str, ...]] = ("vqp_fp8", "vqp_int8", _MIXED)
+    mixed_method: ClassVar[str | None] = _MIXED
     leaves: ClassVar[tuple[str, ...]] = (
         "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", "weight_shape", "input_scale",
         "input_zero_point",
@@ -90,11 +109,7 @@ class CompressedTensorsFormat(Format):
         if layout == "pack-quantized":
             return _packed_tensors(scheme, n, k)
         if layout in FP4_LAYOUTS:
-            groups = -(-k // scheme.group_size)
-            return {
-                "weight_packed": TensorSpec(((n, k // 2),), ("uint8",)),
-                "weight_scale": TensorSpec(((n, groups),), ("uint8", "float8_e4m3fn")),
-            }
+            return fp4_tensors(scheme, n, k, "weight_packed")
         return _plain_tensors(scheme, n, k)
 
     def holds(self, scheme: StoredScheme, headers: Headers) -> bool:
@@ -126,24 +141,26 @@ class CompressedTensorsFormat(Format):
     def transforms_in_tree(self, model: ModelScheme, host: Host) -> str | None:
         return in_tree(model, host)
 
-    def transforms_method(self) -> str | None:
-        return "vqp_compressed_tensors"
-
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
-        layout = scheme.storage["layout"]
-        if layout == "float-quantized":
-            return fp8_in_tree(scheme, host)
-        if layout == "int-quantized":
-            if scheme.activation is None:
-                return "compressed-tensors W8A16 int-quantized"
-            return None if scheme.group_size in (PER_CHANNEL, PER_TENSOR) else "INT8 W8A8 with grouped weights"
-        if layout != "pack-quantized":
-            return f"{scheme.describe()} on a CPU" if host.device == "cpu" else None
-        if host.lacks_avx512:
-            return "pack-quantized on a CPU without AVX-512"
-        if host.device == "cpu" and scheme.bits != 4:
-            return f"pack-quantized with {scheme.bits} bits on a CPU (4 only)"
-        return "act-order with groups" if scheme.act_order and scheme.group_size != PER_CHANNEL else None
+        return linear_in_tree(scheme, host)
+
+    def refused_in_tree(self, scheme: StoredScheme, host: Host, kind: Kind, n: int = 0, k: int = 0) -> str | None:
+        if kind == "experts":
+            return experts_in_tree(scheme, host)
+        if kind == "embedding":
+            return embedding_in_tree(scheme, host)
+        return linear_in_tree(scheme, host, n, k)
+
+    def in_tree_kernel(self, scheme: StoredScheme, host: Host, kind: Kind) -> str:
+        if host.device != "cpu":
+            return ""
+        by_layout = {"int-quantized": "CPUInt8ScaledMMLinearKernel", "float-quantized": CHANNEL_FP8_KERNEL}
+        return by_layout.get(scheme.storage["layout"], mixed_precision_kernel(host))
+
+    def kernel_helps(self, scheme: StoredScheme, host: Host, kind: Kind) -> bool:
+        """vLLM's list of kernels is asked for packed linear layers whose columns are in natural order."""
+        packed = scheme.storage["layout"] == "pack-quantized" and scheme.activation is None
+        return packed and _listed(host) and kind in ("linear", "lm_head") and reaches_the_kernels(scheme)
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:
         return fp4_step(scheme) if scheme.storage["layout"] in FP4_LAYOUTS else eight_bit_step(scheme)
@@ -186,6 +203,14 @@ class CompressedTensorsFormat(Format):
 
     def pack(self, weight: CanonicalWeight, scheme: StoredScheme) -> dict[str, torch.Tensor]:
         return (_pack_words if scheme.storage["layout"] == "pack-quantized" else _pack_plain)(weight, scheme)
+
+
+def _listed(host: Host) -> bool:
+    """Whether this plugin's kernel is in vLLM's list."""
+    try:
+        return host.device == "cpu" and env.choice("VQP_LINEAR_KERNELS") != "off"
+    except env.SettingError:
+        return True  # vLLM's start refuses the value
 
 
 def _layout_for(scheme: StoredScheme) -> str:

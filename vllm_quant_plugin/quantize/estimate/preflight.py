@@ -8,9 +8,10 @@ from typing import Any
 
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import OutputError, UsageError
-from vllm_quant_plugin.formats import Host, get_format, parse_quantization_config, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.formats.host import DeviceType
 from vllm_quant_plugin.formats.registry import legal_tp
+from vllm_quant_plugin.formats.verdict import Verdict, check_output, named_parts
 from vllm_quant_plugin.inspect import kernel_name
 from vllm_quant_plugin.progress import in_words
 from vllm_quant_plugin.quantize.estimate.cost import Duration, disk_needed, estimate_duration, memory_needed
@@ -19,7 +20,6 @@ from vllm_quant_plugin.quantize.io.config_writer import config_for
 from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, MODEL_DTYPES
 from vllm_quant_plugin.quantize.modules import QuantizedLinear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
-from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_plugin.sizes import format_size
 
 TP_SIZES = (1, 2, 4, 8)
@@ -101,11 +101,8 @@ def plan_run(
         after += KV_SCALE_BYTES * len({layer_of(m.name) for m in modules})
     weights = sum(s.out_features * s.in_features for s in sizes)
     model = parse_quantization_config(config_for(recipe, checkpoint, modules, "none:0"))
-    rejects = {
-        "cpu": why_in_tree_rejects(model, Host.local("cpu")),
-        "cuda": why_in_tree_rejects(model, Host("cuda")),
-    }
-    devices: tuple[DeviceType, ...] = ("cpu", "cuda")
+    parts = named_parts((m.name, m.scheme, m.out_features, m.in_features) for m in modules)
+    verdicts = check_output(model, parts, "the output")
     return Preflight(
         recipe=recipe.describe(),
         modules=sizes,
@@ -115,22 +112,23 @@ def plan_run(
         peak_memory_bytes=memory_needed(checkpoint, modules, recipe),
         disk_bytes=disk_needed(checkpoint, modules, recipe, after),
         tp_problems=_tensor_parallel_problems(modules),
-        stock_vllm=rejects,
-        served_by={device: _who_serves(model, modules, device, rejects[device]) for device in devices},
+        stock_vllm={device: verdict.in_tree for device, verdict in verdicts.items()},
+        served_by={device: _who_serves(verdict, modules, device) for device, verdict in verdicts.items()},
         seconds=None if measured is None else estimate_duration(checkpoint, modules, recipe, after, measured),
     )
 
 
-def _who_serves(
-    model: ModelScheme, modules: Sequence[QuantizedLinear], device: DeviceType, in_tree_rejects: str | None
-) -> str:
+def _who_serves(verdict: Verdict, modules: Sequence[QuantizedLinear], device: DeviceType) -> str:
     """Who serves the output and with which kernels, as ``inspect`` will report it."""
     names = (kernel_name(m.scheme, m.out_features, m.in_features, device) for m in modules)
     kernels = ", ".join(dict.fromkeys(names))
-    method = plugin_method(model)
-    if in_tree_rejects is None:
+    method = verdict.method
+    if verdict.server == "nobody":
+        return "nobody"
+    if verdict.server == "vllm":
         return "vLLM's own kernels" + (f"; with --quantization {method}: {kernels}" if method else "")
-    return f"{method}: {kernels}" if method else f"compressed-tensors with this plugin's kernels: {kernels}"
+    claimed = verdict.claimed
+    return f"{claimed}: {kernels}" if claimed else f"compressed-tensors with this plugin's kernels: {kernels}"
 
 
 def check_room(plan: Preflight, disk_free: int, memory: int) -> None:

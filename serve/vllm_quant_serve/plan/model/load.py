@@ -12,8 +12,8 @@ from vllm_quant_plugin.architecture.families import describe
 from vllm_quant_plugin.architecture.headers import with_headers
 from vllm_quant_plugin.checkpoint import Checkpoint
 from vllm_quant_plugin.errors import CheckpointError
-from vllm_quant_plugin.formats import as_stored, parse_quantization_config
-from vllm_quant_plugin.formats.registry import has_experts
+from vllm_quant_plugin.formats.registry import stored_model
+from vllm_quant_plugin.formats.verdict import Part, parts_of
 from vllm_quant_plugin.online import quantizes_online
 from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.model.online import scheme_while_loading
@@ -30,14 +30,16 @@ class Model:
 
     Attributes:
         scheme: how the weights are stored or, with ``online``, quantized while they load; None for 16 bits.
-        experts: whether it is a mixture of experts.
+        parts: its quantized parts, of which each kind has methods of its own; empty with ``online``.
+        side_file: the file beside config.json that alone describes the quantization, "" where config.json does.
         notes: human-readable remarks on how it was read.
     """
 
     arch: ModelArch
     scheme: ModelScheme | None
     online: bool
-    experts: bool
+    parts: tuple[Part, ...]
+    side_file: str
     notes: tuple[str, ...]
 
     @property
@@ -63,10 +65,8 @@ def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Mo
         raise CheckpointError("config.json: expected a JSON object", "copy the file again")
     _refuse_endless(checkpoint.config)
     arch = describe(checkpoint.config)
-    config = checkpoint.quantization_config
-    scheme = parse_quantization_config(config) if config else None
+    scheme = stored_model(checkpoint)
     if checkpoint.tensors:
-        scheme = as_stored(scheme, checkpoint.modules()) if scheme is not None else None
         arch = with_headers(arch, checkpoint, scheme)
         if arch.guessed:
             notes.append(f"it has {arch.guessed}: the cache may be smaller than the plain attention that is assumed")
@@ -81,8 +81,8 @@ def load_model(request: PlanRequest, checkpoint: Checkpoint | None = None) -> Mo
     online = None if scheme is not None else _online_method(request)
     if online is not None:
         scheme = scheme_while_loading(online, request.quantization_config or {})
-    experts = bool(arch.experts) or has_experts(checkpoint.config)
-    return Model(arch, scheme, online is not None, experts, (*notes, *arch.notes))
+    parts = parts_of(checkpoint, scheme) if scheme is not None and online is None else []
+    return Model(arch, scheme, online is not None, tuple(parts), checkpoint.side_file, (*notes, *arch.notes))
 
 
 def _refuse_endless(config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vllm_quant_plugin.checkpoint import INDEX_NAME, Checkpoint, TensorInfo, read_checkpoint, read_json
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.side_config import read_side_config
 
 
 def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str]:
@@ -28,7 +29,7 @@ def read_model(model: str, revision: str | None = None) -> tuple[Checkpoint, str
         raise CheckpointError(f"{model}: has no config.json", "give the id of a model in transformers' format")
     tensors = hub_tensors(model, revision)
     note = "headers read from the Hub" if tensors else "the Hub is unreachable: weights are computed from config.json"
-    return Checkpoint(folder, read_json(config), tensors), note
+    return Checkpoint(folder, read_json(config), tensors, read_side_config(folder)), note
 
 
 def _quiet() -> None:

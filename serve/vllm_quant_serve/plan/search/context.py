@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vllm_quant_plugin.architecture.arch import ModelArch
 from vllm_quant_plugin.architecture.families.decoder import DTYPE_BYTES
 from vllm_quant_plugin.architecture.placement import Placement
 from vllm_quant_plugin.errors import NoFeasiblePlanError
-from vllm_quant_plugin.formats import Host, get_format, plugin_method, why_in_tree_rejects
+from vllm_quant_plugin.formats import Host, get_format
+from vllm_quant_plugin.formats.verdict import judge
 from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.devices.gpus import GIB
 from vllm_quant_serve.plan.devices.pool import DEFAULT_UTILIZATION, Devices
@@ -38,6 +40,7 @@ class Context:
         default_max_num_seqs: vLLM's default for these devices.
         residuals: actual minus planned overhead of earlier launches like this, see ``ledger``.
         dtype: of the activations; ``named_dtype`` where vLLM must be told.
+        needed_flags: flags without which the checkpoint does not start as it is.
         shortened: the planner reduced the length, because the full context does not fit.
     """
 
@@ -55,6 +58,7 @@ class Context:
     default_utilization: float
     version: str
     shortened: bool = False
+    needed_flags: Mapping[str, str] = field(default_factory=dict)
     residuals: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
     dtype: str = "bfloat16"
@@ -74,8 +78,11 @@ class Context:
 
 
 def quantization_name(scheme: ModelScheme | None, dtype: str, online: bool) -> str:
+    name = {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}[dtype]
     if scheme is None:
-        return {"bfloat16": "BF16", "float16": "FP16", "float32": "FP32"}[dtype]
+        return name
+    if not list(scheme.schemes()):
+        return f"{name}, {(scheme.kv_cache or '16-bit').upper()} KV cache ({scheme.method})"
     return f"{scheme.describe()} ({scheme.method}{', online' if online else ''})"
 
 
@@ -89,12 +96,28 @@ def served_by_plugin(model: Model, devices: Devices, quantization: str | None) -
         return ""
     device: Literal["cpu", "cuda"] = "cpu" if devices.is_cpu else "cuda"
     asked = scheme.method if model.online else quantization or ""
-    claimed = (
-        not asked
-        and plugin_method(scheme) is not None
-        and why_in_tree_rejects(scheme, Host.local(device), experts=model.experts)
-    )
+    claimed = not asked and judge(scheme, Host.local(device), model.parts).claimed
     return device if asked.startswith("vqp_") or asked == "int8" or claimed else ""
+
+
+def needed_flags(model: Model, devices: Devices, dtype: str) -> dict[str, str]:
+    """Flags of ``vllm serve`` without which the checkpoint does not start as it is.
+
+    ``--quantization`` where a file beside config.json alone describes the quantization; ``--kv-cache-dtype`` where it
+    asks for an FP8 KV cache that vLLM does not have on the host.
+
+    Args:
+        dtype: that vLLM serves in.
+    """
+    scheme, found = model.scheme, dict[str, str]()
+    if scheme is None or model.online:
+        return found
+    verdict = judge(scheme, Host.local("cpu" if devices.is_cpu else "cuda"), model.parts)
+    if model.side_file and scheme.method in ("awq", "gptq"):
+        found["--quantization"] = scheme.method if verdict.in_tree is None else verdict.method or scheme.method
+    if verdict.kv_cache_dtype:
+        found["--kv-cache-dtype"] = "float16" if dtype == "float16" else verdict.kv_cache_dtype
+    return found
 
 
 def with_scheme(context: Context, scheme: ModelScheme | None) -> Context:
@@ -135,7 +158,9 @@ def load_context(request: PlanRequest, model: Model, devices: Devices) -> Contex
     batched, sequences = limited_batch(request, devices, arch, length, 1)
     if length > arch.max_position:
         notes.append(f"--max-model-len {length} is beyond the model's {arch.max_position}; vLLM may refuse it")
-    kv_dtype = request.kv_cache_dtype or (scheme.kv_cache if scheme is not None and scheme.kv_cache else "auto")
+    needed = needed_flags(model, devices, dtype)
+    stored_kv = scheme.kv_cache if scheme is not None and scheme.kv_cache else "auto"
+    kv_dtype = request.kv_cache_dtype or needed.get("--kv-cache-dtype", stored_kv)
     flights = 1 if devices.is_cpu else 2  # asynchronous scheduling is the default on GPUs only
     kv = KvSettings(
         dtype=kv_dtype, itemsize=itemsize, block_size=block_size(request, devices, arch), in_flight=batched * flights,
@@ -154,6 +179,7 @@ def load_context(request: PlanRequest, model: Model, devices: Devices) -> Contex
         quantization_name(scheme, dtype, model.online), sequences, batched, DEFAULT_UTILIZATION, version,
         residuals=known, notes=tuple(notes), dtype=dtype,
         named_dtype=request.dtype != "auto" or dtype not in ("bfloat16", arch.dtype),
+        needed_flags=needed,
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def _flags(context: Context, best: Evaluated, fit: Fit) -> dict[str, str]:
     overrides = {"quantization_config": request.quantization_config} if request.quantization_config else None
     wanted: dict[str, object] = {
         "--revision": request.revision,
-        "--quantization": request.quantization,
+        "--quantization": request.quantization or context.needed_flags.get("--quantization"),
         "--hf-overrides": json.dumps(overrides) if overrides else None,
         "--dtype": context.dtype if context.named_dtype else None,
         "--tensor-parallel-size": place.tp if place.tp > 1 else None,
