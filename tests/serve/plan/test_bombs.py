@@ -133,7 +133,7 @@ def bomb(monkeypatch, code):
 @pytest.mark.parametrize("code", ["bytearray(4 << 30)", "x = [0]\nwhile True: x += x", "import os; os.abort()"])
 def test_a_memory_bomb_ends_alone(monkeypatch, code):
     bomb(monkeypatch, code)
-    answer = asyncio.run(http.ask(b"{}"))
+    answer = asyncio.run(http.ask(b"{}", seconds=120))
     assert answer.status_code == 422
     assert "MiB" in json.loads(answer.body)["error"]["message"]
 
