@@ -14,10 +14,14 @@ DENSE = {
     "phi3": "Phi3ForCausalLM", "starcoder2": "Starcoder2ForCausalLM", "olmo2": "Olmo2ForCausalLM",
     "glm4": "Glm4ForCausalLM", "cohere2": "Cohere2ForCausalLM", "granite": "GraniteForCausalLM",
     "stablelm": "StableLmForCausalLM", "gpt_neox": "GPTNeoXForCausalLM", "smollm3": "SmolLM3ForCausalLM",
+    "gemma": "GemmaForCausalLM", "cohere": "CohereForCausalLM", "glm": "GlmForCausalLM", "olmo": "OlmoForCausalLM",
+    "phi": "PhiForCausalLM", "exaone4": "Exaone4ForCausalLM", "nemotron": "NemotronForCausalLM",
+    "seed_oss": "SeedOssForCausalLM", "olmo3": "Olmo3ForCausalLM", "ernie4_5": "Ernie4_5ForCausalLM",
 }  # fmt: skip
 EXPERTS = {
     "mixtral": "MixtralForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
     "granitemoe": "GraniteMoeForCausalLM", "olmoe": "OlmoeForCausalLM", "glm4_moe": "Glm4MoeForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM", "gpt_oss": "GptOssForCausalLM", "minimax_m2": "MiniMaxM2ForCausalLM",
 }  # fmt: skip
 NESTED = {
     "llava": ("LlavaForConditionalGeneration", "llama"),
@@ -37,9 +41,9 @@ def generate(rng: random.Random, count: int) -> list[tuple[str, Config, str | No
         config = {"dense": _dense, "experts": _experts, "nested": _nested}[kind](rng)
         text = config.get("text_config", config)
         method = ""
-        if rng.random() < 0.65 and kind != "experts" and config["model_type"] != "gpt_neox":
-            method = rng.choice(sorted(_METHODS))
-            root = {"dense": "model", "nested": "language_model.model"}[kind]
+        if rng.random() < 0.65 and config["model_type"] not in _NOT_QUANTIZED:
+            method = rng.choice(_OF_EXPERTS if kind == "experts" else sorted(_METHODS))
+            root = "language_model.model" if kind == "nested" else "model"
             stored = config["quantization_config"] = _METHODS[method](rng, root, text.get("num_hidden_layers", 4))
             if config["model_type"] == "stablelm":  # vLLM maps no fused names there and would quantize the layer
                 stored.pop("modules_to_not_convert", None)
@@ -53,7 +57,8 @@ def _text(rng: random.Random, model_type: str) -> Config:
     heads, kv_heads = rng.choice(HEADS)
     head_dim = rng.choice((32, 64, 128))
     own_dim = model_type in ("llama", "mistral", "qwen3", "gemma2", "gemma3_text", "glm4", "qwen3_moe", "glm4_moe",
-                             "mixtral", "smollm3")  # fmt: skip
+                             "mixtral", "smollm3", "gemma", "glm", "exaone4", "nemotron", "seed_oss", "ernie4_5",
+                             "minimax_m2", "gpt_oss")  # fmt: skip
     hidden = rng.choice((256, 512, 1024, 2048)) if own_dim and rng.random() < 0.5 else heads * head_dim
     layers = rng.randint(2, 6)
     config: Config = {
@@ -97,6 +102,16 @@ def _gemma(rng: random.Random, config: Config) -> None:
     if rng.random() < 0.5:
         kinds = ("sliding_attention", "full_attention")
         config["layer_types"] = [rng.choice(kinds) for _ in range(config["num_hidden_layers"])]
+
+
+def _gemma_one(rng: random.Random, config: Config) -> None:
+    config["hidden_act"] = "gelu_pytorch_tanh"
+
+
+def _gemma_layers(rng: random.Random, config: Config) -> None:
+    config["sliding_window"] = 512
+    kinds = ("sliding_attention", "full_attention")
+    config["layer_types"] = [rng.choice(kinds) for _ in range(config["num_hidden_layers"])]
 
 
 def _cohere(rng: random.Random, config: Config) -> None:
@@ -162,6 +177,41 @@ def _glm4_moe(rng: random.Random, config: Config) -> None:
     config["n_group"], config["topk_group"] = 1, 1
     config["use_qk_norm"] = rng.random() < 0.5
     config["attention_bias"] = rng.random() < 0.5
+
+
+def _deepseek(rng: random.Random, config: Config) -> None:
+    config.pop("num_key_value_heads")
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    config["q_lora_rank"] = rng.choice((None, 256))
+    config["kv_lora_rank"] = 512
+    config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"] = 128, 64, 128
+    config["n_routed_experts"] = rng.choice((8, 16))
+    config["n_shared_experts"] = rng.choice((1, 2))
+    config["num_experts_per_tok"] = 2
+    config["n_group"], config["topk_group"] = 1, 1
+    config["topk_method"] = "noaux_tc"
+    config["moe_intermediate_size"] = rng.choice((128, 256, 512))
+    config["first_k_dense_replace"] = rng.choice((0, 1))
+
+
+def _gpt_oss(rng: random.Random, config: Config) -> None:
+    config["num_local_experts"] = rng.choice((4, 8))
+    config["num_experts_per_tok"] = 2
+    config["sliding_window"] = 128
+
+
+def _minimax(rng: random.Random, config: Config) -> None:
+    config["num_local_experts"] = rng.choice((8, 16))
+    config["num_experts_per_tok"] = 2
+    config["use_qk_norm"] = True
+    config["rotary_dim"] = config["head_dim"]
+    config["use_routing_bias"], config["scoring_func"] = True, "sigmoid"
+
+
+def _phi(rng: random.Random, config: Config) -> None:
+    config.pop("rms_norm_eps")
+    config["num_key_value_heads"] = config["num_attention_heads"]
+    config["partial_rotary_factor"] = 0.5
 
 
 def _experts(rng: random.Random) -> Config:
@@ -293,7 +343,7 @@ def _int8(rng: random.Random, root: str, layers: int) -> Config:
 
 def _fp8_channel(rng: random.Random, root: str, layers: int) -> Config:
     dynamic = rng.random() < 0.5
-    weights = _group(8, "float", "channel" if dynamic else rng.choice(("channel", "tensor")), None)
+    weights = _group(8, "float", "channel" if dynamic else "tensor", None)
     group = {"targets": ["Linear"], "weights": weights,
              "input_activations": _activation(8, "float", dynamic)}  # fmt: skip
     return _tensors("float-quantized", {"group_0": group}, _ignored(rng))
@@ -303,9 +353,13 @@ _SPECIAL = {
     "llama": _llama, "mistral": _mistral, "qwen2": _qwen, "qwen3": _qwen, "gemma2": _gemma, "gemma3_text": _gemma,
     "cohere2": _cohere, "phi3": _phi3, "stablelm": _stablelm, "gpt_neox": _neox, "mixtral": _mixtral,
     "qwen2_moe": _qwen_moe, "qwen3_moe": _qwen_moe, "granitemoe": _granite_moe, "olmoe": _olmoe,
-    "glm4_moe": _glm4_moe,
+    "glm4_moe": _glm4_moe, "gemma": _gemma_one, "deepseek_v3": _deepseek, "gpt_oss": _gpt_oss, "minimax_m2": _minimax,
+    "phi": _phi, "olmo3": _gemma_layers,
 }  # fmt: skip
 _METHODS = {
     "awq": _awq, "gptq": _gptq, "fp8_block": _fp8_block, "fp8": _fp8_tensor, "packed": _packed, "int8": _int8,
     "fp8_channel": _fp8_channel,
 }  # fmt: skip
+# vLLM builds these through code that does not know which of their modules a method has quantized.
+_NOT_QUANTIZED = ("gpt_neox", "gpt_oss")
+_OF_EXPERTS = ["fp8_block", "fp8", "fp8_channel", "packed", "gptq", "awq"]

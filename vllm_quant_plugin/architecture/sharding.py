@@ -102,7 +102,7 @@ def refusals(
     if arch.expert_limit and tp > arch.experts:
         yield f"more ranks ({tp}) than experts ({arch.experts})"
     yield from _mixed_parts(arch, scheme_of)
-    if tp > 1:
+    if tp > 1 or arch.experts:
         yield from _scheme_refusals(arch, scheme_of, place, plugin)
         yield from _transform_refusals(arch, online, tp, plugin)
 
@@ -140,7 +140,8 @@ def _scheme_refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, plu
     for parameter in arch.parameters():
         if not parameter.linear or len(parameter.shape) != 2:
             continue
-        if parameter.role.startswith("expert") and place.expert_parallel:
+        expert = parameter.role.startswith("expert")
+        if (expert and place.expert_parallel) or (place.tp == 1 and not expert):
             continue
         leaf = parameter.module.rpartition(".")[2]
         scheme = scheme_of(parameter.module)
@@ -185,6 +186,11 @@ def _shard_refusal(
             words and blocks. This plugin unpacks the matrix first and slices its rows anywhere, columns between groups.
     """
     out_features, in_features = parameter.shape
+    if packed_words and parameter.role.startswith("expert"):
+        inner, hidden = (
+            (out_features, in_features) if parameter.role == "expert_column" else (in_features, out_features)
+        )
+        scheme = get_format(scheme).expert_scheme(scheme, inner // tp, hidden)
     step = get_format(scheme).shard_step(scheme, in_features) if packed_words else canonical_step(scheme)
     if parameter.role in ("row", "expert_row") and in_features % tp == 0:
         if not fits_columns(step, in_features, tp):

@@ -247,9 +247,13 @@ class Format(ABC):
         """
         return self.stored_bytes(scheme, n, k)
 
-    def module_bytes(self, scheme: StoredScheme) -> int:
+    def module_bytes(self, scheme: StoredScheme, *, expert: bool = False) -> int:
         """Of ``in_tree_bytes``, what vLLM keeps once per module, also where it fuses several matrices into one."""
         return 0
+
+    def expert_scheme(self, scheme: StoredScheme, inner: int, hidden: int) -> StoredScheme:
+        """``scheme`` as vLLM keeps it for experts of which a rank holds ``inner`` features."""
+        return scheme
 
     def attention_bytes(self, itemsize: int, scale: int) -> int:
         """Bytes of the cache scales that vLLM's method gives each attention layer while the model loads.

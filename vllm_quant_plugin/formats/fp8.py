@@ -10,6 +10,7 @@ transformers writes ``weight_scale_inv`` for a scale per tensor as well, and ``a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,6 +26,7 @@ from vllm_quant_plugin.formats.eight_bit import (
     fp8_in_tree,
     holds_eight_bit,
     input_scale,
+    static_input_bytes,
     weight_shape,
 )
 from vllm_quant_plugin.formats.fields import Enumeration, Fields, check_block
@@ -45,6 +47,7 @@ FLOAT_TYPE = Enumeration(
 # "ue8m0" says that scales are powers of two: they are stored as the floats that they are all the same.
 SCALE_FORMAT = Enumeration({"float": "float", "ue8m0": "ue8m0"}, exact=True)
 ACTIVATION_SCHEME = Enumeration({"dynamic": "dynamic", "static": "static"})
+_LEAST_BLOCK = 32
 
 
 class Fp8Format(Format):
@@ -141,6 +144,16 @@ class Fp8Format(Format):
 
     def in_tree_bytes(self, scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int) -> int:
         return eight_bit_bytes(scheme, n, k, full_k)
+
+    def module_bytes(self, scheme: StoredScheme, *, expert: bool = False) -> int:
+        return static_input_bytes(scheme) if expert else 0
+
+    def expert_scheme(self, scheme: StoredScheme, inner: int, hidden: int) -> StoredScheme:
+        """vLLM refines blocks that the ranks' features cut, down to 32 (``refine_fp8_moe_block_shape``)."""
+        if scheme.block is None or (inner % scheme.block[0] == 0 and inner % scheme.block[1] == 0):
+            return scheme
+        step = math.gcd(*scheme.block, inner, hidden)
+        return scheme if step < _LEAST_BLOCK else replace(scheme, block=(step, step), group_size=step)
 
     def attention_bytes(self, itemsize: int, scale: int) -> int:
         """Scales of q, k, v and the attention weights, in the model's dtype."""

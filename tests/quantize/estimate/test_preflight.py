@@ -7,16 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from vllm_quant_plugin.architecture.families import describe
+from vllm_quant_plugin.architecture.headers import with_headers
+from vllm_quant_plugin.architecture.placement import Placement
+from vllm_quant_plugin.architecture.sharding import TP_SIZES
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.errors import CheckpointError, OutputError, UsageError
-from vllm_quant_plugin.formats import Host
+from vllm_quant_plugin.formats import Host, parse_quantization_config
 from vllm_quant_plugin.quantize.algorithm import get_algorithm
 from vllm_quant_plugin.quantize.api import make_recipe, preflight, quantize_model
 from vllm_quant_plugin.quantize.estimate.cost import layer_memory
 from vllm_quant_plugin.quantize.estimate.preflight import check_room
 from vllm_quant_plugin.quantize.modules import check_input
 from vllm_quant_plugin.quantize.reproduce import reproduce_model
+from vllm_quant_serve.plan.memory.weights import WeightModel
 
 DATA = {"samples": 2, "seq_len": 32}
 
@@ -51,8 +56,17 @@ def test_tensor_parallel_sizes_that_cut_groups_are_named(small_model: Path, tmp_
     # o_proj has 256 inputs: two groups of 128. down_proj has 768: six.
     plan = preflight(small_model, tmp_path / "out", make_recipe("awq", level="4bit-128g"))
     assert set(plan.tp_problems) == {4, 8}
-    assert "model.layers.0.self_attn.o_proj" in plan.tp_problems[4]
-    assert not preflight(small_model, tmp_path / "out", make_recipe("int8")).tp_problems
+    assert plan.tp_problems[4] == "o_proj 256/4 = 64 is not a multiple of group 128; TP 2 works"
+
+
+def test_the_dry_run_lists_the_sizes_that_plan_allows(small_model: Path, tmp_path: Path) -> None:
+    for recipe in (make_recipe("int8"), make_recipe("rtn", level="4bit-128g")):
+        listed = {tp for tp in TP_SIZES if tp not in preflight(small_model, tmp_path / "out", recipe).tp_problems}
+        quantize_model(small_model, tmp_path / recipe.method, recipe)
+        done = read_checkpoint(tmp_path / recipe.method)
+        scheme = parse_quantization_config(done.quantization_config)
+        weights = WeightModel(with_headers(describe(done.config), done, scheme), scheme, 2)
+        assert listed == {tp for tp in TP_SIZES if not any(weights.refusals(Placement(tp)))}
 
 
 def test_stock_vllm_is_predicted(small_model: Path, tmp_path: Path) -> None:

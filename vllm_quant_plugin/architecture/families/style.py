@@ -205,6 +205,7 @@ STYLES: dict[str, Style] = {
         mlp_bias=no,
         qk_norm="head",
         norms=("post_attention_layernorm", "post_feedforward_layernorm"),
+        window="exaone4",
     ),
     "nemotron": Style(norm_bias=True, gated=False, mlp_names=("", "up_proj", "down_proj"), window="none"),
     "ernie4_5": Style(qkv_bias=key("use_bias"), o_bias=key("use_bias"), mlp_bias=key("use_bias"), window="none"),
@@ -277,7 +278,6 @@ STYLES: dict[str, Style] = {
     "glm4": Style(
         o_bias=no,
         mlp_bias=no,
-        mlp_names=_GATE_UP,
         window="none",
         norms=("input_layernorm", "post_attention_layernorm", "post_self_attn_layernorm", "post_mlp_layernorm"),
     ),

@@ -56,7 +56,7 @@ def alternating(reader: Reader, layers: int) -> Windows:
 
 
 def pattern(reader: Reader, layers: int) -> Windows:
-    """Every ``sliding_window_pattern``-th layer is full (Gemma 3, Command R7B)."""
+    """Every ``sliding_window_pattern``-th layer is full (Gemma 3, Command R7B, EXAONE 4)."""
     if reader.has("layer_types"):
         return layer_types(reader, layers)
     window, step = _window(reader), reader.integer("sliding_window_pattern", default=6, limit="layers")
@@ -81,5 +81,6 @@ RULES: dict[str, Callable[[Reader, int], Windows]] = {
     "alternating": alternating,
     "gemma3": pattern,
     "cohere2": pattern,
+    "exaone4": pattern,
     "llama4": llama4,
 }

@@ -176,11 +176,11 @@ class CompressedTensorsFormat(Format):
         order = 4 * k if scheme.act_order else 0
         return n * 4 * dense_words(k, scheme.bits) + groups * (zeros + n * itemsize) + order + 16
 
-    def module_bytes(self, scheme: StoredScheme) -> int:
+    def module_bytes(self, scheme: StoredScheme, *, expert: bool = False) -> int:
         layout = scheme.storage["layout"]
         if layout == "pack-quantized":
             return 16
-        return static_input_bytes(scheme) if layout == "int-quantized" else 0
+        return static_input_bytes(scheme) if expert or layout == "int-quantized" else 0
 
     def attention_bytes(self, itemsize: int, scale: int) -> int:
         """Scales of q, k and v in float32 and zero points in the model's dtype."""

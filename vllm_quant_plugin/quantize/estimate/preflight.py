@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from vllm_quant_plugin.architecture.sharding import TP_SIZES, tp_refusals
 from vllm_quant_plugin.checkpoint import Checkpoint
-from vllm_quant_plugin.errors import OutputError, UsageError
+from vllm_quant_plugin.errors import CheckpointError, NoFeasiblePlanError, OutputError, UsageError
 from vllm_quant_plugin.formats import get_format, parse_quantization_config
 from vllm_quant_plugin.formats.host import DeviceType
-from vllm_quant_plugin.formats.registry import legal_tp
 from vllm_quant_plugin.formats.verdict import Verdict, check_output, named_parts
 from vllm_quant_plugin.inspect import kernel_name
 from vllm_quant_plugin.progress import in_words
@@ -20,11 +20,8 @@ from vllm_quant_plugin.quantize.io.config_writer import config_for
 from vllm_quant_plugin.quantize.io.storage import KV_SCALE_BYTES, MODEL_DTYPES
 from vllm_quant_plugin.quantize.modules import QuantizedLinear, layer_of
 from vllm_quant_plugin.quantize.recipe import Recipe
+from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_plugin.sizes import format_size
-
-TP_SIZES = (1, 2, 4, 8)
-# Modules that vLLM splits along their input; the others are split along their output.
-ROW_PARALLEL = ("o_proj", "out_proj", "down_proj", "w2", "dense", "dense_4h_to_h", "c_proj", "fc2")
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Preflight:
         bytes_after: of all tensors; exact.
         peak_memory_bytes: an upper estimate for the process.
         disk_bytes: needed while running, temporary files included; an upper estimate.
-        tp_problems: tensor-parallel size -> modules whose shards would cut a group.
+        tp_problems: tensor-parallel size -> why it is refused.
         stock_vllm: device -> why vLLM without this plugin does not serve it, None when it does.
         served_by: device -> who serves it with this plugin installed, and with which kernels.
         seconds: wall time on this machine as busy as it was when it was measured; None where it was not.
@@ -60,7 +57,7 @@ class Preflight:
     bits_per_weight: float
     peak_memory_bytes: int
     disk_bytes: int
-    tp_problems: dict[int, tuple[str, ...]]
+    tp_problems: dict[int, str]
     stock_vllm: dict[str, str | None]
     served_by: dict[str, str] = field(default_factory=dict)
     seconds: Duration | None = None
@@ -80,11 +77,20 @@ def _module_sizes(modules: Sequence[QuantizedLinear]) -> tuple[ModuleSize, ...]:
     )  # fmt: skip
 
 
-def _tensor_parallel_problems(modules: Sequence[QuantizedLinear]) -> dict[int, tuple[str, ...]]:
-    """Tensor-parallel size -> row-parallel modules whose shards would cut a group."""
-    rows = [m for m in modules if m.name.rpartition(".")[2] in ROW_PARALLEL]
-    found = {tp: tuple(m.name for m in rows if not legal_tp(m.scheme, m.in_features, (tp,))) for tp in TP_SIZES}
-    return {tp: names for tp, names in found.items() if names}
+def _tensor_parallel_problems(
+    checkpoint: Checkpoint, model: ModelScheme, verdicts: Mapping[DeviceType, Verdict]
+) -> dict[int, str]:
+    """Tensor-parallel size -> why whoever serves the output on one of the devices refuses it, by the rules of ``plan``."""
+    served = {verdict.claimed is not None for verdict in verdicts.values()}
+    stored = parse_quantization_config(checkpoint.quantization_config) if checkpoint.quantization_config else None
+    problems: dict[int, str] = {}
+    for plugin in sorted(served):
+        try:
+            found = tp_refusals(checkpoint, stored, model, plugin=plugin)
+        except (CheckpointError, NoFeasiblePlanError) as error:
+            found = dict.fromkeys(TP_SIZES, error.message)
+        problems = {**{tp: why for tp, why in found.items() if why}, **problems}
+    return dict(sorted(problems.items()))
 
 
 def plan_run(
@@ -111,7 +117,7 @@ def plan_run(
         bits_per_weight=round(8 * sum(s.bytes_after for s in sizes) / weights, 4),
         peak_memory_bytes=memory_needed(checkpoint, modules, recipe),
         disk_bytes=disk_needed(checkpoint, modules, recipe, after),
-        tp_problems=_tensor_parallel_problems(modules),
+        tp_problems=_tensor_parallel_problems(checkpoint, model, verdicts),
         stock_vllm={device: verdict.in_tree for device, verdict in verdicts.items()},
         served_by={device: _who_serves(verdict, modules, device) for device, verdict in verdicts.items()},
         seconds=None if measured is None else estimate_duration(checkpoint, modules, recipe, after, measured),
@@ -171,9 +177,6 @@ def summary(plan: Preflight) -> str:
     lines += [f"  note: {note}" for note in plan.notes]
     lines += [f"  served on {device} by {who}" for device, who in plan.served_by.items()]
     legal = [str(tp) for tp in TP_SIZES if tp not in plan.tp_problems]
-    lines.append(f"  tensor-parallel sizes: {', '.join(legal)}")
-    for tp, names in plan.tp_problems.items():
-        lines.append(
-            f"  note: TP {tp} would cut groups of {names[0]}" + (f" and {len(names) - 1} more" * (len(names) > 1))
-        )
+    lines.append(f"  tensor-parallel sizes: {', '.join(legal) or 'none'}")
+    lines += [f"  note: not TP {tp}: {why}" for tp, why in plan.tp_problems.items()]
     return "\n".join(lines)

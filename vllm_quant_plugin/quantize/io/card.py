@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from vllm_quant_plugin.architecture.sharding import TP_SIZES
 from vllm_quant_plugin.evaluate.quality import unmeasured_quality
 from vllm_quant_plugin.quantize.estimate.preflight import Preflight
 from vllm_quant_plugin.quantize.io.report import QuantizeReport
@@ -31,7 +32,7 @@ def model_card(report: QuantizeReport, plan: Preflight) -> str:
     name, source = Path(report.output).name, Path(report.model).name
     served = [device for device, reason in plan.stock_vllm.items() if reason is None]
     alone = f"vLLM also serves it without the plugin on: {', '.join(served)}." if served else "It needs the plugin."
-    legal = [str(tp) for tp in (1, 2, 4, 8) if tp not in plan.tp_problems]
+    legal = [str(tp) for tp in TP_SIZES if tp not in plan.tp_problems]
     lines = [
         "---",
         "library_name: vllm",
@@ -44,7 +45,7 @@ def model_card(report: QuantizeReport, plan: Preflight) -> str:
         f"- Recipe: {report.recipe.describe()}",
         f"- Tensors: {format_size(report.bytes_before)} before, {format_size(report.bytes_after)} after"
         f" ({report.bits_per_weight:.2f} bits per quantized weight, {report.modules} modules)",
-        f"- Tensor-parallel sizes that keep groups whole: {', '.join(legal)}",
+        f"- Tensor-parallel sizes: {', '.join(legal)}",
     ]
     if report.recipe.rules:
         lines += _bits_table(report, plan)

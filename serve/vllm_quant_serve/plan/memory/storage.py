@@ -63,8 +63,10 @@ def parameter_bytes(
     full_in = parameter.shape[1] if rows_cut else shape[1]
     if plugin:
         return count * kernel_bytes(scheme, shape[0], shape[1], full_in, itemsize, plugin)
-    form = get_format(scheme)
-    shared = form.module_bytes(scheme) if parameter.fused == "next" else 0
+    form, expert = get_format(scheme), parameter.role.startswith("expert")
+    if expert:
+        scheme = form.expert_scheme(scheme, *(shape if parameter.role == "expert_column" else reversed(shape)))
+    shared = form.module_bytes(scheme, expert=expert) if parameter.fused == "next" else 0
     return count * (form.in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize) - shared)
 
 
