@@ -186,10 +186,10 @@ def _shard_refusal(
             words and blocks. This plugin unpacks the matrix first and slices its rows anywhere, columns between groups.
     """
     out_features, in_features = parameter.shape
-    if packed_words and parameter.role.startswith("expert"):
-        inner, hidden = (
-            (out_features, in_features) if parameter.role == "expert_column" else (in_features, out_features)
-        )
+    expert = parameter.role.startswith("expert")
+    if packed_words and expert:
+        column = parameter.role == "expert_column"
+        inner, hidden = (out_features, in_features) if column else (in_features, out_features)
         scheme = get_format(scheme).expert_scheme(scheme, inner // tp, hidden)
     step = get_format(scheme).shard_step(scheme, in_features) if packed_words else canonical_step(scheme)
     if parameter.role in ("row", "expert_row") and in_features % tp == 0:
@@ -200,7 +200,7 @@ def _shard_refusal(
             yield f"{cut} {_not_whole(step.columns, step.columns_unit, scheme)}{works}"
     elif parameter.role in ("column", "kv", "expert_column"):
         shard = out_features // (min(tp, parameter.heads) if parameter.role == "kv" else tp)
-        rows = step.fused_rows if parameter.fused and step.fused_rows else step.rows
+        rows = step.fused_rows if parameter.fused and step.fused_rows and not expert else step.rows
         if shard % rows:
             yield f"{leaf} {out_features}/{tp} = {shard} {_not_whole(step.rows, step.rows_unit, scheme)}"
 

@@ -251,6 +251,14 @@ class Format(ABC):
         """Of ``in_tree_bytes``, what vLLM keeps once per module, also where it fuses several matrices into one."""
         return 0
 
+    def expert_bytes(self, scheme: StoredScheme, n: int, itemsize: int, *, first: bool) -> int:
+        """What vLLM keeps of an expert's (n, k) shard beyond ``in_tree_bytes``; below zero where it keeps less.
+
+        Args:
+            first: it is a module of its own, or the first of those that a module fuses.
+        """
+        return 0
+
     def expert_scheme(self, scheme: StoredScheme, inner: int, hidden: int) -> StoredScheme:
         """``scheme`` as vLLM keeps it for experts of which a rank holds ``inner`` features."""
         return scheme

@@ -197,6 +197,10 @@ class GptqFormat(Format):
         order = 4 * k if scheme.act_order else 0
         return n * 4 * dense_words(k, scheme.bits) + groups * (zeros + n * itemsize) + order
 
+    def expert_bytes(self, scheme: StoredScheme, n: int, itemsize: int, *, first: bool) -> int:
+        """vLLM gives quantized experts a bias, also where the checkpoint has none."""
+        return n * itemsize
+
     def store(self, scheme: StoredScheme) -> StoredScheme:
         refuse_unless_weight_only_int(scheme, "gptq", BITS)
         # v2 keeps zero points as they are; v1's "minus one" cannot say zero to every reader.

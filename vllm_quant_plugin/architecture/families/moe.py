@@ -79,7 +79,7 @@ def qwen(reader: Reader, layers: int, hidden: int) -> Moe:
     two_step = reader.text("model_type") == "qwen2_moe"
 
     def block(prefix: str) -> list[Parameter]:
-        found = [*parts.router(f"{prefix}.mlp.gate", count, hidden)]
+        found = [*parts.router(f"{prefix}.mlp.gate", count, hidden, linear=not two_step)]
         if shared or two_step:
             found.append(Parameter(f"{prefix}.mlp.shared_expert_gate.weight", (1, hidden), "replicated"))
         if shared:
@@ -187,7 +187,7 @@ def lfm2(reader: Reader, layers: int, hidden: int) -> Moe:
 
     def block(prefix: str) -> list[Parameter]:
         stem = f"{prefix}.feed_forward"
-        found = parts.router(f"{stem}.gate", count, hidden)
+        found = parts.router(f"{stem}.gate", count, hidden, linear=True)
         if reader.flag("use_expert_bias", default=True):
             found.append(parts.vector(f"{stem}.expert_bias", count, itemsize=4))
         return [*found, *parts.experts(stem, count, hidden, inner, names=("w1", "w3", "w2"))]

@@ -140,7 +140,9 @@ def experts(
     return found
 
 
-def router(name: str, experts_count: int, hidden: int, *, bias: bool = False, itemsize: int = 0) -> list[Parameter]:
-    """The gate: not quantized by vLLM's methods, whole on each rank."""
-    found = [Parameter(f"{name}.weight", (experts_count, hidden), "replicated", itemsize=itemsize)]
+def router(
+    name: str, experts_count: int, hidden: int, *, bias: bool = False, itemsize: int = 0, linear: bool = False
+) -> list[Parameter]:
+    """The gate: whole on each rank, and a scheme applies to it only where vLLM passes it on (``linear``)."""
+    found = [Parameter(f"{name}.weight", (experts_count, hidden), "replicated", itemsize=itemsize, linear=linear)]
     return [*found, Parameter(f"{name}.bias", (experts_count,), "replicated")] if bias else found

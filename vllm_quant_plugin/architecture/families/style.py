@@ -107,7 +107,13 @@ STYLES: dict[str, Style] = {
     "qwen3_moe": Style(ends="everywhere", qk_norm="head", mlp_bias=no, o_bias=no, window="none", moe="qwen"),
     "gemma": Style(ends="everywhere", mlp_bias=no, window="none", tied=True, defaults={"head_dim": 256}),
     "gemma2": Style(
-        ends="everywhere", norms=_GEMMA_NORMS, mlp_bias=no, window="alternating", tied=True, defaults={"head_dim": 256}
+        head="embedding",
+        ends="everywhere",
+        norms=_GEMMA_NORMS,
+        mlp_bias=no,
+        window="alternating",
+        tied=True,
+        defaults={"head_dim": 256},
     ),
     "gemma3_text": Style(
         ends="everywhere",

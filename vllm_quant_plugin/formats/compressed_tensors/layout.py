@@ -182,6 +182,11 @@ class CompressedTensorsFormat(Format):
             return 16
         return static_input_bytes(scheme) if expert or layout == "int-quantized" else 0
 
+    def expert_bytes(self, scheme: StoredScheme, n: int, itemsize: int, *, first: bool) -> int:
+        """The shape of packed experts has the model's dtype, not int64."""
+        packed = scheme.storage["layout"] == "pack-quantized"
+        return 2 * itemsize - 16 if packed and first else 0
+
     def attention_bytes(self, itemsize: int, scale: int) -> int:
         """Scales of q, k and v in float32 and zero points in the model's dtype."""
         return 3 * (scale + itemsize)

@@ -67,7 +67,9 @@ def parameter_bytes(
     if expert:
         scheme = form.expert_scheme(scheme, *(shape if parameter.role == "expert_column" else reversed(shape)))
     shared = form.module_bytes(scheme, expert=expert) if parameter.fused == "next" else 0
-    return count * (form.in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize) - shared)
+    own = form.in_tree_bytes(scheme, shape[0], shape[1], full_in, itemsize)
+    extra = form.expert_bytes(scheme, shape[0], itemsize, first=parameter.fused != "next") if expert else 0
+    return count * (own + extra - shared)
 
 
 def kernel_bytes(scheme: StoredScheme, n: int, k: int, full_k: int, itemsize: int, device: Server) -> int:
