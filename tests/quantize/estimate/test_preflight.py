@@ -56,7 +56,7 @@ def test_tensor_parallel_sizes_that_cut_groups_are_named(small_model: Path, tmp_
     # o_proj has 256 inputs: two groups of 128. down_proj has 768: six.
     plan = preflight(small_model, tmp_path / "out", make_recipe("awq", level="4bit-128g"))
     assert set(plan.tp_problems) == {4, 8}
-    assert plan.tp_problems[4] == "o_proj 256/4 = 64 is not a multiple of group 128; TP 2 works"
+    assert "is not a multiple of group 128; TP 2 works" in plan.tp_problems[4]
 
 
 def test_the_dry_run_lists_the_sizes_that_plan_allows(small_model: Path, tmp_path: Path) -> None:
