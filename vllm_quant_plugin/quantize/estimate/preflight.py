@@ -80,7 +80,7 @@ def _module_sizes(modules: Sequence[QuantizedLinear]) -> tuple[ModuleSize, ...]:
 def _tensor_parallel_problems(
     checkpoint: Checkpoint, model: ModelScheme, verdicts: Mapping[DeviceType, Verdict]
 ) -> dict[int, str]:
-    """Tensor-parallel size -> why whoever serves the output on one of the devices refuses it, by the rules of ``plan``."""
+    """Tensor-parallel size -> why whoever serves the output on one device refuses it, by the rules of ``plan``."""
     served = {verdict.claimed is not None for verdict in verdicts.values()}
     stored = parse_quantization_config(checkpoint.quantization_config) if checkpoint.quantization_config else None
     problems: dict[int, str] = {}
