@@ -49,6 +49,14 @@ class Column:
     prose: bool = False
 
 
+def without_empty(
+    columns: Sequence[Column], rows: Sequence[Sequence[object]]
+) -> tuple[list[Column], list[list[object]]]:
+    """The columns that hold something in any row, and the rows without the others."""
+    kept = [i for i in range(len(columns)) if any(row[i] not in (None, "", NOTHING) for row in rows)]
+    return [columns[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
 def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, chosen: int | None = None,
           total: bool = False, cards: bool = True, caption: str = "") -> Html:  # fmt: skip
     """A table; one of many columns becomes a card for each row on a narrow screen.

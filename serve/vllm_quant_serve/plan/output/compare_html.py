@@ -19,6 +19,7 @@ from vllm_quant_plugin.pages.markup import (
     section,
     table,
     tag,
+    without_empty,
 )
 from vllm_quant_serve.plan.output.html import short_name
 
@@ -41,8 +42,8 @@ def _verdict(rows: Sequence[Row], chosen: int | None) -> tuple[Html, str]:
     devices = f"{best.devices} device{'s' * (best.devices != 1)}"
     said = f" Fewest devices with the least expected loss: {best.method} on {devices}"
     original = rows[0]
-    if original.fits and original.devices is not None and best is not original:
-        said += f", where {original.method} needs {original.devices}"
+    if best is not original:
+        said += f", where {original.method} {f'needs {original.devices}' if original.fits else 'does not fit'}"
     return join(tag("strong", count), said, "."), "good" if all_fit else "warn"
 
 
@@ -61,7 +62,7 @@ def _table(rows: Sequence[Row], chosen: int | None) -> Html:
         body.append([name, figure(row.devices), sizes.show(row.weight_bytes_per_rank), figure(row.kv_tokens),
                      figure(None if row.tpot is None else row.tpot * 1e3, 1), figure(row.tokens_per_second),
                      row.loss])  # fmt: skip
-    return table(columns, body, chosen=chosen, caption="methods side by side")
+    return table(*without_empty(columns, body), chosen=chosen, caption="methods side by side")
 
 
 def _grouped(rows: Sequence[Row], text_of: Callable[[Row], str]) -> list[str]:

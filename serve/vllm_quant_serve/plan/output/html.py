@@ -21,6 +21,7 @@ from vllm_quant_plugin.pages.markup import (
     table,
     tag,
     tiles,
+    without_empty,
 )
 from vllm_quant_serve.plan.output.render import between, command_line, label_of, memory_parts, refused_lines, size
 from vllm_quant_serve.plan.types import Candidate, Interval, Plan
@@ -74,7 +75,10 @@ def _tiles(plan: Plan) -> Html:
         ]
     rows.append(("KV cache", figure(plan.kv_tokens.value), "tokens", _range(plan.kv_tokens)))
     if speed is None:
-        rows.append(("Longest request", figure(plan.max_model_len), "tokens", ""))
+        unit, _, name = size(plan.weight_bytes_per_rank).partition(" ")
+        rows.append(("Weights", unit, name, "per rank"))
+        rows.append(("Longest request", figure(plan.max_model_len), "tokens", "prompt and answer together"))
+        rows.append(("Cache holds", f"{plan.max_concurrency:,.4g}", "requests", "of the longest kind"))
     note = tag("p", "Times and throughput are roofline estimates, not measurements.", class_="note")
     return tag("div", join(tiles(rows), note if speed is not None else None))
 
@@ -101,9 +105,8 @@ def _memory(plan: Plan) -> Html:
 def _placements(plan: Plan) -> Html:
     """Every placement that fits, the chosen one marked; those that do not, folded."""
     fitting = [one for one in plan.candidates if one.feasible]
-    several = any(one.device for one in fitting)
     sizes = Sizes.of([one.weight_bytes_per_rank for one in fitting])
-    columns = [Column("placement"), *([Column("devices", prose=True)] if several else []),
+    columns = [Column("placement"), Column("devices", prose=True),
                Column(f"weights per rank, {sizes.unit}", number=True), Column("KV tokens", number=True),
                Column("ms per token", number=True), Column("tokens per second", number=True),
                Column("remark")]  # fmt: skip
@@ -112,12 +115,11 @@ def _placements(plan: Plan) -> Html:
     for i, one in enumerate(fitting):
         name = join(label_of(one), tag("span", "chosen", class_="tag")) if i == chosen else label_of(one)
         remark = "tight" if one.reason.endswith("tight") else "see notes" if one.change else ""
-        rows.append([name, *([one.device] if several else []), sizes.show(one.weight_bytes_per_rank),
-                     figure(one.kv_tokens), figure(None if one.tpot is None else one.tpot * 1e3, 1),
-                     figure(one.tokens_per_second), remark])  # fmt: skip
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
-    parts = [section("Placements that fit", table(columns, rows, chosen=chosen, caption="placements that fit"))]
+        rows.append([name, one.device, sizes.show(one.weight_bytes_per_rank), figure(one.kv_tokens),
+                     figure(None if one.tpot is None else one.tpot * 1e3, 1), figure(one.tokens_per_second),
+                     remark])  # fmt: skip
+    shown = table(*without_empty(columns, rows), chosen=chosen, caption="placements that fit")
+    parts = [section("Placements that fit", shown)]
     refused = refused_lines(plan.candidates)
     if refused:
         count = sum(not one.feasible for one in plan.candidates)
