@@ -15,10 +15,11 @@ import os
 import random
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from planner_accuracy import KV_BYTES, Comparison
 from planner_configs import generate
 
 from vllm_quant_plugin.architecture.families import describe
@@ -30,38 +31,21 @@ from vllm_quant_serve.plan.memory.kv import KvSettings, kv_layout
 from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.search.context import installed_version
 
-KV_BYTES = 24 << 30
 LENGTH = 2048
 TP_SIZES = (1, 2, 4, 8)
 # A limit of vLLM's CPU kernels, not of the model.
 CPU_ONLY = "integer modulo by zero"
 
 
-@dataclass(frozen=True)
-class Case:
-    """One configuration at one tensor-parallel size, as both sides answer.
-
-    Attributes:
-        refusal, vllm_refusal: "" where it is accepted.
-    """
-
-    name: str
-    tp: int
-    refusal: str
-    vllm_refusal: str
-    weights: int = 0
-    vllm_weights: int = 0
-    blocks: int = 0
-    vllm_blocks: int = 0
-    tokens: int = 0
-    vllm_tokens: int = 0
+class Case(Comparison):
+    """One configuration at one tensor-parallel size, as both sides answer."""
 
     @property
     def kind(self) -> str:
         """``equal``, ``refused`` by both, ``wrongly accepted``, ``wrongly refused`` or ``off``."""
-        if self.refusal and self.vllm_refusal:
+        if self.refusal and self.vllm_error:
             return "refused"
-        if self.refusal or self.vllm_refusal:
+        if self.refusal or self.vllm_error:
             return "wrongly refused" if self.refusal else "wrongly accepted"
         mine, theirs = (self.weights, self.blocks, self.tokens), (self.vllm_weights, self.vllm_blocks, self.vllm_tokens)
         return "equal" if mine == theirs else "off"
@@ -78,12 +62,12 @@ def planned(name: str, config: dict[str, Any], tp: int, kv_dtype: str | None, an
     except VqpError as error:
         refusal = error.message
     if refusal or answer.error:
-        return Case(name, tp, refusal, answer.error)
+        return Case(name, tp, 1, answer.error, refusal)
     settings = KvSettings(dtype=kv_dtype or "auto", block_size=answer.block_size, in_flight=answer.in_flight)
     layout = kv_layout(arch.layers, tp, 1, settings)
     blocks = layout.blocks(KV_BYTES)
     found = weights.weights(place).parameters[0]
-    return Case(name, tp, "", "", found, answer.weights[0], blocks, answer.blocks,
+    return Case(name, tp, 1, "", "", found, answer.weights[0], blocks, answer.blocks,
                 layout.tokens(blocks, LENGTH), answer.tokens)  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.loader.dummy import dummy_weights_requested
 from vllm_quant_plugin.transforms import Application, Transform
 
-LEAVES = ("weight", "perm")
 # A group of the config, the size of its map, and, where both directions are stored, which one.
 _Key = tuple[Transform, int, bool]
 

@@ -166,7 +166,7 @@ class VqpConfig(compat.QuantizationConfig):
             return
         modules = dict(stored_modules(model_name, revision))
         self.model = refined(self.model, list(modules.items()), getattr(hf_config, "architectures", None))
-        if modules:
+        if modules and self.model.online:
             # A head that is tied to the embedding has no tensors of its own.
             matrices = {"lm_head": True} | {
                 name: any(len(tensor.shape) > 1 for tensor in tensors.values())

@@ -6,17 +6,16 @@ limits itself before it reads a byte, and its parent kills it when its time is o
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import resource
-import signal
 import sys
+
+from vllm_quant_serve.server import die_with_parent
 
 MEMORY = 1 << 30
 # Seconds of one core; the parent's clock (``http.SECONDS``) is the stricter limit on an idle machine.
 CPU_SECONDS = 15
-_PR_SET_PDEATHSIG = 1
 
 
 def confine() -> None:
@@ -25,7 +24,7 @@ def confine() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(10)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(os.getppid())
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
