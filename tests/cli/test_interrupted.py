@@ -16,10 +16,20 @@ PROGRAM = [sys.executable, "-m", "vllm_quant_plugin"]
 BUNDLED = Path(__file__).parents[2] / "vllm_quant_plugin/data/stdlib-llama"
 
 
-def _start(*words: str) -> subprocess.Popen[str]:
+def _heed_ctrl_c() -> None:
+    """Background jobs of a script, which these tests may be, ignore SIGINT and pass that on."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _run(*command: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*PROGRAM, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=_heed_ctrl_c,
+    )  # fmt: skip
+
+
+def _start(*words: str) -> subprocess.Popen[str]:
+    return _run(*PROGRAM, *words)
 
 
 def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -83,9 +93,7 @@ def test_who_does_not_end_is_ended(grace: str, signals: int) -> None:
         "        print('caught', flush=True)\n"
         "        time.sleep(600)\n"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, grace], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = _run(sys.executable, "-c", program, grace)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.kill(process.pid, signal.SIGINT)

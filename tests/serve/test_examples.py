@@ -106,7 +106,10 @@ def test_bare_vllm_with_a_flag(tmp_path: Path) -> None:
             raise AssertionError("".join(lines[-200:]))
         threading.Thread(target=process.stdout.read, daemon=True).start()
         body = {"model": "m", "prompt": "import os", "max_tokens": 8}
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).json()
+        # The line above is printed just before the socket listens.
+        transport = httpx.HTTPTransport(retries=8)
+        with httpx.Client(transport=transport) as client:
+            answer = client.post(f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60).json()
         assert answer["usage"]["completion_tokens"] > 0
         metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=60).text
         assert 'vqp_weight_bits{model_name="m"} 3.0' in metrics

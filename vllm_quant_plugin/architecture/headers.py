@@ -63,6 +63,7 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
     fused: dict[str, list[Parameter]] = defaultdict(list)
     for one in arch.parameters():
         fused[one.name].append(one)
+    order = {p.name: place for place, p in enumerate(arch.parameters())}
     roles: dict[str, Role] = {p.name: p.role for p in arch.parameters() if p.role in _CERTAIN}
     joins: dict[str, Fused] = {p.name: p.fused for p in arch.parameters() if p.fused}
     for module, leaves in checkpoint.modules():
@@ -84,10 +85,10 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
         module_scheme = scheme.scheme_for(module) if scheme is not None else None
         for leaf, info in leaves.items():
             for parameter in _parameters(module, leaf, info, leaves, module_scheme, arch, kv_heads, codes, sides):
-                known = roles.get(parameter.name.replace("language_model.", ""))
+                known = roles.get(_inner(parameter.name))
                 if known is not None and parameter.role in ("vocab", "replicated"):
                     parameter = replace(parameter, role=known)  # the family knows what the name does not show
-                together = joins.get(_EXPERT.sub(".experts.0.", parameter.name.replace("language_model.", "")), "")
+                together = joins.get(_EXPERT.sub(".experts.0.", _inner(parameter.name)), "")
                 if together:
                     parameter = replace(parameter, fused=together)
                 found = _EXPERT.search(parameter.name)
@@ -96,12 +97,20 @@ def with_headers(arch: ModelArch, checkpoint: Checkpoint, scheme: ModelScheme | 
                     if found[1] != "0":
                         continue
                 target = per_layer[layer] if layer is not None else (last if _is_last(module) else first)
-                target += _split_rows(parameter, fused.get(parameter.name.replace("language_model.", ""), []))
+                target += _split_rows(parameter, fused.get(_inner(parameter.name), []))
+    # Parts that vLLM fuses follow one another, the first of them first; files have them by name.
+    for parameters in per_layer.values():
+        parameters.sort(key=lambda p: order.get(_EXPERT.sub(".experts.0.", _inner(p.name)), len(order)))
     layers = tuple(
         replace(old, parameters=tuple(_counted(p, experts) for p in per_layer[i])) for i, old in enumerate(arch.layers)
     )
     shared = tuple(p for p in first if p.role == "vocab") if tied else ()
     return replace(arch, layers=layers, first=tuple(first), last=tuple(last), shared=shared)
+
+
+def _inner(name: str) -> str:
+    """The name in the language model, which the family describes."""
+    return name.replace("language_model.", "")
 
 
 def _transform_parameter(application: Application, module: str, leaves: Mapping[str, TensorInfo]) -> Parameter | None:

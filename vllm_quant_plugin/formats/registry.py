@@ -149,11 +149,15 @@ def refined(
     """
     model = as_stored(model, modules)
     default = model.default
-    if default is None or model.refused_in_tree or "Mistral3ForConditionalGeneration" in (architectures or ()):
+    if default is None or model.refused_in_tree or _is_mistral_3(architectures):
         return model  # vLLM's Mistral 3 knows the names of transformers
     format = get_format(default)
     own = next((leaf for _, held in modules for leaf in held if format.leaf(default, leaf) != leaf), None)
     return replace(model, refused_in_tree=f"scales named {own}") if own else model
+
+
+def _is_mistral_3(architectures: Any) -> bool:
+    return isinstance(architectures, list | tuple) and "Mistral3ForConditionalGeneration" in architectures
 
 
 def stored_scheme(name: str, headers: Headers, model: ModelScheme | None, cls: str = "Linear") -> StoredScheme | None:

@@ -34,7 +34,7 @@ def test_a_config_inline(client):
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ({"model": "mine", "config": {"model_type": "llama"}, "gpu": ["h100"]}, 422, "missing"),
+        ({"model": "mine", "config": {"architectures": ["LlamaForCausalLM"]}, "gpu": ["h100"]}, 422, "missing"),
         ({"model": "no/such/model", "gpu": ["abacus"]}, 422, "abacus"),
         ({"gpu": ["h100"]}, 422, "model: Field required"),
         ({"model": "mine", "gpus": ["h100"]}, 422, "gpus: Extra inputs"),

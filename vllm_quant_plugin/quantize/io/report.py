@@ -86,7 +86,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "vllm-quant-plugin": __version__}
     for name in _LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            found[name] = metadata.distribution(name).version
         except metadata.PackageNotFoundError:
             continue
     return found

