@@ -36,7 +36,7 @@ NATIVE := $(BUILD)/.stamp-native
 # The folders are listed as well: their modification time changes when a file is added or removed.
 NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: all setup demo test lint format bench wheel cuda ptx gpu-check lock clean distclean
+.PHONY: all setup demo test test-families lint format bench wheel cuda ptx gpu-check lock clean distclean
 
 all: setup
 	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
@@ -82,6 +82,9 @@ wheel: $(ENVIRONMENT)
 cuda: setup
 	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
 	@$(BIN)/cmake --build build/cuda
+
+test-families: setup
+	@$(BIN)/python benchmarks/families.py $(ARGS)
 
 ptx: setup
 	@$(BIN)/python -m tests.cuda.ptx check

@@ -74,6 +74,15 @@ def test_names_with_leading_components_that_the_checkpoint_lacks() -> None:
     assert model.scheme_for("model.layers.0.mlp.gate_proj") == scheme
 
 
+def test_experts_in_one_tensor_are_in_16_bits() -> None:
+    stem = "model.layers.0.mlp.experts"
+    tensors = {f"{stem}.gate_up_proj": Header("BF16", (4, 64, 64)), f"{stem}.down_proj": Header("BF16", (4, 32, 64))}
+    codes = {f"{stem}.gate_up_proj": Header("U8", (4, 64, 32)), f"{stem}.down_proj": Header("BF16", (4, 32, 64))}
+    declared = parse_quantization_config({"quant_method": "gptq", "bits": 4, "group_size": 32})
+    assert as_stored(declared, by_module(tensors)).kept == {stem}
+    assert not as_stored(declared, by_module(codes)).kept
+
+
 @pytest.mark.parametrize(
     ("config", "headers"),
     [

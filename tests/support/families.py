@@ -23,7 +23,7 @@ _SIZES: dict[str, Any] = {
     "swa_num_key_value_heads": 2,
     "vocab_size": VOCAB, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 32,
     "max_position_embeddings": 256, "n_positions": 256, "max_seq_len": 256, "original_max_position_embeddings": 256,
-    "sliding_window": 16, "attention_chunk_size": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "sliding_window": 16, "attention_chunk_size": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
     "num_experts": EXPERTS, "num_local_experts": EXPERTS, "n_routed_experts": EXPERTS, "moe_num_experts": EXPERTS,
     "num_experts_per_tok": 2, "moe_k": 2, "moe_topk": 2, "top_k_experts": 2, "moe_intermediate_size": 64,
     "expert_ffn_hidden_size": 64, "shared_expert_intermediate_size": 64, "shared_intermediate_size": 64,
@@ -41,6 +41,8 @@ _SIZES: dict[str, Any] = {
     "laurel_rank": 16, "num_mtp_layers": 0, "num_nextn_predict_layers": 0, "conv_L_cache": 3, "zero_expert_num": 2,
     "router_aux_loss_coef": 0.0, "adapter_rank": 16, "emb_dim": HIDDEN, "dim_model_base": HIDDEN, "scale_depth": 1.0,
 }  # fmt: skip
+# None in a standard config means: derived from others. Elsewhere it means: the family's member does without.
+_DERIVED = {"head_dim", "num_key_value_heads", "n_group", "topk_group"}
 # Where one family gives a name another meaning, or needs more layers to have one of each kind.
 _OWN: dict[str, dict[str, Any]] = {
     "DbrxForCausalLM": {
@@ -66,6 +68,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "Qwen2MoeForCausalLM": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "Qwen3MoeForCausalLM": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "Phi3ForCausalLM": {"sliding_window": None},
+    "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc"},
+    "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc"},
+    "Glm4MoeLiteForCausalLM": {"topk_method": "noaux_tc"},
+    "GlmMoeDsaForCausalLM": {"topk_method": "noaux_tc"},
+    "AXK1ForCausalLM": {"topk_method": "noaux_tc"},
+    "Glm4MoeForCausalLM": {"head_dim": HEAD_DIM},
 }
 
 
@@ -81,8 +89,12 @@ def tiny_config(architecture: str) -> Any:
     if cls is None:
         raise LookupError(f"transformers {transformers.__version__} has no {architecture}")
     standard = cls.config_class()
-    names = set(standard.to_dict()) | set(getattr(standard, "attribute_map", {}))
-    values = {name: value for name, value in _SIZES.items() if name in names}
+    known = set(standard.to_dict()) | set(getattr(standard, "attribute_map", {}))
+    values = {
+        name: value
+        for name, value in _SIZES.items()
+        if name in known and (name in _DERIVED or getattr(standard, name, 0) is not None)
+    }
     for name, target in getattr(standard, "attribute_map", {}).items():
         if name in values and target in values:
             del values[name]
@@ -95,8 +107,6 @@ def tiny_config(architecture: str) -> Any:
         if isinstance(value, int) and value is not True and name not in values and name.endswith("_token_id"):
             values[name] = min(value, VOCAB - 1)
     values |= _OWN.get(architecture, {})
-    values = {name: value for name, value in values.items() if getattr(standard, name, 0) is not None or name in (
-        "head_dim", "num_key_value_heads")}  # fmt: skip
     config = cls.config_class(**values)
     config.architectures = [architecture]
     config.dtype = torch.float32

@@ -148,7 +148,8 @@ def _attempt(folder: Path, **options: Any) -> Answer | str:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        return f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"[:300]
+        message = " ".join(str(cause).split())
+        return f"{type(cause).__name__}: {message}"[:300]
     finally:
         gc.collect()
 

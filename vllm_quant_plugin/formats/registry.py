@@ -27,6 +27,8 @@ REMOVED = ("squeezellm", "aqlm", "gguf", "marlin")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Where a multimodal config keeps its language model's.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+# Leaves of the experts of a layer that are one (E, ., .) tensor each.
+_FUSED_EXPERTS = ("gate_up_proj", "down_proj", "w13", "w1", "w2", "w3", "gate_proj", "up_proj")
 _FORMATS: dict[str, Format] = {}
 
 
@@ -185,7 +187,7 @@ def as_stored(model: ModelScheme, modules: Iterable[tuple[str, Headers]]) -> Mod
                 undeclared.add(name)
         elif not get_format(scheme).holds(scheme, headers):
             weight = headers.get("weight")
-            if weight is not None and weight.dtype in _FLOATS:
+            if (weight is not None and weight.dtype in _FLOATS) or _holds_experts(headers):
                 kept.add(name)
     return replace(model, kept=model.kept | kept, undeclared=model.undeclared | undeclared)
 
@@ -196,6 +198,12 @@ def _with_head(model: ModelScheme, modules: Sequence[tuple[str, Headers]]) -> Mo
     with_head = replace(model, lm_head=True)
     heads = ((name, headers) for name, headers in modules if name == "lm_head" or name.endswith(".lm_head"))
     return with_head if any(stored_scheme(name, headers, with_head) for name, headers in heads) else model
+
+
+def _holds_experts(headers: Headers) -> bool:
+    """Whether a module is the experts of a layer, in 16 bits and as one tensor for all of them."""
+    found = [header for leaf, header in headers.items() if leaf in _FUSED_EXPERTS]
+    return bool(found) and all(one.dtype in _FLOATS and len(one.shape) == 3 for one in found)
 
 
 def _has_codes(headers: Headers) -> bool:

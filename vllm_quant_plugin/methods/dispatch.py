@@ -14,7 +14,7 @@ from vllm_quant_plugin.methods.kv_cache import TransformedKVCacheMethod, VqpKVCa
 from vllm_quant_plugin.methods.linear import VqpLinearMethod
 from vllm_quant_plugin.methods.moe import VqpMoEMethod
 from vllm_quant_plugin.methods.transformed import TransformedEmbedding, TransformedMethod
-from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme, names_module
 from vllm_quant_plugin.transforms import ATTENTION, Application, PartTransforms
 
 
@@ -94,6 +94,8 @@ def _refuse_transforms(found: Sequence[Application], name: str, what: str) -> No
 def _experts_scheme(config: SchemeSource, layer: Any, prefix: str) -> StoredScheme | None:
     """One scheme for all experts, read off expert 0: vLLM stacks them into one tensor."""
     stem = prefix.removesuffix(".routed_experts")
+    if names_module(config.model.kept, stem):
+        return None
     names = (layer.ckpt_gate_proj_name, layer.ckpt_down_proj_name, layer.ckpt_up_proj_name)
     for name in filter(None, names):
         _refuse_transforms(config.model.online_at(f"{stem}.0.{name}"), f"{stem}.0.{name}", "activations of experts")

@@ -62,7 +62,10 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         **extra_weight_attrs: Any,
     ) -> None:
         if self.moe.has_bias:
-            raise CheckpointError(f"{self.name}: experts with biases are not supported", "serve it with in-tree vLLM")
+            raise CheckpointError(
+                f"{self.name}: experts with biases are not supported",
+                "list experts in modules_to_not_convert, or serve the model with in-tree vLLM",
+            )
         rank, size = self.moe.tp_rank, self.moe.tp_size
         intermediate = intermediate_size_per_partition * size
         check_columns(f"{self.name}.w2", self.scheme, intermediate, size)

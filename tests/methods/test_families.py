@@ -1,0 +1,38 @@
+"""A dozen of vLLM's families that differ in how their model files load: fused rows, experts, latent attention, states.
+
+All families and all methods: ``make test-families``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.run_family import run
+
+pytestmark = pytest.mark.engine
+
+FAMILIES = {
+    "DeepseekV2ForCausalLM": "awq",
+    "FalconForCausalLM": "gptq",
+    "Gemma3ForCausalLM": "awq",
+    "GPT2LMHeadModel": "",
+    "GraniteMoeForCausalLM": "fp8 stored",
+    "Llama4ForCausalLM": "",
+    "MixtralForCausalLM": "gptq",
+    "Phi3ForCausalLM": "awq",
+    "Qwen2MoeForCausalLM": "gptq",
+    "Qwen3MoeForCausalLM": "fp8 stored",
+    "Qwen3NextForCausalLM": "gptq",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_family_is_served_right(family: str, tmp_path: Path) -> None:
+    """While loading, in INT8 with 16-bit activations, and from a stored checkpoint."""
+    stored = FAMILIES[family]
+    rows = list(run(family, tmp_path, [stored]))
+    assert [(row["method"], row["result"]) for row in rows] == [
+        (method, "right") for method in ("int8 online", stored) if method
+    ], rows
