@@ -81,6 +81,8 @@ def test_experts_in_one_tensor_are_in_16_bits() -> None:
     declared = parse_quantization_config({"quant_method": "gptq", "bits": 4, "group_size": 32})
     assert as_stored(declared, by_module(tensors)).kept == {stem}
     assert not as_stored(declared, by_module(codes)).kept
+    granite = {"model.layers.0.block_sparse_moe.input_linear.weight": Header("BF16", (4, 64, 64))}
+    assert "model.layers.0.block_sparse_moe.experts" in as_stored(declared, by_module(granite)).kept
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ _SIZES: dict[str, Any] = {
     "router_aux_loss_coef": 0.0, "adapter_rank": 16, "emb_dim": HIDDEN, "dim_model_base": HIDDEN, "scale_depth": 1.0,
 }  # fmt: skip
 # None in a standard config means: derived from others. Elsewhere it means: the family's member does without.
-_DERIVED = {"head_dim", "num_key_value_heads", "n_group", "topk_group"}
+_DERIVED = {"head_dim", "num_key_value_heads", "n_group", "topk_group", "num_experts_per_tok"}
 # Where one family gives a name another meaning, or needs more layers to have one of each kind.
 _OWN: dict[str, dict[str, Any]] = {
     "DbrxForCausalLM": {
@@ -58,7 +58,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {"n_inner": 512},
     "OPTForCausalLM": {"ffn_dim": 256, "do_layer_norm_before": True},
     "BloomForCausalLM": {},
-    "Llama4ForCausalLM": {"moe_layers": [0, 1], "no_rope_layers": [1, 0], "layer_types": None},
+    "Llama4ForCausalLM": {
+        "moe_layers": [0, 1],
+        "no_rope_layers": [1, 0],
+        "layer_types": None,
+        "num_experts_per_tok": 1,
+    },
     "NemotronHForCausalLM": {"hybrid_override_pattern": "M*", "layers_block_type": ["mamba", "attention"]},
     "Gemma3nForCausalLM": {"intermediate_size": [256, 256], "activation_sparsity_pattern": [0.0, 0.0]},
     "JambaForCausalLM": {"mamba_dt_rank": 8, "use_mamba_kernels": False},
@@ -68,6 +73,14 @@ _OWN: dict[str, dict[str, Any]] = {
     "Qwen2MoeForCausalLM": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "Qwen3MoeForCausalLM": {"decoder_sparse_step": 1, "mlp_only_layers": []},
     "Phi3ForCausalLM": {"sliding_window": None},
+    "MiniMaxM2ForCausalLM": {"rotary_dim": HEAD_DIM},
+    "Lfm2ForCausalLM": {
+        "block_dim": HIDDEN,
+        "block_ff_dim": INTERMEDIATE,
+        "block_multiple_of": 32,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False,
+    },
     "DeepseekV3ForCausalLM": {"topk_method": "noaux_tc"},
     "DeepseekV32ForCausalLM": {"topk_method": "noaux_tc"},
     "Glm4MoeLiteForCausalLM": {"topk_method": "noaux_tc"},

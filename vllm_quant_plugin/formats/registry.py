@@ -29,6 +29,8 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 # Leaves of the experts of a layer that are one (E, ., .) tensor each.
 _FUSED_EXPERTS = ("gate_up_proj", "down_proj", "w13", "w1", "w2", "w3", "gate_proj", "up_proj")
+# Modules of Granite and JetMoE that hold the experts of a layer; vLLM calls them experts.
+_GRANITE_EXPERTS = ("input_linear", "output_linear")
 _FORMATS: dict[str, Format] = {}
 
 
@@ -189,6 +191,9 @@ def as_stored(model: ModelScheme, modules: Iterable[tuple[str, Headers]]) -> Mod
             weight = headers.get("weight")
             if (weight is not None and weight.dtype in _FLOATS) or _holds_experts(headers):
                 kept.add(name)
+                stem, _, leaf = name.rpartition(".")
+                if leaf in _GRANITE_EXPERTS and weight is not None and len(weight.shape) == 3:
+                    kept.add(f"{stem}.experts")
     return replace(model, kept=model.kept | kept, undeclared=model.undeclared | undeclared)
 
 
