@@ -108,6 +108,9 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
                 expert_id: int,
                 return_success: bool = False,
             ) -> bool | None:
+                if loaded_weight.dim() == 3:  # no tensor of one expert has three dimensions
+                    self._put_stack(matrix, shard_id, leaf, loaded_weight)
+                    return True if return_success else None
                 local = layer_of()._map_global_expert_id_to_local_expert_id(expert_id)
                 if local != -1:
                     self._matrices[matrix, local].put(shard_id, leaf, loaded_weight)
@@ -116,6 +119,17 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
             return load
 
         return loader_of
+
+    def _put_stack(self, matrix: str, shard_id: str, leaf: str, stack: torch.Tensor) -> None:
+        """Tensors of all experts of this rank as one (E, ., .), as Llama 4's model file hands them over."""
+        experts = sum(name == matrix for name, _ in self._matrices)
+        if len(stack) != experts:
+            raise CheckpointError(
+                f"{self.name}: a tensor of {len(stack)} experts, where this rank has {experts}",
+                "config.json and weights do not belong together",
+            )
+        for expert, tensor in enumerate(stack):
+            self._matrices[matrix, expert].put(shard_id, leaf, tensor)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         if self._loaded:
