@@ -1,4 +1,4 @@
-"""The kernel without a kernel: the canonical tensors, dequantized for each call. Correct on any device, and slow."""
+"""The kernel without a kernel: packed codes, dequantized tile by tile in each call. Correct on any device, and slow."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vllm_quant_kernels import kernel_sizes as sizes
 from vllm_quant_kernels.kernel import Device, Kernel, Packed, Tensors
 from vllm_quant_kernels.scheme import VectorCodebook, WeightScheme
+from vllm_quant_kernels.sizes import dense_words
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Dequantizing(Kernel):
-    """``CanonicalWeight.dequantize``, then torch's linear."""
+    """``vqp::dequantized_linear``: a tile of output features at a time becomes 16-bit, and torch multiplies by it."""
 
     name = "dequantize"
     device = ""
@@ -28,9 +29,10 @@ class Dequantizing(Kernel):
     def packed_bytes(self, scheme: WeightScheme, n: int, k: int, full_k: int | None = None, itemsize: int = 2) -> int:
         groups = sizes.group_count(scheme, k, full_k)
         tables = sizes.scale_bytes(scheme, itemsize) + sizes.zero_bytes(scheme)
-        codes = n * k
         if isinstance(scheme.value, VectorCodebook):
             codes = n * (k // scheme.value.dim) * (1 if scheme.value.code_bits <= 8 else 2)
+        else:
+            codes = n * (k if scheme.bits == 8 else 4 * dense_words(k, scheme.bits))
         extra = sizes.table_bytes(scheme, n) + sizes.super_scale_bytes(scheme, n, groups)
         index = sizes.INDEX_BYTES * k if scheme.act_order else 0
         return codes + n * groups * tables + index + extra
@@ -38,26 +40,24 @@ class Dequantizing(Kernel):
     def pack(
         self, weight: CanonicalWeight, scheme: WeightScheme, static: Mapping[str, torch.Tensor] | None = None
     ) -> Packed:
+        from vllm_quant_kernels import dequantized_linear  # noqa: F401  (defines the operator)
+        from vllm_quant_kernels.packing import pack_dense
+
         w = weight.plain()
+        codes = w.codes if w.dim > 1 or w.bits == 8 else pack_dense(w.codes, w.bits)
         tensors: Tensors = {
-            "": w.codes, "_scales": w.scales, "_zeros": w.zeros, "_g_idx": w.g_idx,
+            "": codes, "_scales": w.scales, "_zeros": w.zeros, "_g_idx": w.g_idx,
             "_table": w.table, "_super_scales": w.super_scales,
         }  # fmt: skip
-        return Packed(self, tensors, w.out_features, (w.bits, w.group_size, w.kind, w.per_super, w.dim))
+        args = (w.bits, w.group_size, w.kind, w.per_super, w.dim, w.out_features, w.in_features)
+        return Packed(self, tensors, w.out_features, args)
 
     def apply(self, packed: Packed, tensors: Tensors, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         import torch
 
-        return torch.nn.functional.linear(x, self.dequantize(packed, tensors).to(x.dtype), bias)
+        return torch.ops.vqp.dequantized_linear(x, *tensors.values(), bias, *packed.args)
 
     def dequantize(self, packed: Packed, tensors: Tensors) -> torch.Tensor:
-        from vllm_quant_kernels.canonical import CanonicalWeight
+        from vllm_quant_kernels.dequantized_linear import PackedCodes
 
-        codes, scales = tensors[""], tensors["_scales"]
-        assert codes is not None
-        assert scales is not None
-        bits, group_size, kind, per_super, dim = packed.args
-        zeros, g_idx, table, super_scales = (tensors[s] for s in ("_zeros", "_g_idx", "_table", "_super_scales"))
-        return CanonicalWeight(
-            codes, scales, bits, group_size, zeros, kind, g_idx, table, super_scales, per_super, dim
-        ).dequantize()
+        return PackedCodes(*tensors.values(), *packed.args).rows(0, packed.out_features).dequantize()  # type: ignore[arg-type]

@@ -61,8 +61,9 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("VQP_CUDA_LIBRARY", "Another build of libvqp_cuda.so.", form="file"),
     Variable(
         "VQP_CUDA_KERNELS",
-        "Layers on an NVIDIA GPU use this project's CUDA kernels; without it they are dequantized for each call.",
-        _SWITCH, "0",
+        "Layers on an NVIDIA GPU run on this project's CUDA kernels (1) or never do (0); unset, they run on vLLM's own "
+        "kernels, but for those of this project that are proven on the GPU.",
+        _SWITCH,
     ),
     Variable(
         "VQP_CUDA_PDL",

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.kernels.weights import random_weight
+from vllm_quant_kernels import dequantized_linear
 from vllm_quant_kernels.canonical import FLOATS, CanonicalWeight, Kind, concat_rows, float_values, kind_of
 from vllm_quant_kernels.cpu.pack import pack
 from vllm_quant_kernels.cuda.pack import pack_cuda
@@ -103,6 +105,31 @@ def test_the_dequantizing_kernel_keeps_every_field(name: str) -> None:
     packed = kernel.pack(w, scheme)
     assert packed.nbytes == kernel.packed_bytes(scheme, N, K)
     assert torch.equal(kernel.dequantize(packed, packed.tensors), w.dequantize())
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("tile", [1, 1 << 21])
+def test_the_dequantizing_kernel_takes_tile_by_tile(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same numbers whatever the tile; in float64 sums of float32 products stay exact enough to compare."""
+    monkeypatch.setattr(dequantized_linear, "TILE", tile)
+    monkeypatch.setattr(dequantized_linear, "ROWS", 3)
+    w, kernel = WEIGHTS[name], Dequantizing()
+    packed = kernel.pack(w, SCHEMES[name])
+    x, bias = torch.randn(2, 3, K, dtype=torch.float64), torch.randn(N)
+    found = kernel.apply(packed, packed.tensors, x, bias)
+    exact = x @ w.dequantize().double().T + bias.double()
+    assert found.shape == (2, 3, N)
+    assert torch.allclose(found, exact, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_dequantizing_kernel_keeps_packed_codes(bits: int) -> None:
+    w = random_weight(40, 96, bits, 32, "integer", scale_dtype=torch.float16)
+    packed = Dequantizing().pack(w, Scheme(Int(bits), 32, symmetric=False))
+    codes = packed.tensors[""]
+    assert codes is not None
+    assert codes.nbytes == 40 * 96 * bits // 8
+    assert torch.equal(Dequantizing().dequantize(packed, packed.tensors), w.dequantize())
 
 
 @pytest.mark.parametrize("change", ["table", "super_scales"])

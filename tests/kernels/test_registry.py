@@ -106,8 +106,23 @@ def test_experts_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose(WeightScheme(), 256, 512, HOPPER, operation="experts").kernel.name == "cuda-experts"
     assert "cuda-experts" not in {kernel.name for kernel in kernels()}
     monkeypatch.setenv("VQP_CUDA_KERNELS", "0")
-    with pytest.raises(registry.NoKernelError, match="VQP_CUDA_KERNELS is not 1"):
+    with pytest.raises(registry.NoKernelError, match="VQP_CUDA_KERNELS is 0"):
         choose(WeightScheme(), 256, 512, HOPPER, operation="experts")
+
+
+def test_a_cuda_kernel_that_is_proven_needs_no_switch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VQP_CUDA_KERNELS")
+    found = choose(WeightScheme(), 256, 512, HOPPER)
+    assert found.kernel.proof != "unproven"
+    assert "not proven on this GPU" in found.reasons["cuda-wna16"]
+    monkeypatch.setattr(
+        "vllm_quant_kernels.proof.proven", lambda device: {"cuda-wna16"} if device == HOPPER else frozenset()
+    )
+    assert choose(WeightScheme(), 256, 512, HOPPER).kernel.name == "cuda-wna16"
+    assert choose(WeightScheme(), 256, 512, AMPERE).kernel.name != "cuda-wna16"
+    assert "not proven" in choose(FP8, 256, 512, HOPPER).reasons["cuda-w8a8"]
+    monkeypatch.setenv("VQP_CUDA_KERNELS", "0")
+    assert "VQP_CUDA_KERNELS is 0" in choose(WeightScheme(), 256, 512, HOPPER).reasons["cuda-wna16"]
 
 
 def weight(scheme: WeightScheme, n: int, k: int, seed: int = 0) -> CanonicalWeight:
