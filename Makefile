@@ -6,7 +6,7 @@
 #   make lint       ruff check, ruff format --check, mypy
 #   make bench      time the kernels beside vLLM's own
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
-#   make cuda       compile the CUDA kernels (takes minutes; needs nvcc, not a GPU)
+#   make cuda       compile the CUDA kernels and check their machine code (takes minutes; needs nvcc, not a GPU)
 #   make ptx        compare the opcodes of every CUDA kernel with the recorded ones (3 minutes; needs nvcc)
 #   make gpu-check  run tests/gpu on an NVIDIA GPU; fails where there is none
 #   make lock       resolve requirements/*.in again
@@ -82,6 +82,7 @@ wheel: $(ENVIRONMENT)
 cuda: setup
 	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
 	@$(BIN)/cmake --build build/cuda
+	@$(BIN)/python -m tests.cuda.uniform kernels/vllm_quant_kernels/libvqp_cuda.so
 
 test-families: setup
 	@$(BIN)/python benchmarks/families.py $(ARGS)

@@ -64,24 +64,9 @@ VQP_DEVICE void store_shared(void *pointer, V value) {
   *static_cast<V *>(pointer) = value;
 }
 
-/* L2 eviction priorities: weights that are read once must not evict the activations. */
-VQP_DEVICE uint64_t evict_first_policy() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-VQP_DEVICE uint64_t evict_normal_policy() {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
-/* Copy 16 bytes to shared memory. Unless `valid`, nothing is read and zeros are written. */
-VQP_DEVICE void cp_async(void *to, const void *from, bool valid, uint64_t policy) {
-  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;" ::"r"(shared_address(to)), "l"(from),
-               "r"(valid ? 16 : 0), "l"(policy)
-               : "memory");
-}
+/* Copy 16 bytes to shared memory. Unless `valid`, nothing is read and zeros are written. Without L2::cache_hint: ptxas
+ * of CUDA 13.0 and 13.1 may drop the createpolicy of a cp.async for sm_90, so that LDGSTS takes its descriptor from a
+ * uniform register that nothing has written: an illegal instruction (tests/cuda/uniform.py looks for such). */
 VQP_DEVICE void cp_async(void *to, const void *from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(valid ? 16 : 0)

@@ -14,7 +14,6 @@ struct W8a8Loader {
   const uint8_t *w, *x;       /* this thread's first piece of each; its others are 32 rows apart */
   int w_rows, x_rows;         /* rows that exist, from this thread's first one */
   const float *scales;        /* with block scales: this thread's four, or null */
-  uint64_t policy;
 
   VQP_DEVICE W8a8Loader(const W8a8Params &params, int m_tile, int n_tile) : p(params) {
     const vqp_cuda_w8a8 &c = p.call;
@@ -27,7 +26,6 @@ struct W8a8Loader {
     scales = kGrouped && c.grouped && 4 * thread < kTokens && token + 4 * thread < c.x_scale_stride
                  ? c.x_scales + token + 4 * thread
                  : nullptr;
-    policy = p.evict_first ? evict_first_policy() : evict_normal_policy();
   }
 
   VQP_DEVICE bool inside(int tile) const { return tile * kRow + 16 * (thread_index() % kPieces) < p.call.kp; }
@@ -39,7 +37,7 @@ struct W8a8Loader {
     for (int j = 0; j < kTileN / 32; ++j) {
       const bool valid = in_k && 32 * j < w_rows;
       const void *from = valid ? w + 32 * j * p.call.kp + static_cast<int64_t>(tile) * kRow : p.call.w;
-      cp_async(stage + tile_offset(row + 32 * j, piece), from, valid, policy);
+      cp_async(stage + tile_offset(row + 32 * j, piece), from, valid);
     }
   }
 

@@ -35,7 +35,6 @@ struct W8a8Params {
   int stage_bytes, x_offset, scales_offset; /* within a stage */
   int codes_offset, table_offset;           /* with quantize_x */
   int vector;                       /* whole chunks of a 16-bit x may be read as 16 bytes */
-  int evict_first;                    /* each weight is read by one CTA: L2 need not keep it */
   int dependent;                    /* the kernel may start before the preceding one has ended */
 };
 
@@ -75,7 +74,6 @@ inline W8a8Params w8a8_params(const vqp_cuda_w8a8 &c, const vqp_cuda_w8a8_plan &
   p.codes_offset = s.codes_offset;
   p.table_offset = s.table_offset;
   p.vector = c.x_stride % kChunk == 0 && !(reinterpret_cast<uintptr_t>(c.x) & 15);
-  p.evict_first = plan.m_tiles == 1;
   p.dependent = plan.dependent;
   return p;
 }

@@ -32,7 +32,6 @@ struct Wna16Loader {
   int table_groups;           /* groups of the row tile; 0 past the last one */
   const int32_t *perm;
   int64_t first_row; /* of the CTA, among the rows of all tiles */
-  uint64_t policy;
   const char *x_rows[kCopies]; /* this thread's chunk of tokens tid / 16 + 16 j; null without such a token */
   int x_columns;               /* from the chunk's first column to the end of token 0's row; 0 without it */
 
@@ -48,7 +47,6 @@ struct Wna16Loader {
     zeros = static_cast<const char *>(c.zeros) + row_tile * c.groups * kRowTile * p.zero_bytes + 16 * lane;
     table_groups = exists ? static_cast<int>(c.groups) : 0;
     perm = c.perm ? c.perm + expert * c.k_padded : nullptr;
-    policy = p.evict_first ? evict_first_policy() : evict_normal_policy();
     VQP_UNROLL
     for (int j = 0; j < kCopies; ++j) {
       const int token = (thread_index() >> 4) + 16 * j;
@@ -84,7 +82,7 @@ struct Wna16Loader {
     VQP_UNROLL
     for (int j = 0; j < (2 * kSlabChunks + 31) / 32; ++j) {
       if (2 * kSlabChunks % 32 && lane + 32 * j >= 2 * kSlabChunks) break;
-      cp_async(to + 512 * j, from + 512 * j, 32 * j < left, policy);
+      cp_async(to + 512 * j, from + 512 * j, 32 * j < left);
     }
     copy_table(stage + p.stage.scales, scales, p.scale_bytes, tile);
     if (p.zero_bytes) copy_table(stage + p.stage.zeros, zeros, p.zero_bytes, tile);

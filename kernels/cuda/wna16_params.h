@@ -15,7 +15,6 @@ struct Wna16Params {
   int splits, stages, clustered;
   int group_shift, flush_mask, scale_bytes, zero_bytes;
   int x_element_wise; /* act-order, or rows of x that are not made of aligned 16-byte chunks */
-  int evict_first;      /* each weight is read by one CTA: L2 need not keep it */
   int dependent;      /* launched while the preceding kernel may still run */
 };
 
@@ -35,7 +34,6 @@ inline Wna16Params wna16_params(const vqp_cuda_linear &c, const vqp_cuda_plan &p
   p.zero_bytes = c.zeros ? dtype_bytes(c.zero_dtype) : 0;
   p.stage = stage_of(bits_of(c.kind), plan.tokens, p.group_shift, p.scale_bytes, p.zero_bytes);
   p.x_element_wise = c.perm || c.k % 8 || c.x_stride % 8 || (reinterpret_cast<uintptr_t>(c.x) & 15);
-  p.evict_first = plan.m_tiles == 1;
   p.dependent = plan.dependent;
   return p;
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda import sass
+from tests.cuda import sass, uniform
 
 SOURCES = sass.ROOT / "kernels" / "cuda"
 TARGETS = {
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 def test_compiles_without_spills(source: str, tmp_path: Path) -> None:
     """Each target and the widest kernels; `make cuda` builds all of them, under the same flags."""
     report = sass.compile_cubin(SOURCES / source, TARGETS[source], tmp_path / "out.cubin")
+    assert not uniform.undefined_in(tmp_path / "out.cubin")
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert spills
     assert set(spills) == {("0", "0")}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda import sass
+from tests.cuda import sass, uniform
 
 SOURCES = sass.ROOT / "kernels" / "cuda"
 # On sm_90 the compiler unpacks E4M3 to FP16 for mma.sync: FP8 rates are wgmma's alone.
@@ -75,6 +75,7 @@ def longest_loop(section: str) -> int:
 def test_compiles_without_spills(source: str, target: str, instruction: str | None) -> None:
     """`make cuda` builds every file for all targets, under the same flags."""
     report, text = compiled(source, target)
+    assert not uniform.undefined(text)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert spills
     assert set(spills) == {("0", "0")}

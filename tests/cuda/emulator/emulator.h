@@ -124,11 +124,7 @@ void store_shared(void *pointer, V value) {
   if (emulator::fault().empty()) memcpy(pointer, &value, sizeof(V));
 }
 
-inline uint64_t evict_first_policy() { return 1; }
-inline uint64_t evict_normal_policy() { return 2; }
-inline void cp_async(void *to, const void *from, bool valid, uint64_t = 0) {
-  emulator::cp_async_16(to, from, valid);
-}
+inline void cp_async(void *to, const void *from, bool valid) { emulator::cp_async_16(to, from, valid); }
 
 inline void ldmatrix(uint32_t (&r)[2], const void *row) {
   emulator::LdmatrixOperands operands = {r, row};
