@@ -1,21 +1,9 @@
 /* Activation quantization: its kernels and the C call. See include/vqp_cuda_w8a8.h and docs/internals/cuda-w8a8.md. */
-#include "quantize_kernel.h"
+#include "quantize_entry.h"
 #include "runtime.h"
 
 namespace vqp {
 namespace {
-
-template <class T, int kKind, bool kRegisters>
-VQP_KERNEL(kThreads, 4)
-quantize_rows(const VQP_PARAMETER QuantizeParams p) {
-  quantize_rows_cta<T, kKind, kRegisters>(p);
-}
-
-template <class T>
-VQP_KERNEL(kThreads, 6)
-quantize_groups(const VQP_PARAMETER QuantizeParams p) {
-  quantize_groups_cta<T>(p);
-}
 
 template <class T, int kKind>
 const void *rows_kernel(bool registers) {

@@ -3,16 +3,10 @@
 
 #include "runtime.h"
 #include "w8a8_wide.h"
-#include "w8a8_wide_kernel.h"
+#include "w8a8_wide_entry.h"
 
 namespace vqp {
 namespace {
-
-template <int kKind, int kChannels, bool kPromote>
-VQP_KERNEL(kWarpgroups ? kW8a8WideThreads : 32, 1)
-w8a8_wide(const VQP_PARAMETER W8a8WideParams p) {
-  if constexpr (kWarpgroups) w8a8_wide_cta<kKind, kChannels, kPromote>(p);
-}
 
 const void *kernel_of(const vqp_cuda_w8a8 &c, int channels) {
   if (c.kind == kFp8 && (c.grouped || c.promote)) return reinterpret_cast<const void *>(&w8a8_wide<kFp8, 128, true>);

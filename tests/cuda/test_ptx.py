@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.cuda import ptx
+from tests.cuda.ptx import opcodes
 
 UNITS = [
     ("abi.cu", "sm_80"),
@@ -19,7 +19,7 @@ UNITS = [
     ("wna16_int3.cu", "sm_80"),
     ("wna16_int4.cu", "sm_90a"),
 ]
-RELEASE, RECORD = ptx.read()
+RELEASE, RECORD = opcodes.read()
 
 SAMPLE = """
 .entry _ZN3vqp12_GLOBAL__N_16reduceINS_4HalfEEEvNS_6ParamsExi(
@@ -49,16 +49,16 @@ wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {%f0,%f1}, %rd1, p, 1, 1, 0;
 
 def test_what_is_counted() -> None:
     names = {"ld.param": 1, "bra": 1, "setp": 1, "wgmma.mma_async": 1, "ld.shared::cluster": 1, "ret": 1}
-    assert ptx.count(SAMPLE) == {"reduce<Half>": names, "pack": {"ret": 1}}
+    assert opcodes.count(SAMPLE) == {"reduce<Half>": names, "pack": {"ret": 1}}
 
 
 def test_every_kernel_file_is_recorded() -> None:
-    assert set(ptx.units()) == RECORD.keys()
+    assert set(opcodes.units()) == RECORD.keys()
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed: nothing to compile with")
 @pytest.mark.parametrize(("source", "target"), UNITS)
 def test_the_compiler_emits_the_recorded_opcodes(source: str, target: str) -> None:
-    if ptx.compiler() != RELEASE:
+    if opcodes.compiler() != RELEASE:
         pytest.skip(f"recorded with nvcc {RELEASE}: another release emits other instructions")
-    assert not ptx.differences(source, target, RECORD[source, target])
+    assert not opcodes.differences(source, target, RECORD[source, target])

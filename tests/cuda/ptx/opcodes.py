@@ -1,8 +1,4 @@
-"""Opcode counts of every kernel's PTX: a change of the sources that is not about instructions keeps them.
-
-python -m tests.cuda.ptx check     compares every source and target with tests/cuda/opcodes.csv (6 minutes of one core)
-python -m tests.cuda.ptx record    writes that file
-"""
+"""Opcode counts of every kernel's PTX: a change of the sources that is not about instructions keeps them."""
 
 from __future__ import annotations
 
@@ -12,14 +8,13 @@ import hashlib
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tests.cuda.sass import INCLUDES, ROOT, compiler
 
-RECORD = Path(__file__).with_name("opcodes.csv")
+RECORD = ROOT / "tests" / "cuda" / "opcodes.csv"
 SOURCES = ROOT / "kernels" / "cuda"
 CACHE = ROOT / "build" / "cuda-ptx"
 TARGETS = ("sm_80", "sm_90a")
@@ -27,7 +22,7 @@ KEY = ("source", "target", "kernel")
 # These count with what follows the first dot: ld.shared is not ld.global.
 QUALIFIED = {"ld", "st", "cp", "wgmma", "mbarrier", "fence", "barrier", "cvt", "mma"}
 ENTRY = re.compile(r"^(?:\.visible )?\.entry ", re.MULTILINE)
-INSTRUCTION = re.compile(r"^\s*(?:@!?%?\w+\s+)?([a-z][a-z0-9_.:]*)[^:\n]*;", re.MULTILINE)
+INSTRUCTION = re.compile(r"^\s*(?:@!?%?\w+\s+)?([a-z][A-Za-z0-9_.:]*)[^:\n]*;", re.MULTILINE)
 
 Counts = dict[str, int]
 
@@ -129,10 +124,8 @@ def differences(source: str, target: str, recorded: dict[str, Counts]) -> list[s
     return sorted(lines)
 
 
-def main(command: str) -> int:
-    if command == "record":
-        write((*unit, name, counts) for unit in units() for name, counts in measure(*unit).items())
-        return 0
+def compare() -> int:
+    """Print what differs from the record; the exit status."""
     release, recorded = read()
     if release != compiler():
         print(f"recorded with nvcc {release}, this is {compiler()}: nothing can be compared")
@@ -142,5 +135,6 @@ def main(command: str) -> int:
     return bool(lines)
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+def record() -> None:
+    """Write the record."""
+    write((*unit, name, counts) for unit in units() for name, counts in measure(*unit).items())
