@@ -1,4 +1,4 @@
-"""python -m tests.cuda.ptx check     compares every source and target with tests/cuda/opcodes.csv (6 minutes of one core)
+"""python -m tests.cuda.ptx check     compares every source and target with tests/cuda/opcodes.csv
 python -m tests.cuda.ptx record    writes that file
 """
 
