@@ -131,8 +131,10 @@ def engine(folder: Path, **options: Any) -> Iterator[Any]:
                 raise
             yield llm
         finally:
-            del llm
-            # The engine's own finalizer cleans up, unless it failed half way.
+            if llm is not None:
+                # Now: the engine's own finalizer would run after the caller's frame, with everything thawed.
+                llm.llm_engine.engine_core.shutdown()
+            # It cleans up, unless it failed half way.
             if torch.distributed.is_initialized():
                 cleanup_dist_env_and_memory()
 
