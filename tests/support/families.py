@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.grid_weights import fits, on_grid
 
 HIDDEN, INTERMEDIATE, HEADS, HEAD_DIM, LAYERS, VOCAB, EXPERTS = 128, 256, 4, 32, 2, 256, 4
 
@@ -127,7 +130,10 @@ def tiny_config(architecture: str) -> Any:
 
 
 def write_family(folder: Path, architecture: str, seed: int = 0) -> Path:
-    """A checkpoint with random weights whose logits are of the order of one, as transformers saves it."""
+    """A checkpoint with random weights whose logits are of the order of one, named as transformers saves them.
+
+    Matrices are on the grid of grid_weights.py.
+    """
     import transformers
 
     torch.manual_seed(seed)
@@ -144,4 +150,7 @@ def write_family(folder: Path, architecture: str, seed: int = 0) -> Path:
             elif "norm" in name:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = {n: on_grid(t, generator) if fits(t) else t for n, t in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
     return folder

@@ -1,7 +1,6 @@
-"""One family in a process of its own: ``python -m tests.support.run_family ARCHITECTURE FOLDER [METHOD ...]``.
+"""One family of models, served by each method: how far its prompt logits are from those of the unquantized checkpoint.
 
-Serves the family's tiny checkpoint unquantized and by each method, and prints one JSON object per line: what was run,
-and how far its prompt logits are from those of the dequantized reference.
+Its weights are such that every stored format holds them exactly (grid_weights.py).
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import gc
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +17,14 @@ from typing import Any
 from unittest import mock
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from tests.support.engines import PROMPTS, Answer, ask
 from tests.support.families import write_family
-from tests.support.quantized_checkpoints import quantize_weight
+from tests.support.grid_weights import GROUP, as_stored, fits
+from tests.support.quantized_checkpoints import write_folder
 from tests.support.recipes import Recipe, awq, compressed_tensors, gptq
 from vllm_quant_plugin.formats import get_format
-
-GROUP = 32
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,7 @@ class Method:
         name: of the row.
         vllm: ``--quantization``.
         recipe: of a stored checkpoint; None for quantization while loading.
-        limit: of ``distance``. Stored ones are compared with the same weights, those that are quantized while loading
-            with the weights before.
+        limit: of ``distance``. Stored ones hold the weights exactly.
     """
 
     name: str
@@ -50,7 +46,7 @@ class Method:
 
 METHODS = (
     Method("int8 online", "vqp_int8", None, 0.1),
-    Method("fp8 online", "vqp_fp8", None, 0.25),
+    Method("fp8 online", "vqp_fp8", None, 0.1),
     Method("gptq", "vqp_gptq", gptq(4, GROUP), 0.01),
     Method("awq", "vqp_awq", awq(4, GROUP), 0.01),
     Method("fp8 stored", "vqp_fp8", compressed_tensors("float-quantized"), 0.01),
@@ -99,45 +95,31 @@ def recorded(found: set[str]) -> Iterator[None]:
         yield
 
 
-def _fits(weight: torch.Tensor) -> bool:
-    return weight.dim() == 2 and not weight.shape[0] % GROUP and not weight.shape[1] % GROUP
-
-
-def write_stored(folder: Path, dense: Path, recipe: Recipe, linear: set[str]) -> tuple[Path, Path, int]:
-    """The checkpoint in the recipe's format and its reference; modules of ``linear`` whose shape fits are quantized."""
-    tensors: dict[str, torch.Tensor] = {}
+def write_stored(folder: Path, dense: Path, recipe: Recipe, linear: set[str]) -> int:
+    """Write the checkpoint in the recipe's format and return how many modules of ``linear`` had a shape that fits."""
+    stored: dict[str, torch.Tensor] = {}
     for file in sorted(dense.glob("*.safetensors")):
-        tensors |= load_file(file)
-    stored, reference, count = dict(tensors), dict(tensors), 0
+        stored |= load_file(file)
     assert recipe.scheme is not None
     stems = tuple(name for name in linear if name.endswith("."))
-    names = [n.removesuffix(".weight") for n in tensors if n.endswith(".weight")]
+    names = [n.removesuffix(".weight") for n in stored if n.endswith(".weight")]
     chosen = {n for n in names if _tail(n) in linear or _tail(n).startswith(stems)}
     # Fused modules and the experts of a layer are alike.
-    misfits = {_tail(n).rpartition(".")[0] for n in chosen if not _fits(tensors[f"{n}.weight"])}
+    misfits = {_tail(n).rpartition(".")[0] for n in chosen if not fits(stored[f"{n}.weight"])}
+    odd = tuple(stem for stem in stems if any(m.startswith(stem) for m in misfits))
+    count = 0
     for name in sorted(chosen):
         tail = _tail(name)
-        if tail.rpartition(".")[0] in misfits or any(
-            m.startswith(s) and tail.startswith(s) for s in stems for m in misfits
-        ):
+        if tail.rpartition(".")[0] in misfits or tail.startswith(odd):
             continue
-        weight = quantize_weight(tensors[f"{name}.weight"].float(), recipe.scheme)
-        reference[f"{name}.weight"] = weight.dequantize(torch.float32)
-        del stored[f"{name}.weight"]
+        weight = as_stored(stored.pop(f"{name}.weight"), recipe.scheme)
         for leaf, tensor in get_format(recipe.scheme).pack(weight, recipe.scheme).items():
             stored[f"{name}.{leaf}"] = tensor
         count += 1
-    for where, values, quantization in ((folder / "q", stored, recipe.config), (folder / "reference", reference, None)):
-        shutil.rmtree(where, ignore_errors=True)
-        where.mkdir(parents=True)
-        save_file(
-            {n: t.contiguous() for n, t in values.items()}, where / "model.safetensors", metadata={"format": "pt"}
-        )
-        config = json.loads((dense / "config.json").read_text())
-        if quantization:
-            config["quantization_config"] = dict(quantization)
-        (where / "config.json").write_text(json.dumps(config))
-    return folder / "q", folder / "reference", count
+    config = json.loads((dense / "config.json").read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    write_folder(folder, config | {"quantization_config": dict(recipe.config or {})}, stored)
+    return count
 
 
 def _attempt(folder: Path, **options: Any) -> Answer | str:
@@ -181,31 +163,21 @@ def run(architecture: str, folder: Path, methods: Sequence[str] = ()) -> Iterato
 
 
 def _row(method: Method, folder: Path, dense: Path, plain: Answer, dtype: str, linear: set[str]) -> dict[str, Any]:
-    reference: Answer | str = plain
     if method.recipe is None:
-        quantization = {"quant_method": method.vllm, "activations": "none"}
-        overrides = {"quantization_config": quantization}
+        overrides = {"quantization_config": {"quant_method": method.vllm, "activations": "none"}}
         with recorded(linear):
             got = _attempt(dense, quantization=method.vllm, dtype=dtype, hf_overrides=overrides)
         count = len(linear)
     else:
-        quantized, dequantized, count = write_stored(folder, dense, method.recipe, linear)
+        count = write_stored(folder / "stored", dense, method.recipe, linear)
         if not count:
             return {"result": "skipped", "reason": "no module fits"}
-        reference = _attempt(dequantized, dtype=dtype)
-        got = _attempt(quantized, quantization=method.vllm, dtype=dtype)
-    if isinstance(reference, str):
-        return {"result": "skipped", "modules": count, "reason": f"the reference: {reference}"}
+        got = _attempt(folder / "stored", quantization=method.vllm, dtype=dtype)
     if isinstance(got, str):
         return {"result": "refused", "modules": count, "reason": got}
-    far, slack = distance(got, reference), 0.0 if dtype == "float32" else 0.1
-    same = sum(a == b for a, b in zip(got.tokens, reference.tokens, strict=True))
+    far, slack = distance(got, plain), 0.0 if dtype == "float32" else 0.1
+    same = sum(a == b for a, b in zip(got.tokens, plain.tokens, strict=True))
     return {
         "result": "right" if far <= method.limit + slack else "wrong", "modules": count,
         "distance": round(far, 6), "same_tokens": f"{same}/{len(PROMPTS)}",
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    for one in run(sys.argv[1], Path(sys.argv[2]), sys.argv[3:]):
-        print("ROW " + json.dumps(one), flush=True)
