@@ -3,6 +3,7 @@
 #   make            set up: .venv from a lock, the native kernels, the package (editable)
 #   make demo       quantize, plan, serve and measure the bundled model on this machine
 #   make test       run the tests                  ARGS="tests/formats -k tp" narrows them
+#   make test-nightly   the tests that take too long for make test
 #   make lint       ruff check, ruff format --check, mypy
 #   make bench      time the kernels beside vLLM's own
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
@@ -36,7 +37,7 @@ NATIVE := $(BUILD)/.stamp-native
 # The folders are listed as well: their modification time changes when a file is added or removed.
 NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: all setup demo test test-families lint format bench wheel cuda ptx gpu-check lock clean distclean
+.PHONY: all setup demo test test-nightly test-families lint format bench wheel cuda ptx gpu-check lock clean distclean
 
 all: setup
 	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
@@ -83,6 +84,9 @@ cuda: setup
 	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
 	@$(BIN)/cmake --build build/cuda
 	@$(BIN)/python -m tests.cuda.uniform kernels/vllm_quant_kernels/libvqp_cuda.so
+
+test-nightly: setup
+	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile -m nightly $(ARGS)
 
 test-families: setup
 	@$(BIN)/python benchmarks/families.py $(ARGS)

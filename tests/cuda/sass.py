@@ -23,11 +23,11 @@ SERIALIZED = re.compile(r"\(C751\d\).*")
 INCLUDES = ["-I", str(ROOT / "kernels/cuda"), "-I", str(ROOT / "kernels/include")]
 
 
-def compile_cubin(source: Path, target: str, output: Path) -> str:
+def compile_cubin(source: Path, target: str, output: Path, options: tuple[str, ...] = ()) -> str:
     """Compile for one target; a register spill is an error. Returns ptxas's report."""
     command = ["nvcc", "-std=c++17", "-O3", *INCLUDES, "-cubin", f"-arch={target}", str(source), "-o", str(output)]
     ptxas = ["-Xptxas", "-v,--warn-on-spills,--warning-as-error"]
-    result = subprocess.run([*command, *ptxas], capture_output=True, text=True, check=False)
+    result = subprocess.run([*command, *ptxas, *options], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     serialized = SERIALIZED.findall(result.stderr)
     assert not serialized, serialized

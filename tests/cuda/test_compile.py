@@ -5,45 +5,36 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cuda import sass, uniform
+from tests.cuda.compiled import NIGHTLY, UNITS, compile_unit
 
-SOURCES = sass.ROOT / "kernels" / "cuda"
-TARGETS = {
-    "wna16_int4.cu": "sm_80",
-    "wna16_int7.cu": "sm_86",
-    "wna16_int8.cu": "sm_89",
-    "wna16_fp8.cu": "sm_90a",
-    "abi.cu": "sm_90a",
-}
 RECORD = json.loads(sass.RECORD.read_text())
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed: nothing to compile with")
 
 
-@pytest.mark.parametrize("source", TARGETS)
-def test_compiles_without_spills(source: str, tmp_path: Path) -> None:
-    """Each target and the widest kernels; `make cuda` builds all of them, under the same flags."""
-    report = sass.compile_cubin(SOURCES / source, TARGETS[source], tmp_path / "out.cubin")
-    assert not uniform.undefined_in(tmp_path / "out.cubin")
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+@pytest.mark.parametrize(
+    ("source", "target"), [*UNITS, *(pytest.param(*unit, marks=pytest.mark.nightly) for unit in NIGHTLY)]
+)
+def test_compiles_without_spills(source: str, target: str) -> None:
+    made = compile_unit(source, target)
+    assert not uniform.undefined(made.sass)
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", made.report)
     assert spills
     assert set(spills) == {("0", "0")}
-    registers = [int(used) for used in re.findall(r"Used (\d+) registers", report)]
+    registers = [int(used) for used in re.findall(r"Used (\d+) registers", made.report)]
     assert max(registers) <= 255
-    # Two CTAs of 256 threads fit on an SM up to 128 registers: all but the tiles of 64 tokens and more.
-    assert sum(used > 128 for used in registers) <= (6 if TARGETS[source] == "sm_90a" else 2)
+    if source.startswith("wna16"):
+        # Two CTAs of 256 threads fit on an SM up to 128 registers: all but the tiles of 64 tokens and more.
+        assert sum(used > 128 for used in registers) <= (6 if target == "sm_90a" else 2)
 
 
-def test_ptx_for_newer_gpus_is_made(tmp_path: Path) -> None:
-    output = tmp_path / "out.ptx"
-    command = ["nvcc", "-std=c++17", "-O3", *sass.INCLUDES, "-ptx", "-arch=compute_80", str(SOURCES / "wna16_int4.cu")]
-    subprocess.run([*command, "-o", str(output)], check=True, capture_output=True)
-    text = output.read_text()
+def test_ptx_for_newer_gpus_is_made() -> None:
+    text = compile_unit("wna16_int3.cu", "sm_80").ptx
     assert ".target sm_80" in text
     assert "mma.sync.aligned.m16n8k16" in text
     assert "barrier.cluster" not in text

@@ -1,5 +1,4 @@
-"""Every kernel has the recorded opcodes. A file per family here, 45 s of one core the first time and nothing until a
-source changes; ``make ptx`` compares all of them. Needs nvcc, not a GPU."""
+"""Every kernel has the recorded opcodes: a file per family here, all of them in ``make ptx``. Needs nvcc, not a GPU."""
 
 from __future__ import annotations
 
@@ -7,18 +6,9 @@ import shutil
 
 import pytest
 
+from tests.cuda.compiled import UNITS
 from tests.cuda.ptx import opcodes
 
-UNITS = [
-    ("abi.cu", "sm_80"),
-    ("quantize.cu", "sm_90a"),
-    ("w8a8.cu", "sm_90a"),
-    ("w8a8_int8.cu", "sm_80"),
-    ("w8a8_fp8.cu", "sm_90a"),
-    ("w8a8_wide.cu", "sm_90a"),
-    ("wna16_int3.cu", "sm_80"),
-    ("wna16_int4.cu", "sm_90a"),
-]
 RELEASE, RECORD = opcodes.read()
 
 SAMPLE = """

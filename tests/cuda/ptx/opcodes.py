@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import collections
 import csv
-import hashlib
-import json
 import re
-import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from tests.cuda.sass import INCLUDES, ROOT, compiler
+from tests.cuda.compiled import SOURCES, compile_unit
+from tests.cuda.sass import ROOT, compiler
 
 RECORD = ROOT / "tests" / "cuda" / "opcodes.csv"
-SOURCES = ROOT / "kernels" / "cuda"
-CACHE = ROOT / "build" / "cuda-ptx"
 TARGETS = ("sm_80", "sm_90a")
 KEY = ("source", "target", "kernel")
 # These count with what follows the first dot: ld.shared is not ld.global.
@@ -25,15 +19,6 @@ ENTRY = re.compile(r"^(?:\.visible )?\.entry ", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s*(?:@!?%?\w+\s+)?([a-z][A-Za-z0-9_.:]*)[^:\n]*;", re.MULTILINE)
 
 Counts = dict[str, int]
-
-
-def compile_ptx(source: Path, target: str) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "out.ptx"
-        command = ["nvcc", "-std=c++17", "-O3", *INCLUDES, "-ptx", f"-arch={target}", str(source), "-o", str(output)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stderr[-4000:]
-        return output.read_text()
 
 
 def kernel_name(mangled: str) -> str:
@@ -69,18 +54,8 @@ def count(text: str) -> dict[str, Counts]:
 
 
 def measure(source: str, target: str) -> dict[str, Counts]:
-    """Counts of a file of kernels/cuda, kept in build/ for as long as no source changes."""
-    files = sorted(path for folder in INCLUDES[1::2] for path in Path(folder).iterdir())
-    state = hashlib.sha256(compiler().encode() + b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
-    cached = CACHE / f"{source}-{target}-{state}.json"
-    if cached.exists():
-        return json.loads(cached.read_text())
-    found = count(compile_ptx(SOURCES / source, target))
-    CACHE.mkdir(parents=True, exist_ok=True)
-    for old in CACHE.glob(f"{source}-{target}-*.json"):
-        old.unlink()
-    cached.write_text(json.dumps(found))
-    return found
+    """Counts of a file of kernels/cuda."""
+    return count(compile_unit(source, target).ptx)
 
 
 def read() -> tuple[str, dict[tuple[str, str], dict[str, Counts]]]:
