@@ -38,7 +38,6 @@ LONGEST = (
     "methods/test_matrix.py",
     "serve/test_real_engine.py",
     "serve/test_examples.py",
-    "packaging/test_wheel.py",
     "methods/test_tensor_parallel.py",
     "quantize/algorithms/test_smoothquant.py",
     "quantize/test_quantize_model.py",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "sanitize"
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(
     shutil.which("g++") is None or shutil.which("cmake") is None, reason="needs a C++ compiler and cmake"
 )

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = "vllm_quant_plugin/data/stdlib-llama"
 PACKAGES = ("vllm_quant_kernels", "vllm_quant_plugin", "vllm_quant_serve")
 # The first build compiles the library: two minutes of one core.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
 # What the editable installation of this checkout put into site-packages.
 EDITABLE = ("_editable_skbc_", "vllm_quant_plugin-")
 

@@ -58,6 +58,7 @@ def test_demo(tmp_path: Path) -> None:
     assert "--quantization vqp_awq" in served["command"]
 
 
+@pytest.mark.nightly  # the program below takes the same path
 def test_quantize_then_serve_script(tmp_path: Path) -> None:
     port = free_port()
     script = str(ROOT / "examples" / "quantize_then_serve.sh")
