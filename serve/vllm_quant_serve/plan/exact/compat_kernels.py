@@ -11,8 +11,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 _LINEAR = ("init_fp8_linear_kernel", "init_int8_linear_kernel")
+# Asked of Marlin, which vLLM prefers for packed experts on CUDA.
+_TRUE = ("check_moe_marlin_supports_config",)
 _CHECKS = ("verify_marlin_supported",)
-_EXPERTS = ("select_unquantized_moe_backend", "select_fp8_moe_backend", "select_wna16_moe_backend",
+_EXPERTS = ("select_unquantized_moe_backend", "select_fp8_moe_backend",
             "select_int8_moe_backend")  # fmt: skip
 
 
@@ -31,6 +33,16 @@ def _mixed_precision(config: Any) -> Any:
     if group > 0 and inputs % group:
         raise ValueError(f"{inputs} input features of a shard are not a multiple of group {group}")
     return _kernel()
+
+
+def _yes(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def _packed_experts(*_: Any, **__: Any) -> tuple[Any, None]:
+    from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
+
+    return WNA16MoEBackend.MARLIN, None
 
 
 def _experts(*_: Any, **__: Any) -> tuple[Any, None]:
@@ -55,6 +67,11 @@ def accept_any_kernel() -> None:
                 setattr(module, function, _kernel)
         if "choose_mp_linear_kernel" in vars(module):
             module.choose_mp_linear_kernel = _mixed_precision  # type: ignore[attr-defined]
+        for function in _TRUE:
+            if function in vars(module):
+                setattr(module, function, _yes)
+        if "select_wna16_moe_backend" in vars(module):
+            module.select_wna16_moe_backend = _packed_experts  # type: ignore[attr-defined]
         for function in _EXPERTS:
             if function in vars(module):
                 setattr(module, function, _experts)
