@@ -45,7 +45,9 @@ def generate(rng: random.Random, count: int) -> list[tuple[str, Config, str | No
             method = rng.choice(_OF_EXPERTS if kind == "experts" else sorted(_METHODS))
             root = "language_model.model" if kind == "nested" else "model"
             stored = config["quantization_config"] = _METHODS[method](rng, root, text.get("num_hidden_layers", 4))
-            if config["model_type"] == "stablelm":  # vLLM maps no fused names there and would quantize the layer
+            # vLLM knows no fused names of StableLM, nor those of Qwen3-MoE's dense layers before it has built one: it
+            # would quantize what the list keeps.
+            if config["model_type"] in ("stablelm", "qwen3_moe"):
                 stored.pop("modules_to_not_convert", None)
         kv_dtype = rng.choice((None, None, None, "fp8")) if kind == "dense" else None
         found.append((f"{i:03d}-{config['model_type']}-{method or 'bf16'}", config, kv_dtype))

@@ -102,8 +102,8 @@ def refusals(
     if arch.expert_limit and tp > arch.experts:
         yield f"more ranks ({tp}) than experts ({arch.experts})"
     yield from _mixed_parts(arch, scheme_of)
-    if tp > 1 or arch.experts:
-        yield from _scheme_refusals(arch, scheme_of, place, plugin)
+    yield from _scheme_refusals(arch, scheme_of, place, plugin)
+    if tp > 1:
         yield from _transform_refusals(arch, online, tp, plugin)
 
 
@@ -140,8 +140,7 @@ def _scheme_refusals(arch: ModelArch, scheme_of: SchemeOf, place: Placement, plu
     for parameter in arch.parameters():
         if not parameter.linear or len(parameter.shape) != 2:
             continue
-        expert = parameter.role.startswith("expert")
-        if (expert and place.expert_parallel) or (place.tp == 1 and not expert):
+        if parameter.role.startswith("expert") and place.expert_parallel:
             continue
         leaf = parameter.module.rpartition(".")[2]
         scheme = scheme_of(parameter.module)
@@ -192,7 +191,11 @@ def _shard_refusal(
         inner, hidden = (out_features, in_features) if column else (in_features, out_features)
         scheme = get_format(scheme).expert_scheme(scheme, inner // tp, hidden)
     step = get_format(scheme).shard_step(scheme, in_features) if packed_words else canonical_step(scheme)
-    if parameter.role in ("row", "expert_row") and in_features % tp == 0:
+    if step.columns_unit == "group" and in_features % step.columns:
+        yield f"{leaf} {in_features} {_not_whole(step.columns, step.columns_unit, scheme)}"
+    elif tp == 1 and not expert:
+        return
+    elif parameter.role in ("row", "expert_row") and in_features % tp == 0:
         if not fits_columns(step, in_features, tp):
             legal = [t for t in (2, 4, 8, 16, 32, 64) if fits_columns(step, in_features, t)]
             works = f"; TP {', '.join(map(str, legal))} work{'s' * (len(legal) == 1)}" if legal else "; only TP 1 works"

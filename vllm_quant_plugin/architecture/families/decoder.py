@@ -182,5 +182,6 @@ def _layer(
             gated=style.gated,
             bias=style.mlp_bias(reader),
             names=style.mlp_names,
+            whole=style.rotary == "none" and style.mlp_names[0] == style.mlp_names[1],
         )
     return Layer(tuple(found), (window_cache(attention, window),))

@@ -63,8 +63,7 @@ def build(reader: Reader, config: Mapping[str, Any]) -> ModelArch:
         found += moe.block(prefix) if moe.sparse[i] else parts.mlp(f"{prefix}.mlp", hidden, inner)
         layers.append(Layer(tuple(found), (cache,)))
     embed = parts.embedding("model.embed_tokens", vocab, hidden)
-    tied = reader.flag("tie_word_embeddings")
-    last = parts.norm("model.norm", hidden) + ([] if tied else parts.head("lm_head", vocab, hidden))
+    last = parts.norm("model.norm", hidden) + parts.head("lm_head", vocab, hidden)  # vLLM ties none of these
     rules = [TpRule("attention heads", heads)]
     if not all(moe.sparse):
         rules.append(TpRule("MLP features", inner))
@@ -73,7 +72,7 @@ def build(reader: Reader, config: Mapping[str, Any]) -> ModelArch:
     return ModelArch(
         model_type=reader.text("model_type"), architecture=architecture(config), hidden=hidden, vocab=vocab,
         max_position=max_position, dtype=model_dtype(reader, config), layers=tuple(layers), first=(embed,),
-        last=tuple(last), shared=(embed,) if tied else (), rules=tuple(rules), intermediate=moe.inner or inner,
+        last=tuple(last), rules=tuple(rules), intermediate=moe.inner or inner,
         heads=heads, head_dim=nope + rope, experts=moe.count, experts_per_token=moe.active,
         rotary_elements=rotary_elements(reader, rope, max_position),
     )  # fmt: skip

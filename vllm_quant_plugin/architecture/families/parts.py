@@ -112,8 +112,18 @@ class Attention:
 def mlp(
     prefix: str, hidden: int, inner: int, *, gated: bool = True, bias: bool = False,
     names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"), replicated: bool = False,
+    whole: bool = False,
 ) -> list[Parameter]:  # fmt: skip
-    """A gated (gate, up, down) or plain (up, down) feed-forward."""
+    """A gated (gate, up, down) or plain (up, down) feed-forward.
+
+    Args:
+        whole: vLLM holds gate and up as one matrix, not as two that it fuses.
+    """
+    if gated and whole:
+        return [
+            *linear(f"{prefix}.{names[1]}", 2 * inner, hidden, "column", bias=bias),
+            *linear(f"{prefix}.{names[2]}", hidden, inner, "row", bias=bias),
+        ]
     column: Role = "replicated" if replicated else "column"
     row: Role = "replicated" if replicated else "row"
     gate = linear(f"{prefix}.{names[0]}", inner, hidden, column, bias=bias, fused="first") if gated else []

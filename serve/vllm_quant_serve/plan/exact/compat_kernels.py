@@ -39,7 +39,11 @@ def _yes(*_: Any, **__: Any) -> bool:
     return True
 
 
-def _packed_experts(*_: Any, **__: Any) -> tuple[Any, None]:
+def _packed_experts(config: Any, weight_key: Any, quant_config: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+    """As ``_mixed_precision``, for experts."""
+    inputs, group = config.intermediate_size_per_partition, quant_config.group_size or -1
+    if group > 0 and inputs % group:
+        raise ValueError(f"{inputs} features of an expert's shard are not a multiple of group {group}")
     from vllm.model_executor.layers.fused_moe.oracle.int_wna16 import WNA16MoEBackend
 
     return WNA16MoEBackend.MARLIN, None

@@ -96,7 +96,7 @@ class WeightModel:
         scheme = next(self.scheme.schemes(), None) if self.scheme is not None else None
         if scheme is None or self.plugin:
             return 0
-        attentions = sum(cache.kind != "mamba" for cache in layer.caches) + (layer.reads is not None)
+        attentions = sum(cache.kind not in ("mamba", "mla") for cache in layer.caches) + (layer.reads is not None)
         scale = self.itemsize if self.arch.transformers else 4
         return attentions * get_format(scheme).attention_bytes(self.itemsize, scale) if attentions else 0
 

@@ -38,7 +38,7 @@ def to_plan(context: Context, best: Evaluated, evaluated: Sequence[Evaluated]) -
         overhead_parts={name: part.value for name, part in fit.overhead_parts.items()},
         env={**visible_devices(devices), **_variables(context), **best.env}, stage_layers=place.layers, nnodes=hosts,
         devices_per_node=min(place.devices, devices.gpu.per_host) if hosts > 1 else place.devices,
-        expert_parallel=place.expert_parallel, compute_dtype=compute_dtype(devices.gpu, context.scheme),
+        expert_parallel=place.expert_parallel, compute_dtype=compute_dtype(devices.gpu, context.weights),
         dtype=context.dtype,
         prediction=_prediction(context, best),
         candidates=tuple(one.candidate(rated=not devices.is_cpu) for one in evaluated),

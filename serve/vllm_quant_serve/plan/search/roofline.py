@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from vllm_quant_plugin.architecture.arch import Cache, Parameter
 from vllm_quant_plugin.architecture.placement import Placement
-from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.plan.devices.gpus import Gpu
+from vllm_quant_serve.plan.memory.weights import WeightModel
 from vllm_quant_serve.plan.search.context import Context
 
 # Shares of the peak that good kernels reach: STREAM-like copies reach 0.8 to 0.9 of the bandwidth, large
@@ -64,13 +65,19 @@ class Speed:
         return price / 3600 / rate * 1e6 if rate else math.inf
 
 
-def compute_dtype(gpu: Gpu, scheme: ModelScheme | None) -> str:
-    """The key of ``Gpu.flops`` at which the GEMMs run: 8 bits only where activations are quantized and the GPU can."""
-    default = scheme.default if scheme is not None else None
-    if default is not None and default.activation is not None and default.activation.bits == 8:
-        kind = "int8" if default.is_int else "fp8"
-        return kind if kind in gpu.flops else "bf16"
-    return "bf16"
+def compute_dtype(gpu: Gpu, weights: WeightModel) -> str:
+    """The key of ``Gpu.flops`` at which most of the GEMMs' multiplications run.
+
+    8 bits only where activations are quantized and the GPU can. Modules may differ in their schemes.
+    """
+    found: Counter[str] = Counter()
+    for parameter in weights.arch.parameters():
+        if parameter.linear:
+            scheme = weights.scheme_of(parameter.module)
+            eight = scheme is not None and scheme.activation is not None and scheme.activation.bits == 8
+            kind = ("int8" if scheme.is_int else "fp8") if scheme is not None and eight else "bf16"
+            found[kind if kind in gpu.flops else "bf16"] += math.prod(parameter.shape) * parameter.count
+    return max(found, key=found.__getitem__, default="bf16")
 
 
 class Roofline:
@@ -99,7 +106,7 @@ class Roofline:
                 self.dense_elements += elements
         gpu = context.devices.gpu
         self.bandwidth = gpu.bandwidth * BANDWIDTH_SHARE
-        self.flops = gpu.flops[compute_dtype(gpu, context.scheme)] * FLOPS_SHARE
+        self.flops = gpu.flops[compute_dtype(gpu, context.weights)] * FLOPS_SHARE
         self.layers = len(arch.layers)
 
     def experts_touched(self, tokens: int) -> float:
