@@ -26,12 +26,14 @@ def _attention(
     q_rank = reader.integer("q_lora_rank", default=0, least=0)
     found: list[Parameter] = []
     if q_rank:
-        found += parts.linear(f"{prefix}.q_a_proj", q_rank, hidden, "replicated", bias=bias)
+        found += parts.linear(f"{prefix}.q_a_proj", q_rank, hidden, "replicated", bias=bias, fused="first")
         found += parts.norm(f"{prefix}.q_a_layernorm", q_rank)
         found += parts.linear(f"{prefix}.q_b_proj", heads * (nope + rope), q_rank, "column")
     else:
         found += parts.linear(f"{prefix}.q_proj", heads * (nope + rope), hidden, "column")
-    found += parts.linear(f"{prefix}.kv_a_proj_with_mqa", latent + rope, hidden, "replicated", bias=bias)
+    found += parts.linear(
+        f"{prefix}.kv_a_proj_with_mqa", latent + rope, hidden, "replicated", bias=bias, fused="next" if q_rank else ""
+    )
     found += parts.norm(f"{prefix}.kv_a_layernorm", latent)
     found += parts.linear(f"{prefix}.kv_b_proj", heads * (nope + value), latent, "column")
     found += parts.linear(f"{prefix}.o_proj", hidden, heads * value, "row", bias=bias)
