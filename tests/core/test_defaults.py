@@ -22,7 +22,7 @@ def test_the_table_is_that_of_the_installed_transformers():
     assert kept == json.loads(json.dumps(module.table()))
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen3", "gemma3_text", "mixtral", "glm4"])
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "granite", "gemma3_text", "mixtral", "glm4"])
 def test_a_config_is_completed_as_transformers_completes_it(model_type):
     from transformers import CONFIG_MAPPING
 
