@@ -101,8 +101,12 @@ def compare(configs: Configs, answers: Sequence[ExactAnswer], sizes: Sequence[in
 
 def recorded(path: Path) -> list[ExactAnswer]:
     """vLLM's answers of an earlier run with the same seed and count."""
-    rows = json.loads(path.read_text())["answers"]
-    return [ExactAnswer(row) if isinstance(row, str) else ExactAnswer("", (row[0],), (), *row[1:]) for row in rows]
+    return [answer_of(row) for row in json.loads(path.read_text())["answers"]]
+
+
+def answer_of(row: str | list[Any]) -> ExactAnswer:
+    """One answer as ``record`` keeps it."""
+    return ExactAnswer(row) if isinstance(row, str) else ExactAnswer("", (row[0],), (), *row[1:])
 
 
 def record(path: Path, answers: Sequence[ExactAnswer], seed: int, count: int) -> None:

@@ -49,14 +49,25 @@ def tp_refusals(
     return {tp: next(refusals(arch, scheme_of, Placement(tp), online, plugin=plugin), "") for tp in sizes}
 
 
+# Blocks whose ``prefix`` in vLLM's constructors is not the name that their parameters have: stored, asked.
+_NAMES_IN_VLLM = {
+    "minimax_m2": (".block_sparse_moe.", ".mlp."),
+    "granitemoehybrid": (".mamba.", ".mixer."),
+    "jamba": (".mamba.", ".mixer."),
+}
+
+
 def scheme_of_module(arch: ModelArch, scheme: ModelScheme | None, module: str) -> StoredScheme | None:
     """The scheme of a module of ``arch``, None for 16 bits.
 
     The language model of a multimodal one is described without its prefix, of which two spellings are in use; what
-    either of them excludes stays in 16 bits.
+    either of them excludes stays in 16 bits. A block counts under the name by which vLLM looks its scheme up.
     """
     if scheme is None:
         return None
+    stored, asked = _NAMES_IN_VLLM.get(arch.model_type, ("", ""))
+    if stored:
+        module = module.replace(stored, asked)
     if not arch.nested or not module.startswith(("model.layers.", "lm_head")):
         return scheme.scheme_for(module)
     inner = module.removeprefix("model.")

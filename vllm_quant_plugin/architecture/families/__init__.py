@@ -8,6 +8,7 @@ from typing import Any
 
 from vllm_quant_plugin.architecture.arch import ModelArch
 from vllm_quant_plugin.architecture.families import decoder, encdec, gemma_edge, hybrid, mla, vision
+from vllm_quant_plugin.architecture.families.layer_lists import check_layer_lists
 from vllm_quant_plugin.architecture.families.style import STYLES
 from vllm_quant_plugin.architecture.families.support import ALIASES, REMOVED
 from vllm_quant_plugin.architecture.reader import TEXT_KEYS, Reader, text_reader
@@ -51,6 +52,8 @@ def describe(config: Mapping[str, Any]) -> ModelArch:
         raise NoFeasiblePlanError(
             f"vLLM {last} was the last version that served {architecture}", "use another model, or that version of vLLM"
         )
+    if model_type in known_model_types():
+        check_layer_lists(reader, model_type)
     return _with_towers(_describe(reader, config, model_type), config)
 
 

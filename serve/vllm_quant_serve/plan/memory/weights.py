@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -71,7 +71,8 @@ class WeightModel:
             extra.append(sum(derived[start : start + count]))
             start += count
         for stage in range(place.pp):
-            stages[stage] += sum(self.bytes_of(p, place) for p in self._ends(stage, place.pp))
+            ends = list(self._ends(stage, place.pp))
+            stages[stage] += sum(self.bytes_of(p, place) for p in ends) - self._shared_blocks(ends, place)
         rotary = arch.rotary_elements * self.itemsize
         everything = tuple(stage + more + rotary for stage, more in zip(stages, extra, strict=True))
         return Weights(everything, tuple(stages))
@@ -89,7 +90,7 @@ class WeightModel:
 
     def _of_layer(self, layer: Layer, place: Placement) -> int:
         own = sum(self.bytes_of(p, place) for p in layer.parameters if not p.derived)
-        return own + self._cache_scales(layer) - self._shared_blocks(layer, place)
+        return own + self._cache_scales(layer) - self._shared_blocks(layer.parameters, place)
 
     def _cache_scales(self, layer: Layer) -> int:
         """Bytes of a layer's KV-cache scales, which vLLM's methods create for every attention."""
@@ -100,10 +101,10 @@ class WeightModel:
         scale = self.itemsize if self.arch.transformers else 4
         return attentions * get_format(scheme).attention_bytes(self.itemsize, scale) if attentions else 0
 
-    def _shared_blocks(self, layer: Layer, place: Placement) -> int:
-        """Bytes of block scales that a fused module shares where its parts are no whole blocks."""
+    def _shared_blocks(self, parameters: Sequence[Parameter], place: Placement) -> int:
+        """Bytes of block scales that fused modules share where their parts are no whole blocks."""
         saved, rows, rounded = 0, 0, 0
-        for parameter in (p for p in layer.parameters if p.fused and p.linear and not p.role.startswith("expert")):
+        for parameter in (p for p in parameters if p.fused and p.linear and not p.role.startswith("expert")):
             scheme = self.scheme_of(parameter.module)
             if scheme is None or scheme.block is None or self.plugin:
                 continue

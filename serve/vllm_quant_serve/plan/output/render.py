@@ -240,4 +240,5 @@ def print_comparison(rows: list[Row]) -> None:
     for row in rows:
         if not row.fits:
             console.print(f"{row.method}: {row.reason}", markup=False)
-    console.print("Speeds are roofline estimates.")
+    if any(row.tpot is not None or row.tokens_per_second is not None for row in rows):
+        console.print("Speeds are roofline estimates.")
