@@ -87,6 +87,8 @@ def test_compare_shows_every_method_with_its_source():
     assert all("arXiv" in row["source"] for row in methods[1:])
     table = run("plan", str(BUNDLED), "--gpu", "h100", "--compare").stdout
     assert "expected loss of FP8, INT8: Kurtic" in table
+    assert "Speeds are roofline estimates." in table
+    assert "Speeds" not in run("plan", str(BUNDLED), "--cpu-memory", "8GiB", "--compare").stdout  # there are none
 
 
 def test_explain_adds_up(tmp_path):
