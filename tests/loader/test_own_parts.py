@@ -100,3 +100,14 @@ def test_an_unknown_class_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match=r"proj: Interleaved loads its weights in its own way"):
         plan_linear(_layer(Derived, 0, 2, output_sizes=[4, 4]), K, K, 8)
     assert plan_linear(_layer(Plain, 0, 2, output_sizes=[4, 4]), K, K, 8).rows == 8
+
+
+def test_mamba_2_groups_on_every_rank_are_refused() -> None:
+    """MambaMixer2 with one group builds a plain layer of five parts and replaces the loader of its ``weight`` alone."""
+    from vllm.model_executor.layers.linear import ColumnParallelLinear
+
+    layer = _layer(ColumnParallelLinear, 0, 2, prefix="model.layers.0.mixer.in_proj")
+    with pytest.raises(CheckpointError, match=r"mixer\.in_proj: a Mamba 2 layer .* 2 ranks"):
+        plan_linear(layer, K, K, 16)
+    layer = _layer(ColumnParallelLinear, 0, 1, prefix="model.layers.0.mixer.in_proj")
+    assert plan_linear(layer, K, K, 16).rows == 16

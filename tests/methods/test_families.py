@@ -1,4 +1,5 @@
-"""Some of vLLM's families, which differ in how their model files load: fused rows, experts in one tensor, routers.
+"""Some of vLLM's families, which differ in how their model files load: rows to reorder, latent
+attention, a recurrent state, experts in one tensor, routers.
 
 All families and all methods: ``make test-families``.
 """
@@ -14,10 +15,14 @@ from tests.support.run_family import run
 pytestmark = pytest.mark.engine
 
 FAMILIES = {
+    "BloomForCausalLM": "fp8 stored",
+    "DeepseekV3ForCausalLM": "gptq",
+    "FalconForCausalLM": "awq",
     "Gemma3ForCausalLM": "awq",
     "GraniteMoeForCausalLM": "fp8 stored",
     "Llama4ForCausalLM": "fp8 stored",
     "MixtralForCausalLM": "gptq",
+    "NemotronHForCausalLM": "gptq",
     "Phi3ForCausalLM": "awq",
     "Qwen2MoeForCausalLM": "gptq",
     "Qwen3MoeForCausalLM": "fp8 stored",

@@ -73,3 +73,14 @@ def test_headers_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.model.kept == {"model.layers.0.mlp.gate"}
     assert config.scheme_of("model.layers.0.self_attn.q_proj") is not None
     assert config.scheme_of("model.layers.0.mlp.gate") is None
+
+
+def test_a_module_that_is_fused_in_the_checkpoint_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Glm4's gate_up_proj, which vLLM's model file says to be of gate_proj and up_proj."""
+    found = {"model.layers.0.mlp.gate_up_proj.weight": {"dtype": "BF16", "shape": [128, 64]}}
+    monkeypatch.setattr(compat, "hub_tensors", lambda model, revision: found)
+    config = config_class("vqp_gptq")(parse_quantization_config({"quant_method": "gptq", "bits": 4, "group_size": 64}))
+    config.packed_modules_mapping = {"gate_up_proj": ["gate_proj", "up_proj"]}
+    config.maybe_update_config("org/name")
+    assert config.scheme_of("model.layers.0.mlp.gate_up_proj") is None
+    assert config.scheme_of("model.layers.1.mlp.gate_up_proj") is not None

@@ -80,6 +80,12 @@ def plan_linear(layer: Any, input_size: int, input_size_per_partition: int, outp
         parts = (Part(None, output_size, 0, output_size),)
         column = (input_size_per_partition * rank, input_size_per_partition * (rank + 1))
     elif isinstance(layer, layers.ColumnParallelLinear):
+        if size > 1 and str(getattr(layer, "prefix", "")).endswith(".in_proj"):
+            # Five parts that vLLM's Mamba 2 layer shards by a loader of its own, with the one group on every rank.
+            raise CheckpointError(
+                f"{layer.prefix}: a Mamba 2 layer whose group is on each of {size} ranks is not supported quantized",
+                "set tensor_parallel_size to 1, or list the layer in modules_to_not_convert",
+            )
         parts = (divided(None, output_size, rank, size),)
     else:
         parts = (Part(None, output_size, 0, output_size),)

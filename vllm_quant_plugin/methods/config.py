@@ -21,9 +21,10 @@ from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host, formats, get_format, parse_quantization_config, plugin_method
 from vllm_quant_plugin.formats.registry import refined, refined_by
 from vllm_quant_plugin.formats.verdict import Verdict, described_parts, judge, judge_checkpoint
+from vllm_quant_plugin.loader.reordered import refuse_unordered
 from vllm_quant_plugin.methods.headers import stored_modules
 from vllm_quant_plugin.online import ALIASES, online_scheme, quantizes_online
-from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
+from vllm_quant_plugin.schemes import ModelScheme, StoredScheme, names_module
 from vllm_quant_plugin.side_config import with_method
 from vllm_quant_plugin.transforms import ATTENTION, PartTransforms, refuse_unplaced
 
@@ -160,12 +161,13 @@ class VqpConfig(compat.QuantizationConfig):
             model_name: a folder or a Hub id; without safetensors the config alone counts.
 
         Raises:
-            CheckpointError: no layer is there for a transform.
+            CheckpointError: no layer is there for a transform, or vLLM's model file cannot reorder fused rows.
         """
         if quantizes_online(self.model.method):
             return
         modules = dict(stored_modules(model_name, revision))
         self.model = refined(self.model, list(modules.items()), getattr(hf_config, "architectures", None))
+        refuse_unordered(self.model, modules, hf_config)
         if modules and self.model.online:
             # A head that is tied to the embedding has no tensors of its own.
             matrices = {"lm_head": True} | {
@@ -198,6 +200,8 @@ class VqpConfig(compat.QuantizationConfig):
         """
         stem, dot, leaf = prefix.rpartition(".")
         parts = self.packed_modules_mapping.get(leaf)
+        if names_module(self.model.kept, prefix):  # stored fused, as Glm4's gate_up_proj
+            return None
         if parts:
             scheme = self.model.scheme_for_fused(prefix, parts, cls_name)
         else:
