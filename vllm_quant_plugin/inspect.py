@@ -146,7 +146,8 @@ def kernel_name(scheme: StoredScheme | None, n: int, k: int, device: DeviceType)
     """What the kernel that serves an (n, k) module with this plugin is called; ``vLLM`` where the plugin reads none."""
     if scheme is None or not get_format(scheme).readable(scheme):
         return "vLLM"
-    return choose(scheme.weight, n, k, Device(device)).kernel.label(scheme.weight)
+    where = Device(device)
+    return choose(scheme.weight, n, k, where).kernel.label_on(scheme.weight, n, k, where)
 
 
 def verdict(found: Inspection) -> str:

@@ -86,6 +86,10 @@ class Kernel(ABC):
         """What ``inspect`` and metrics call it for a weight of ``scheme``, e.g. ``vqp W4A16``."""
         return self.name
 
+    def label_on(self, scheme: WeightScheme, n: int, k: int, device: Device, dtype: str = "bfloat16") -> str:
+        """``label`` for a weight (N, K) on ``device``, for a kernel that knows more there."""
+        return self.label(scheme)
+
     @abstractmethod
     def can_run(self, scheme: WeightScheme, n: int, k: int, device: Device, dtype: str = "bfloat16") -> str | None:
         """None where the kernel can run a weight (N, K) of ``scheme``, else the reason why not.

@@ -95,7 +95,7 @@ def test_what_no_kernel_reads_is_dequantized() -> None:
     for scheme, device in ((e5m2, HOPPER), (WeightScheme(Codebook(4, "nf4"), 64), CPU), (nested, CPU)):
         found = choose(scheme, 256, 512, device)
         assert found.kernel.name == "dequantize"
-        assert set(found.reasons) == {f"{device.type}-w8a8", f"{device.type}-wna16"}
+        assert set(found.reasons) >= {f"{device.type}-w8a8", f"{device.type}-wna16"}
     assert label(WeightScheme(), HOPPER, dtype="float32") == "dequantize"
     assert label(WeightScheme(), Device("cuda", (7, 5))) == "dequantize"
     with pytest.raises(registry.NoKernelError, match="hadamard"):

@@ -126,7 +126,7 @@ class CudaW8A8(Kernel):
         reason = unusable(self.name, device, dtype) or plain_scales(scheme)
         if reason is None and k > MAX_W8A8_K:
             reason = f"K = {k} above {MAX_W8A8_K}"
-        return reason or (_fp8_gemm(scheme, device) if scheme.value == E4M3 else int8_gemm(scheme))
+        return reason or (fp8_gemm(scheme, device) if scheme.value == E4M3 else int8_gemm(scheme))
 
     def refuses(self, weight: CanonicalWeight) -> str | None:
         from vllm_quant_kernels.cuda.w8a8.weight import serves
@@ -184,7 +184,8 @@ def _power_of_two(value: int) -> int:
     return value & -value
 
 
-def _fp8_gemm(scheme: WeightScheme, device: Device) -> str | None:
+def fp8_gemm(scheme: WeightScheme, device: Device) -> str | None:
+    """None where the scheme is that of FP8 GEMMs on ``device``: scales per channel, or per block of 128 x 128."""
     act = scheme.activation
     if act is None or act.value != E4M3:
         return f"FP8 weights with {'16-bit' if act is None else act.value.name} activations"
