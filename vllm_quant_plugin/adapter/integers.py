@@ -43,11 +43,10 @@ def zeros_of(weight: CanonicalWeight) -> Zeros:
 def layouts(weight: CanonicalWeight) -> list[Layout]:
     """The layouts of a weight's columns, the one to prefer first; none where its groups fit no kernel."""
     k, count = weight.in_features, weight.scales.shape[1]
-    device = weight.scales.device
     if count == 1:
-        return [Layout(PER_CHANNEL, round_up(k, COLUMNS), None, torch.zeros(1, dtype=torch.int64, device=device))]
+        return [straight(weight, PER_CHANNEL)]
     if weight.g_idx is None:
-        return [_straight(k, weight.group_size, size, device) for size in group_sizes(weight.group_size, count)]
+        return [straight(weight, size) for size in group_sizes(weight.group_size, count)]
     g_idx = weight.g_idx.long()
     order = torch.argsort(g_idx, stable=True)
     lengths = torch.bincount(g_idx, minlength=count)
@@ -58,11 +57,15 @@ def layouts(weight: CanonicalWeight) -> list[Layout]:
     return [_sorted(order, g_idx, lengths, size) for size in fitting]
 
 
-def _straight(k: int, group_size: int, size: int, device: torch.device) -> Layout:
+def straight(weight: CanonicalWeight, size: int) -> Layout:
+    """Columns in the order of the input features, ``size`` of them per scale; every group is cut into whole pieces."""
+    k, count, device = weight.in_features, weight.scales.shape[1], weight.scales.device
+    if size == PER_CHANNEL:
+        return Layout(size, round_up(k, COLUMNS), None, torch.zeros(1, dtype=torch.int64, device=device))
     columns = round_up(k, max(COLUMNS, size))
-    blocks = torch.arange(columns // size, device=device) * size // group_size
+    blocks = torch.arange(columns // size, device=device) * size // (k if count == 1 else weight.group_size)
     # Padding may reach beyond the last group: any scale does for columns whose activations are zero.
-    return Layout(size, columns, None, blocks.clamp(max=(k - 1) // group_size))
+    return Layout(size, columns, None, blocks.clamp(max=count - 1))
 
 
 def _sorted(order: torch.Tensor, g_idx: torch.Tensor, lengths: torch.Tensor, size: int) -> Layout:
