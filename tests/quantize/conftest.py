@@ -17,8 +17,12 @@ LAYERS = 2
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """See ``write_small_model``."""
+    return write_small_model(tmp_path_factory.mktemp("small-model"))
+
+
+def write_small_model(folder: Path) -> Path:
     """Two layers of the bundled model, sharded over two files."""
-    folder = tmp_path_factory.mktemp("small-model")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(BUNDLED / name, folder / name)
     config = json.loads((BUNDLED / "config.json").read_text())

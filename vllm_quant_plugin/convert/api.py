@@ -79,7 +79,7 @@ def _plan(checkpoint: Checkpoint, target: Format) -> tuple[ModelScheme, dict[str
         )
     plan: dict[str, tuple[StoredScheme, StoredScheme]] = {}
     for name, tensors in checkpoint.modules():
-        scheme = stored_scheme(name, tensors, model, "Embedding" if kind_of(name) == "embedding" else "Linear")
+        scheme = stored_scheme(name, tensors, model, _class_of(name))
         if scheme is None:
             continue
         try:
@@ -107,13 +107,26 @@ def _config(
 def _verdicts(
     checkpoint: Checkpoint, plan: Mapping[str, tuple[StoredScheme, StoredScheme]], config: dict[str, Any], to: str
 ) -> dict[DeviceType, Verdict]:
-    """Device -> who will serve the output there. Raises UsageError where nobody does."""
-    model, modules = parse_quantization_config(config), dict(checkpoint.modules())
-    written = (
-        (name, model.scheme_for(name) or after, *_shape(checkpoint, name, modules[name], before))
-        for name, (before, after) in plan.items()
-    )
+    """Device -> who will serve the output there.
+
+    Raises:
+        UsageError: nobody does, or the new config does not reach a module.
+    """
+    model, modules, written = parse_quantization_config(config), dict(checkpoint.modules()), []
+    for name, (before, _) in plan.items():
+        scheme = model.scheme_for(name, _class_of(name))
+        if scheme is None:
+            raise UsageError(
+                f"{name} would be quantized and the {to} config not say so: a quantized {kind_of(name)} has no place there",
+                "choose another format, or leave that module in 16 bits",
+            )
+        written.append((name, scheme, *_shape(checkpoint, name, modules[name], before)))
     return check_output(model, named_parts(written), f"{checkpoint.path} as {to}")
+
+
+def _class_of(name: str) -> str:
+    """The class by which a config's targets mean the module."""
+    return "Embedding" if kind_of(name) == "embedding" else "Linear"
 
 
 def _shape(

@@ -6,21 +6,21 @@ checkpoint while it loads (``vllm_quant_plugin.online``).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from vllm_quant_plugin import compat
-from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host, formats, get_format, parse_quantization_config, plugin_method
+from vllm_quant_plugin.formats.base import Headers
 from vllm_quant_plugin.formats.registry import refined, refined_by
-from vllm_quant_plugin.formats.verdict import Verdict, described_parts, judge, judge_checkpoint
+from vllm_quant_plugin.formats.verdict import Verdict, described_parts, judge, stored_parts
 from vllm_quant_plugin.loader.reordered import refuse_unordered
 from vllm_quant_plugin.methods.headers import stored_modules
 from vllm_quant_plugin.online import ALIASES, online_scheme, quantizes_online
@@ -232,20 +232,18 @@ class VqpConfig(compat.QuantizationConfig):
 
 
 def _verdict(model: ModelScheme, hf_config: Any) -> Verdict:
-    """Who serves ``model``: by the checkpoint's headers where it lies in a folder, else by its config."""
-    checkpoint = _local_checkpoint(str(getattr(hf_config, "_name_or_path", "") or ""))
-    if checkpoint is None:
+    """Who serves ``model``: by the checkpoint's headers where they can be had, else by its config alone.
+
+    The headers are read each time: a checkpoint may be written again under its name while the process lives.
+    """
+    name = str(getattr(hf_config, "_name_or_path", None) or "")
+    modules: list[tuple[str, Headers]] = []
+    with contextlib.suppress(CheckpointError):  # the loading says what is wrong with it
+        modules = list(stored_modules(name, getattr(hf_config, "_commit_hash", None))) if name else []
+    if not modules:
         return judge(model, host(), described_parts(model, hf_config))
-    return judge_checkpoint(checkpoint, refined_by(model, checkpoint), host())
-
-
-@functools.lru_cache(maxsize=4)
-def _local_checkpoint(path: str) -> Checkpoint | None:
-    """The checkpoint at ``path``, None where there is none that can be read: its loading says what is wrong with it."""
-    try:
-        return read_checkpoint(path) if path and (Path(path) / "config.json").exists() else None
-    except CheckpointError:
-        return None
+    model = refined(model, modules, getattr(hf_config, "architectures", None))
+    return judge(model, host(), stored_parts(modules, model))
 
 
 @functools.cache
