@@ -117,7 +117,7 @@ def _verdicts(
         scheme = model.scheme_for(name, _class_of(name))
         if scheme is None:
             raise UsageError(
-                f"{name} would be quantized and the {to} config not say so: a quantized {kind_of(name)} has no place there",
+                f"{name}: a quantized {kind_of(name)} has no place in a {to} config",
                 "choose another format, or leave that module in 16 bits",
             )
         written.append((name, scheme, *_shape(checkpoint, name, modules[name], before)))
