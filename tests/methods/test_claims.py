@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tests.support.engines import ask, engine_args
-from tests.support.matrix import AVX512, CELLS, Cell
+from tests.support.matrix import AVX512, CELLS, CUDA, Cell
 from tests.support.oracle import input_ranges
 from tests.support.quantized_checkpoints import write_checkpoint, write_folder
+from tests.support.recipes import fp8
 from tests.support.tiny_models import tiny_model
-from vllm_quant_plugin import plugin
+from vllm_quant_plugin import compat, plugin
+from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host
 from vllm_quant_plugin.methods.config import VqpConfig, config_class
@@ -107,3 +110,30 @@ def test_no_avx512_no_in_tree() -> None:
     by_name = {cell.name: cell for cell in CELLS}
     assert by_name["awq-4bit-g128"].in_tree_rejects(old)
     assert by_name["gptq-v1-4bit-g128"].in_tree_rejects(old)
+
+
+def test_a_checkpoint_that_is_written_again_is_judged_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FP8 with a quantized LM head, which the headers alone tell, and without: in one process, under one path."""
+    monkeypatch.setattr("vllm_quant_plugin.methods.config.host", lambda: CUDA)
+    claims, model = config_class("vqp_fp8"), tiny_model("llama")
+    config = dict(fp8(lm_head=True).config or {})
+    known = SimpleNamespace(_name_or_path=str(tmp_path / "quantized"), architectures=["LlamaForCausalLM"])
+    for lm_head, method in ((True, "vqp_fp8"), (False, None), (True, "vqp_fp8")):
+        write_checkpoint(tmp_path, model, fp8(lm_head=lm_head))
+        assert claims.override_quantization_method(config, None, known) == method
+
+
+def test_a_model_of_the_hub_is_judged_by_its_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the commit that its config names, as vLLM itself asks for them."""
+    monkeypatch.setattr("vllm_quant_plugin.methods.config.host", lambda: CUDA)
+    recipe = fp8(lm_head=True)
+    folder = write_checkpoint(tmp_path, tiny_model("llama"), recipe).folder
+    headers = {n: {"dtype": t.dtype, "shape": list(t.shape)} for n, t in read_checkpoint(folder).tensors.items()}
+    asked = []
+    monkeypatch.setattr(compat, "hub_tensors", lambda *where: asked.append(where) or headers)
+    config = SimpleNamespace(_name_or_path="org/name", _commit_hash="abc", architectures=["LlamaForCausalLM"])
+    claims = config_class("vqp_fp8")
+    assert claims.override_quantization_method(dict(recipe.config or {}), None, config) == "vqp_fp8"
+    assert asked == [("org/name", "abc")]
+    headers.clear()
+    assert claims.override_quantization_method(dict(recipe.config or {}), None, config) is None

@@ -113,6 +113,7 @@ class Format(ABC):
         target: whether ``convert --to`` and ``quantize`` can write it.
         mixed: whether modules of one checkpoint may have different bits.
         mixed_method: the one of ``vllm_methods`` that serves modules of every scheme together; None where each does.
+        keeps_layout: ``quantize`` never writes its weights as compressed-tensors instead, which holds KV-cache scales.
         removed: vLLM dropped its method and the plugin has none: such a checkpoint is sized, so that the refusal can
             say how large it is.
     """
@@ -125,6 +126,7 @@ class Format(ABC):
     target: ClassVar[bool] = False
     mixed: ClassVar[bool] = True
     mixed_method: ClassVar[str | None] = None
+    keeps_layout: ClassVar[bool] = False
     removed: ClassVar[bool] = False
 
     # ------------------------------------------------------------------------------------------ the config

@@ -79,8 +79,22 @@ def fp8_in_tree(scheme: WeightScheme, host: Host) -> str | None:
         return None
     if scheme.activation is None:
         return "weight-only FP8 on a CPU"
-    if scheme.block or scheme.group_size == PER_TENSOR or not scheme.activation.dynamic:
+    if scheme.block:
+        return fp8_blocks_on_cpu(scheme.block, host)
+    if scheme.group_size == PER_TENSOR or not scheme.activation.dynamic:
         return "compressed-tensors FP8 other than dynamic per channel on a CPU"
+    return None
+
+
+def fp8_blocks_on_cpu(block: tuple[int, int], host: Host, *, experts: bool = False) -> str | None:
+    """Why vLLM's own kernels do not serve blocks of FP8 on a CPU.
+
+    Source: vLLM 0.32 and 0.33, ``CPUFp8BlockScaledMMKernel``, ``CPUFp8W8A8BlockScaledMMKernel`` and ``CPUExpertsFp8``.
+    """
+    if not host.has_amx:
+        return "FP8 blocks on a CPU without AMX"
+    if block[1] != 128 or block[0] % 32 or (experts and block[0] != 128):
+        return f"FP8 {'experts ' if experts else ''}in blocks of {block[0]} x {block[1]} on a CPU"
     return None
 
 

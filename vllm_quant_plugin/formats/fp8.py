@@ -23,6 +23,7 @@ from vllm_quant_plugin.formats.eight_bit import (
     block_rows,
     eight_bit_bytes,
     eight_bit_step,
+    fp8_blocks_on_cpu,
     fp8_in_tree,
     holds_eight_bit,
     input_scale,
@@ -133,9 +134,13 @@ class Fp8Format(Format):
         return "float32"
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
-        return "FP8 checkpoints on a CPU" if host.device == "cpu" else fp8_in_tree(scheme, host)
+        if host.device == "cpu" and not scheme.block:
+            return "FP8 checkpoints with a scale per tensor on a CPU"
+        return fp8_in_tree(scheme, host)
 
     def refused_in_tree(self, scheme: StoredScheme, host: Host, kind: Kind, n: int = 0, k: int = 0) -> str | None:
+        if kind == "experts" and host.device == "cpu" and scheme.block:
+            return fp8_blocks_on_cpu(scheme.block, host, experts=True)
         return super().refused_in_tree(scheme, host, kind, n, k) or ("an FP8 lm_head" if kind == "lm_head" else None)
 
     def shard_step(self, scheme: StoredScheme, k: int) -> ShardStep:

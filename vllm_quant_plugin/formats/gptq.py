@@ -73,6 +73,7 @@ class GptqFormat(Format):
     config_files: ClassVar[tuple[str, ...]] = GPTQ_FILES
     leaves: ClassVar[tuple[str, ...]] = ("qweight", "qzeros", "scales", "g_idx")
     target: ClassVar[bool] = True
+    keeps_layout: ClassVar[bool] = True
 
     def parse(self, config: Mapping[str, Any]) -> ModelScheme:
         fields = Fields(config)

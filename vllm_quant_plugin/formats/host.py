@@ -32,6 +32,11 @@ class Host:
         return self.device == "cpu" and not self.cpu_flags & {"avx512_vnni", "avx_vnni"}
 
     @property
+    def has_amx(self) -> bool:
+        """Whether this is a CPU with AMX, which vLLM's kernels for blocks of FP8 need."""
+        return self.device == "cpu" and "amx_tile" in self.cpu_flags
+
+    @property
     def lacks_avx512(self) -> bool:
         """Whether this is a CPU without AVX-512, which vLLM's own weight-only kernels need."""
         return self.device == "cpu" and "avx512f" not in self.cpu_flags

@@ -25,5 +25,4 @@ class Mxfp4Format(Fp4Format):
         return ModelScheme("mxfp4", None, (Rule(".experts.", SCHEME, "contains"),))
 
     def in_tree(self, scheme: StoredScheme, host: Host) -> str | None:
-        amx = "amx_tile" in host.cpu_flags
-        return "MXFP4 experts on a CPU without AMX" if host.device == "cpu" and not amx else None
+        return "MXFP4 experts on a CPU without AMX" if host.device == "cpu" and not host.has_amx else None

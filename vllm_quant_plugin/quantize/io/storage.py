@@ -42,9 +42,10 @@ def storage_with_kv_scales(scheme: StoredScheme) -> StoredScheme:
     Raises:
         UsageError: it has no form there.
     """
-    if scheme.storage.format == "gptq":
+    format = get_format(scheme)
+    if format.keeps_layout:
         raise UsageError(
-            "GPTQ's layout has no place for KV-cache scales", "use another method, or leave --kv-cache out"
+            f"{format.name}'s layout has no place for KV-cache scales", "use another method, or leave --kv-cache out"
         )
     return scheme if scheme.storage.format == _GENERAL else format_named(_GENERAL).store(scheme)
 
