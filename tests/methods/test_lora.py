@@ -13,14 +13,11 @@ from safetensors.torch import save_file
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from tests.methods.test_transforms import EVERYWHERE
 from tests.support.engines import PROMPTS, engine
 from tests.support.matrix import CELLS, Cell
 from tests.support.oracle import Oracle, float32_tolerance
 from tests.support.quantized_checkpoints import write_checkpoint
-from tests.support.recipes import compressed_tensors
 from tests.support.tiny_models import TinyModel, tiny_model
-from tests.support.transformed import Transformed, write_transformed
 
 pytestmark = pytest.mark.engine
 
@@ -57,7 +54,7 @@ def ask(llm: Any, **options: Any) -> tuple[list[list[int]], list[torch.Tensor]]:
     return [list(one.token_ids) for one in done], [torch.tensor(row) for row in rows]
 
 
-def worst(logits: list[torch.Tensor], oracle: Oracle | Transformed, tokens: list[list[int]]) -> tuple[float, float]:
+def worst(logits: list[torch.Tensor], oracle: Oracle, tokens: list[list[int]]) -> tuple[float, float]:
     """The largest difference from the oracle's logits of ``tokens``, and what float32 allows."""
     expected = oracle.answer(tokens)
     found = max(float((a - b[-STEPS:]).abs().max()) for a, b in zip(logits, expected.logits, strict=True))
@@ -81,29 +78,3 @@ def test_adapter_on_a_quantized_base(name: str, tmp_path: Path) -> None:
     difference, allowed = worst(adapted_logits, merged, adapted)
     assert difference <= allowed
     assert worst(adapted_logits, plain, adapted)[0] > 100 * allowed
-
-
-def add_adapter(found: Any, added: dict[str, torch.Tensor]) -> None:
-    """As PEFT: the adapter reads what a linear layer is given, and adds to what it returns, transforms and all."""
-    for name, module in found.named_modules():
-        if (product := added.get(f"{name}.weight")) is None:
-            continue
-        given: list[torch.Tensor] = []
-        module.register_forward_pre_hook(lambda _, x, given=given: given.append(x[0]), prepend=True)
-        module.register_forward_hook(lambda _, x, y, given=given, product=product.double(): y + given.pop() @ product.T)
-
-
-def test_adapter_on_a_transformed_base(tmp_path: Path) -> None:
-    """Transforms of inputs, outputs, queries and keys, parts of fused layers apart: they touch the base alone."""
-    groups = {name: EVERYWHERE[name] for name in ("R3", "R4", "values", "heads", "gate", "whole")}
-    written = write_transformed(tmp_path / "model", MODEL, groups, compressed_tensors("int-quantized"))
-    added = write_adapter(tmp_path / "adapter", MODEL)
-    with engine(written.folder, enable_lora=True, max_lora_rank=RANK) as llm:
-        base, base_logits = ask(llm)
-        adapted, adapted_logits = ask(llm, lora_request=LoRARequest("a", 1, str(tmp_path / "adapter")))
-    difference, allowed = worst(base_logits, written, base)
-    assert difference <= allowed
-    assert worst(adapted_logits, written, adapted)[0] > 100 * allowed
-    add_adapter(written.model, added)
-    difference, allowed = worst(adapted_logits, written, adapted)
-    assert difference <= allowed

@@ -6,20 +6,16 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.methods.test_transforms import EVERYWHERE
 from tests.support.engines import Answer
 from tests.support.matrix import CELLS, Cell
 from tests.support.oracle import Oracle, input_ranges, judge
 from tests.support.quantized_checkpoints import Written, write_checkpoint
-from tests.support.recipes import compressed_tensors
 from tests.support.tiny_models import tiny_model
-from tests.support.transformed import Transformed, group, write_transformed
 from vllm_quant_kernels.scheme import E4M3, PER_CHANNEL, Int
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats.compressed_tensors import INT_QUANTIZED
@@ -29,29 +25,10 @@ from vllm_quant_plugin.schemes import Storage, StoredScheme
 
 ROOT = Path(__file__).resolve().parents[2]
 TWO_RANKS = [cell for cell in CELLS if cell.tp == 2]
-# Of blocks that a rank holds whole: inputs that are split, heads, columns of a fused layer.
-GROUPS = {
-    "R3": EVERYWHERE["R3"],
-    "R4": group(
-        "hadamard", ("input", False, "re:.*down_proj$"), ("weight_input", True, "re:.*down_proj$"), head_dim=64
-    ),
-    "heads": EVERYWHERE["heads"],
-    "values": EVERYWHERE["values"],
-    "gate": EVERYWHERE["gate"],
-}
-RECIPE = compressed_tensors("int-quantized")
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """Checkpoints that two ranks have answered: of every cell, and one with transforms."""
-
-    cells: dict[str, Written]
-    transformed: Transformed
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
     """Every two-rank cell's checkpoint, answered: FOLDER/answer.pt.
 
     One process starts the engines in turn, each with a worker process per rank.
@@ -61,9 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     for cell in TWO_RANKS:
         model = tiny_model(cell.architecture)
         made[cell.name] = write_checkpoint(folder / cell.name, model, cell.recipe, input_ranges=input_ranges(model))
-    transformed = write_transformed(folder / "transformed", tiny_model("llama"), GROUPS, RECIPE)
     words = [word for c in TWO_RANKS for word in (json.dumps(c.engine_options()), str(made[c.name].folder))]
-    words += ["{}", str(transformed.folder)]
     environment = {
         **os.environ,
         "VLLM_CPU_OMP_THREADS_BIND": "0|1" if (os.cpu_count() or 1) > 1 else "0|0",
@@ -74,30 +49,20 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     command = [sys.executable, "-m", "tests.support.ask_two_ranks", *words]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
-    return Ranks(made, transformed)
-
-
-@pytest.mark.engine
-def test_two_ranks_with_transforms(written: Ranks) -> None:
-    """Each rank transforms its own share of an input and of heads; the matrices are whole on both."""
-    stored = torch.load(written.transformed.folder / "answer.pt", weights_only=True)
-    got = Answer(stored["tokens"], stored["logits"])
-    verdict = judge(got, written.transformed.answer(got.tokens))
-    assert verdict.clean == 1
-    assert verdict.same_choice
+    return made
 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("cell", TWO_RANKS, ids=lambda cell: cell.name)
-def test_two_ranks(cell: Cell, written: Ranks) -> None:
+def test_two_ranks(cell: Cell, written: dict[str, Written]) -> None:
     """Within the tolerances of tests/support/oracle.py: two ranks add two partial sums, no more.
 
     A rank rounds the activations that it has, as in-tree does: where the inputs are split, each
     half of a token has a scale of its own.
     """
-    stored = torch.load(written.cells[cell.name].folder / "answer.pt", weights_only=True)
+    stored = torch.load(written[cell.name].folder / "answer.pt", weights_only=True)
     got = Answer(stored["tokens"], stored["logits"])
-    oracle = Oracle(tiny_model(cell.architecture), written.cells[cell.name], ranks=2)
+    oracle = Oracle(tiny_model(cell.architecture), written[cell.name], ranks=2)
     expected = oracle.answer(got.tokens)
     verdict = judge(got, expected)
     if oracle.rounds:
