@@ -9,6 +9,7 @@
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
 #   make cuda       compile the CUDA kernels and check their machine code (takes minutes; needs nvcc, not a GPU)
 #   make ptx        compare the opcodes of every CUDA kernel with the recorded ones (3 minutes; needs nvcc)
+#   make test-grid  convert every format to every other and load each with vLLM (an hour; goes on where it stopped)
 #   make gpu-check  run tests/gpu on an NVIDIA GPU; fails where there is none
 #   make lock       resolve requirements/*.in again
 #   make clean      remove what was built;  make distclean  removes .venv as well
@@ -96,6 +97,10 @@ ptx: setup
 
 gpu-check:
 	@bash scripts/gpu_check.sh $(ARGS)
+
+.PHONY: test-grid
+test-grid: setup
+	@$(BIN)/python benchmarks/grid.py $(ARGS)
 
 lock:
 	@bash scripts/lock.sh $(ARGS)
