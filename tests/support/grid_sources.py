@@ -35,6 +35,7 @@ from tests.support.tiny_models import TinyModel, tiny_model
 from vllm_quant_kernels.scheme import E5M2, PER_TENSOR
 from vllm_quant_plugin.checkpoint import read_checkpoint
 from vllm_quant_plugin.formats import get_format
+from vllm_quant_plugin.formats.compressed_tensors import PACK_QUANTIZED
 from vllm_quant_plugin.formats.registry import stored_model, stored_scheme
 
 Expected = Callable[[list[list[int]]], Answer]
@@ -84,7 +85,9 @@ def _recipe(
 ) -> Source:
     def make(folder: Path) -> Made:
         model = tiny_model(architecture)
-        written = write_checkpoint(folder, model, recipe, input_ranges=input_ranges(model, apart=False))
+        packed_words = recipe.scheme is not None and recipe.scheme.storage == PACK_QUANTIZED
+        halved = replace(recipe, half_scales=packed_words)  # else no other format holds them
+        written = write_checkpoint(folder, model, halved, input_ranges=input_ranges(model, apart=False))
         if change is not None:
             change(written.folder)
         return _made(model, written, **options)

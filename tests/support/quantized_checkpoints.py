@@ -28,14 +28,15 @@ _FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "up", 
 
 
 def quantize_weight(
-    weight: torch.Tensor, scheme: StoredScheme, permutation: torch.Tensor | None = None
+    weight: torch.Tensor, scheme: StoredScheme, permutation: torch.Tensor | None = None, *, half_scales: bool = False
 ) -> CanonicalWeight:
     """Round-to-nearest of a float32 (N, K) weight into ``scheme``.
 
     With act-order the columns are quantized in the order of ``permutation``, and g_idx tells
     each column's group, as GPTQ leaves them.
     """
-    scale_dtype = torch.float16 if scheme.storage.format in ("awq", "gptq") else None
+    half = half_scales or scheme.storage.format in ("awq", "gptq")
+    scale_dtype = torch.float16 if half else None
     if not scheme.act_order:
         return quantize(weight, scheme, scale_dtype)
     assert permutation is not None
@@ -124,7 +125,7 @@ def write_checkpoint(
         key = name if recipe.separate_g_idx else f"{stem}.{_FUSED.get(leaf, leaf)}"
         if key not in permutations:
             permutations[key] = torch.randperm(weight.shape[1], generator=generator)
-        canonical = quantize_weight(weight, scheme, permutations[key])
+        canonical = quantize_weight(weight, scheme, permutations[key], half_scales=recipe.half_scales)
         dense[f"{name}.weight"] = canonical.dequantize(torch.float32)
         if recipe.scheme is not None or name == "lm_head":
             del stored[f"{name}.weight"]

@@ -27,6 +27,7 @@ class Recipe:
         online: what the plugin makes of every linear module while loading a 16-bit checkpoint.
         online_options: its ``quantization_config`` in --hf-overrides, without quant_method.
         kv_scales: (k_scale, v_scale) to store for every attention layer.
+        half_scales: scales are float16 numbers in every format, as those of a 16-bit model are.
     """
 
     config: Mapping[str, Any] | None
@@ -37,6 +38,7 @@ class Recipe:
     online: StoredScheme | None = None
     online_options: Mapping[str, Any] = field(default_factory=dict)
     kv_scales: tuple[float, float] | None = None
+    half_scales: bool = False
 
     def scheme_of(self, name: str) -> StoredScheme | None:
         """The scheme that module ``name`` is stored in, or gets while loading."""
