@@ -19,7 +19,7 @@ from vllm_quant_plugin import compat
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import Host, formats, get_format, parse_quantization_config, plugin_method
 from vllm_quant_plugin.formats.base import Headers
-from vllm_quant_plugin.formats.registry import refined, refined_by
+from vllm_quant_plugin.formats.registry import refined
 from vllm_quant_plugin.formats.verdict import Verdict, described_parts, judge, stored_parts
 from vllm_quant_plugin.loader.reordered import refuse_unordered
 from vllm_quant_plugin.methods.headers import stored_modules
