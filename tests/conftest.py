@@ -31,6 +31,7 @@ if _processes > 1:
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
 
 # Launches of tests are no launches of this machine's user.
+os.environ["VQP_VERDICTS"] = os.path.join(tempfile.gettempdir(), f"vqp-test-{os.getpid()}", "verdicts")
 os.environ["VQP_LEDGER"] = os.path.join(tempfile.gettempdir(), f"vqp-test-{os.getpid()}", "launches.sqlite")
 
 # The files that take minutes, longest first: two processes that begin with these end at about the same time.

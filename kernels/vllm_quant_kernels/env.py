@@ -81,6 +81,11 @@ VARIABLES: tuple[Variable, ...] = (
         _SWITCH, "0",
     ),
     Variable(
+        "VQP_VERDICTS",
+        "Folder of the verdicts of `vllm-quant verify-kernels`: which CUDA kernels are right and fast on this GPU.",
+        default="~/.cache/vllm-quant-plugin/verdicts", form="folder",
+    ),
+    Variable(
         "VQP_LINEAR_KERNELS",
         "Where this project's kernels go in vLLM's list of linear kernels: last (first on a CPU without AVX-512, where "
         "vLLM's own kernel cannot run), first, or not in it.",
