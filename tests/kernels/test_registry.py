@@ -114,10 +114,12 @@ def test_a_cuda_kernel_that_is_proven_needs_no_switch(monkeypatch: pytest.Monkey
     monkeypatch.delenv("VQP_CUDA_KERNELS")
     found = choose(WeightScheme(), 256, 512, HOPPER)
     assert found.kernel.proof != "unproven"
-    assert "not proven on this GPU" in found.reasons["cuda-wna16"]
-    monkeypatch.setattr(
-        "vllm_quant_kernels.proof.proven", lambda device: {"cuda-wna16"} if device == HOPPER else frozenset()
-    )
+    assert "not proven" in found.reasons["cuda-wna16"]
+
+    def why_not(name: str, scheme: WeightScheme, device: Device) -> str | None:
+        return None if (name, device) == ("cuda-wna16", HOPPER) else "not proven: no verdict"
+
+    monkeypatch.setattr("vllm_quant_kernels.cuda.verify.proven.why_not", why_not)
     assert choose(WeightScheme(), 256, 512, HOPPER).kernel.name == "cuda-wna16"
     assert choose(WeightScheme(), 256, 512, AMPERE).kernel.name != "cuda-wna16"
     assert "not proven" in choose(FP8, 256, 512, HOPPER).reasons["cuda-w8a8"]

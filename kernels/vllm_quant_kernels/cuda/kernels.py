@@ -25,11 +25,8 @@ MAX_W8A8_K = (1 << 17) - 16
 FP8_CORES = (8, 9)
 
 
-def unusable(name: str, device: Device, dtype: str) -> str | None:
-    """Why the CUDA kernel ``name`` does not run there: it may not, or the device or dtype is not one of its."""
-    reason = proof.refused(name, device)
-    if reason is not None:
-        return reason
+def unusable(device: Device, dtype: str) -> str | None:
+    """Why no CUDA kernel of this project runs there: the device or dtype is not one of its."""
     if device.capability is not None and device.capability < (8, 0):
         return f"compute capability {device.capability[0]}.{device.capability[1]}, below 8.0"
     return None if dtype in ("bfloat16", "float16") else f"activations in {dtype}"
@@ -47,7 +44,8 @@ class CudaWeightOnly(Kernel):
         return f"vqp W{scheme.bits}A16"
 
     def can_run(self, scheme: WeightScheme, n: int, k: int, device: Device, dtype: str = "bfloat16") -> str | None:
-        return unusable(self.name, device, dtype) or int_or_float(scheme, (E4M3,)) or plain_scales(scheme)
+        reason = unusable(device, dtype) or int_or_float(scheme, (E4M3,)) or plain_scales(scheme)
+        return reason or proof.refused(self.name, scheme, device)
 
     def packed_bytes(self, scheme: WeightScheme, n: int, k: int, full_k: int | None = None, itemsize: int = 2) -> int:
         groups = sizes.group_count(scheme, k, full_k)
@@ -123,10 +121,11 @@ class CudaW8A8(Kernel):
         return "vqp W8A8"
 
     def can_run(self, scheme: WeightScheme, n: int, k: int, device: Device, dtype: str = "bfloat16") -> str | None:
-        reason = unusable(self.name, device, dtype) or plain_scales(scheme)
+        reason = unusable(device, dtype) or plain_scales(scheme)
         if reason is None and k > MAX_W8A8_K:
             reason = f"K = {k} above {MAX_W8A8_K}"
-        return reason or (fp8_gemm(scheme, device) if scheme.value == E4M3 else int8_gemm(scheme))
+        reason = reason or (fp8_gemm(scheme, device) if scheme.value == E4M3 else int8_gemm(scheme))
+        return reason or proof.refused(self.name, scheme, device)
 
     def refuses(self, weight: CanonicalWeight) -> str | None:
         from vllm_quant_kernels.cuda.w8a8.weight import serves

@@ -45,8 +45,9 @@ class Place:
         return self.device.type == "cuda"
 
     def poison(self) -> None:
-        """Fill freed memory with NaN."""
-        torch.full((POISON // 4,), torch.nan, device=self.device)
+        """Fill freed memory of the GPU with NaN."""
+        if self.on_gpu:
+            torch.full((POISON // 4,), torch.nan, device=self.device)
 
 
 def random_weight(

@@ -85,7 +85,8 @@ def time_classes(classes: Sequence[str], place: Place, tell: Callable[[dict[str,
     for name in classes:
         tell({"begin": name})
         try:
-            for timing in speed.timings(name, place):
+            sizes = None if place.large else speed.Sizes(((64, 256),), (1, 8))
+            for timing in speed.timings(name, place, sizes):
                 tell({"class": name, "timing": asdict(timing)})
         except Exception as error:
             tell({"class": name, "reason": f"{type(error).__name__}: {first_line(error)}"})
@@ -114,7 +115,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
     for module in arguments.modules:
         importlib.import_module(module)
-    place = Place(torch.device(arguments.device), lambda text: tell({"step": text}))
+    device = torch.device(arguments.device)
+    # On a CPU the operators are their references: a rehearsal, small.
+    sizes: dict[str, Any] = {} if device.type == "cuda" else {"large": False, "numbers": 4}
+    place = Place(device, lambda text: tell({"step": text}), **sizes)
 
     def work() -> None:
         if arguments.task == "alive":

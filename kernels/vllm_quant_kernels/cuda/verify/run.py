@@ -61,6 +61,7 @@ class Verification:
     found: Report = lambda name, finding: None
     timed: SpeedReport = lambda name, speed: None
     at_once: int = AT_ONCE
+    family_seconds: float = FAMILY_SECONDS
     _lost: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -69,10 +70,15 @@ class Verification:
         begin = time.monotonic()
         end = begin + self.seconds
         enough = begin + self.seconds * CORRECTNESS_SHARE
-        with ThreadPoolExecutor(max(1, min(self.at_once, len(os.sched_getaffinity(0))))) as pool:
-            findings = dict(
-                zip(self.families, pool.map(lambda name: self._check(name, enough), self.families), strict=True)
-            )
+        pool = ThreadPoolExecutor(max(1, min(self.at_once, len(os.sched_getaffinity(0)))))
+        try:
+            found = pool.map(lambda name: self._check(name, enough), self.families)
+            findings = dict(zip(self.families, found, strict=True))
+        except BaseException:  # Ctrl-C: nothing more is started
+            self._lost.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
         verdict = Verdict(self.key, datetime.datetime.now().astimezone().isoformat(timespec="seconds"), findings)
         right = [name for name in self.classes if verdict.wrong(name) is None]
         return Verdict(verdict.key, verdict.date, findings, self._time(right, end))
@@ -94,8 +100,8 @@ class Verification:
         begin = time.monotonic()
         if self._lost.is_set():
             return Finding("unfinished", "the GPU no longer answered")
-        limit = min(FAMILY_SECONDS, end - begin)
-        if limit < 1:
+        limit = min(self.family_seconds, end - begin)
+        if limit <= 0:
             return Finding("unfinished", "no time was left")
         last: dict[str, str] = {}
 
@@ -105,9 +111,9 @@ class Verification:
         ended = self._child(limit, on_line, "check", name)
         seconds = round(time.monotonic() - begin, 1)
         finding = finding_of(ended, last, limit, seconds)
-        if limit < FAMILY_SECONDS and finding.status == "hung":
+        if limit < self.family_seconds and finding.status == "hung":
             finding = Finding("unfinished", f"no time was left at: {last.get('step', 'its start')}", seconds)
-        if finding.status in ("hung", "died") and not self._alive():
+        if finding.status in ("hung", "died") and not self._lost.is_set() and not self._alive():
             self._lost.set()
         return finding
 
@@ -128,7 +134,7 @@ class Verification:
             reason = ""
             if ended.how != "exited" or ended.code or lines.status != "right":
                 reason = "no time was left" if end - time.monotonic() <= 1 else explain(ended)
-                if not self._alive():
+                if not self._lost.is_set() and not self._alive():
                     self._lost.set()
             if lines.at not in left:  # nothing began: another child would not either
                 return found | {name: Speed((), reason) for name in left}
