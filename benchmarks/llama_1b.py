@@ -59,7 +59,8 @@ def _words(rows: int, columns: int, generator: torch.Generator) -> torch.Tensor:
     return torch.randint(-(1 << 31), 1 << 31, (rows, columns), dtype=torch.int32, generator=generator)
 
 
-def _matrix(name: str, n: int, k: int, kind: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+def matrix(name: str, n: int, k: int, kind: str, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Tensors of one random matrix (N, K) in the form ``kind``, one of ``FORMATS``."""
     if kind == "bf16":
         weight = torch.empty(n, k, dtype=torch.bfloat16).normal_(0, k**-0.5, generator=generator)
         return {f"{name}.weight": weight}
@@ -128,15 +129,15 @@ def write(shape: Shape, root: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     norm = torch.ones(HIDDEN, dtype=torch.bfloat16)
     tensors = {"model.norm.weight": norm}
-    tensors |= _matrix("model.embed_tokens", shape.vocabulary, HIDDEN, "bf16", generator)
+    tensors |= matrix("model.embed_tokens", shape.vocabulary, HIDDEN, "bf16", generator)
     if not shape.tied:
         head = shape.format if shape.quantized_head else "bf16"
-        tensors |= _matrix("lm_head", shape.vocabulary, HIDDEN, head, generator)
+        tensors |= matrix("lm_head", shape.vocabulary, HIDDEN, head, generator)
     for i in range(LAYERS):
         for which in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"model.layers.{i}.{which}.weight"] = norm.clone()
     for name, n, k in linears():
-        tensors |= _matrix(name, n, k, shape.format, generator)
+        tensors |= matrix(name, n, k, shape.format, generator)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(shape), indent=1))
     return folder

@@ -33,6 +33,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "backends": ("vllm_quant_plugin.backends.command", "backends", "Libraries that need an environment of their own."),
     "convert": ("vllm_quant_plugin.convert.command", "convert", "From one format to another, without loss."),
     "bench": ("vllm_quant_plugin.bench.command", "bench", "Kernels side by side with in-tree ones."),
+    "verify-kernels": (
+        "vllm_quant_plugin.verify_kernels.command",
+        "verify_kernels",
+        "Prove the CUDA kernels here.",
+    ),
     "env": ("vllm_quant_plugin.env_command", "env", "Every environment variable, its value now and what it does."),
     "demo": ("vllm_quant_serve.demo", "demo", "The whole path on the bundled model, CPU only."),
 }

@@ -114,6 +114,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from vllm_quant_kernels.cuda.verify.cases import Place
 
     for module in arguments.modules:
+        tell({"step": f"importing {module}"})
         importlib.import_module(module)
     device = torch.device(arguments.device)
     # On a CPU the operators are their references: a rehearsal, small.

@@ -30,7 +30,7 @@ from vllm_quant_kernels.cuda.verify.verdict import (
     timing_of,
 )
 
-FAMILY_SECONDS, ALIVE_SECONDS, QUIET_SECONDS = 60.0, 30.0, 60.0
+FAMILY_SECONDS, ALIVE_SECONDS, QUIET_SECONDS = 60.0, 30.0, 90.0
 CORRECTNESS_SHARE = 0.65
 # Each holds a CUDA context of about half a gigabyte.
 AT_ONCE = 4

@@ -1,0 +1,39 @@
+"""Before the first launch on a model of GPU: its CUDA kernels are verified once, within bounded time. No torch here.
+
+Nothing that goes wrong keeps the server from starting: without a verdict vLLM's own kernels serve.
+"""
+
+from __future__ import annotations
+
+from vllm_quant_kernels import env
+from vllm_quant_kernels.cuda.verify import machine, store
+from vllm_quant_plugin.verify_kernels.proof import make_verdict
+from vllm_quant_plugin.verify_kernels.summary import one_line
+from vllm_quant_serve.supervise.report import Report
+
+SECONDS = 120.0
+
+
+def prove_kernels(report: Report, seconds: float = SECONDS) -> None:
+    """One line on the kernels of each visible model of GPU; verifies them where that was never tried.
+
+    Says nothing without a GPU or the CUDA library, and where VQP_CUDA_KERNELS decides.
+    """
+    if env.text("VQP_CUDA_KERNELS"):
+        return
+    for gpu in {gpu.name: gpu for gpu in machine.local_gpus()}.values():
+        try:
+            _prove(report, gpu, seconds)
+        except Exception as error:  # a full disk, a driver that fails: whatever it is, the server starts
+            report.event("kernels", f"CUDA kernels on {gpu.name} were not verified: {error}; vLLM's kernels serve")
+
+
+def _prove(report: Report, gpu: machine.Gpu, seconds: float) -> None:
+    key = machine.key_of(gpu)
+    if key is None:
+        return
+    verdict, reason = store.read(key)
+    if verdict is None:
+        report.event("verifying", f"verifying the CUDA kernels on {gpu.name}, up to {seconds:.0f} s ({reason})")
+        verdict = make_verdict(gpu, seconds)
+    report.event("kernels", one_line(verdict), verdict=verdict.to_json())
