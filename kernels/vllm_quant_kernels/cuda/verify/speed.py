@@ -10,6 +10,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,18 +73,30 @@ def timings(timed: str, place: Place, sizes: Sizes | None = None) -> Iterator[Ti
     ours = next(kernel for kernel in registry.kernels() if kernel.name == name)
     for n, k in sizes.shapes:
         place.step(f"{timed}: packing {n} x {k}")
-        first = weight_of(scheme, n, k, 0, place.device)
-        theirs = registry.choose(scheme, n, k, device_of(place.device), weight=first).kernel
-        weights = [first] + [weight_of(scheme, n, k, seed, place.device) for seed in range(1, _copies(n, k, place))]
-        both = [[kernel.pack(w, scheme) for w in weights] for kernel in (ours, theirs)]
-        del first, weights
+        copies = range(_copies(n, k, place))
+        weights, where = [weight_of(scheme, n, k, seed, place.device) for seed in copies], device_of(place.device)
+        with _loading():
+            theirs = registry.choose(scheme, n, k, where, weight=weights[0]).kernel
+            both = [[kernel.pack(w, scheme) for w in weights] for kernel in (ours, theirs)]
+        del weights
         for m in sizes.rows:
             place.step(f"{timed}: {theirs.name}, m {m}, n {n}, k {k}")
             x = activations(m, k, torch.bfloat16, m, place.device)
             _compare(ours, theirs, both, x)
             mine, other = in_turns([_work(p.kernel, packed, x) for p, packed in ((b[0], b) for b in both)], place)
             count = len(both[0])
-            yield Timing(m, n, k, mine * 1e6 / count, other * 1e6 / count, theirs.label(scheme))
+            yield Timing(m, n, k, mine * 1e6 / count, other * 1e6 / count, theirs.label_on(scheme, n, k, where))
+
+
+@contextmanager
+def _loading() -> Iterator[None]:
+    """As while vLLM loads a model: torch's default dtype is that of the activations."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _copies(n: int, k: int, place: Place) -> int:
