@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,13 +105,19 @@ def test_the_launch_is_kept_for_later_plans(server: Supervised, ledger: Path) ->
 
 
 def test_completions_stream_and_rates_follow(server: Supervised) -> None:
+    begin = time.monotonic()
     stream = client(server).completions.create(model="small", prompt="def main(", max_tokens=48, stream=True,
                                                extra_body={"ignore_eos": True})  # fmt: skip
-    chunks = list(stream)
+    chunks = [next(stream)]
+    waited = time.monotonic() - begin
+    chunks += list(stream)
     assert chunks[-1].choices[0].finish_reason == "length"
     assert len("".join(chunk.choices[0].text for chunk in chunks)) > 20
     # Rates are those of the last seconds: a slow machine has answered the prompt above long ago.
     client(server).completions.create(model="small", prompt="def main(", max_tokens=2)
+    ttft = httpx.get(f"{server.event('admin')['url']}/status", timeout=30).json()["ttft"]
+    assert ttft["answers"] == 1
+    assert 0 < ttft["p50"] == ttft["p99"] <= waited, "the client's time, without its way there and back"
     found = samples(server)
     assert found["vqp_generation_tokens_per_second", None] > 0
     assert found["vqp_prompt_tokens_per_second", None] > 0

@@ -166,6 +166,9 @@ function show(status) {
   $("prompt").textContent = figure(now.prompt_rate);
   $("flight").textContent = figure(status.in_flight);
   $("usage").textContent = known(now.kv_usage) ? (100 * now.kv_usage).toFixed(1) : "\u2013";
+  const times = status.ttft;
+  $("ttft").textContent = times ? "first token, at the client: " + ["p50", "p95", "p99"].map(q =>
+    `${q} ${figure(1e3 * times[q])} ms`).join(", ") + ` (${figure(times.answers)} streamed answer${times.answers === 1 ? "" : "s"})` : "";
   $("made").textContent = (status.version ? `vllm-quant ${status.version}, ` : "") + new Date().toLocaleString("en-GB",
     { dateStyle: "long", timeStyle: "medium" });
   verdict(status, now);

@@ -200,6 +200,8 @@ class VqpStatLogger(AggregateStatLoggerBase):
         """A client has the first byte of an answer."""
         histogram = metrics()["vqp_time_to_first_byte_seconds"]
         histogram.labels(self.model_name, str(streamed).lower()).observe(seconds)  # type: ignore[union-attr]
+        if self.side is not None:
+            self.side.first_bytes.add(seconds, streamed=streamed)
 
     def _judge(self, first_byte: float, finished: Sequence[Any]) -> None:
         assert self.objective is not None

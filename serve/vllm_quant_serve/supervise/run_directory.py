@@ -5,7 +5,8 @@ It is a private temporary folder; the environment variable ``VQP_RUN_DIR`` names
 - ``launch.json``, launch metadata: the supervisor writes it before each start, the stat logger reads it;
 - ``actual.json``, memory figures from the engine's log, likewise;
 - ``draining``, one byte: 1 while new requests are to be refused;
-- ``server-PID``, a page that each API server maps: what became of its requests, time of the last engine step.
+- ``server-PID``, a page that each API server maps: what became of its requests, time of the last engine step;
+- ``first-bytes-PID``, another one, see ``first_bytes.py``.
 
 Shared memory costs the request path a few hundred nanoseconds. Nothing is locked, because each page has one writer.
 """
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_quant_kernels import env
+from vllm_quant_serve.supervise import first_bytes
 
 VARIABLE = "VQP_RUN_DIR"
 METADATA_FILE = "launch.json"
@@ -111,7 +113,8 @@ class RunDirectory:
 
     def forget_server(self) -> None:
         """Remove the pages and figures of a server that has ended."""
-        for path in (*self.path.glob(PAGE_PREFIX + "*"), self.path / ACTUAL_FILE):
+        pages = (page for prefix in (PAGE_PREFIX, first_bytes.PREFIX) for page in self.path.glob(prefix + "*"))
+        for path in (*pages, self.path / ACTUAL_FILE):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
@@ -128,6 +131,7 @@ class ServerSide:
             self._page = mmap.mmap(file.fileno(), mmap.PAGESIZE)
         with open(folder / DRAIN_FILE, "rb") as file:
             self._drain = mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ)
+        self.first_bytes = first_bytes.FirstBytes(folder)
         self._in_flight = self._begun = self._receiving = self._answered = self._broken = self._refused = 0
 
     @property
