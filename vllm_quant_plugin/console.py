@@ -68,7 +68,7 @@ def progress_bar(title: str, *, enabled: bool = True) -> Iterator[Progress]:
     """A function ``(what, done, total)`` that moves a bar on stderr while the block runs; silent without a terminal."""
     if not enabled or not sys.stderr.isatty():
         yield no_progress
-    elif _session.verbose or env.switch("VQP_VERBOSE"):
+    elif is_verbose():
         yield _lines(title)
     else:
         from vllm_quant_plugin.progress import bar
@@ -89,7 +89,17 @@ def _lines(title: str) -> Progress:
     return progress
 
 
-def _open_log() -> int:
+def is_verbose() -> bool:
+    """Whether libraries' output belongs on the terminal (``--verbose``, ``VQP_VERBOSE``)."""
+    return _session.verbose or env.switch("VQP_VERBOSE")
+
+
+def mark_failed() -> None:
+    """Keep what is in the log now: what wrote there has failed."""
+    _session.failed = True
+
+
+def open_log() -> int:
     """A descriptor of the log, for appending."""
     try:
         if _session.log is None:
@@ -128,10 +138,10 @@ def suppress_output() -> Iterator[None]:
         yield
         return
     saved = os.dup(1), os.dup(2)
-    if _session.verbose or env.switch("VQP_VERBOSE"):
+    if is_verbose():
         target = os.dup(2)
     else:
-        target = _open_log()
+        target = open_log()
         _session.terminal = saved[1]
     os.dup2(target, 1)
     os.dup2(target, 2)

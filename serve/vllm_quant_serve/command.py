@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vllm_quant_plugin.console import is_verbose
 from vllm_quant_plugin.errors import UsageError
 from vllm_quant_plugin.option_groups import option_groups
 from vllm_quant_serve.deploy import Deployment, set_words
@@ -102,7 +103,7 @@ def _serve(
         prove_kernels(report)
     metadata = {"peaks": peaks, "slo": {"ttft": goal.slo_ttft, "tpot": goal.slo_tpot}, "price": goal.price,
                 "limits": limits.to_json()}  # fmt: skip
-    _supervise(args, launch, plan, report, supervise, admin, metadata)
+    _supervise(args, launch, plan, report, supervise, admin, metadata, quiet=not is_verbose())
 
 
 _DEVICES = frozenset({"gpu", "nodes"})
@@ -120,6 +121,8 @@ def _supervise(
     options: SuperviseOptions,
     admin: AdminOptions,
     metadata: dict[str, Any],
+    *,
+    quiet: bool,
 ) -> None:
     """Run the session beside its admin app.
 
@@ -131,7 +134,8 @@ def _supervise(
     record = None if plan is None else launch_recorder(plan)
 
     def make_session() -> Session:
-        return Session(launch, RunDirectory.create(), report, options, document, fallbacks, metadata, record)
+        run_dir = RunDirectory.create()
+        return Session(launch, run_dir, report, options, document, fallbacks, metadata, record, quiet=quiet)
 
     code = asyncio.run(_run(make_session, None if admin.no_admin else _bind_admin(admin, launch)))
     if code:

@@ -26,7 +26,8 @@ def free_port() -> int:
 def _as_error(error: dict[str, Any]) -> VqpError:
     """The exception for an error that the launcher reported as JSON, by its exit code."""
     kinds = {kind.exit_code: kind for kind in VqpError.__subclasses__()}
-    return kinds.get(error["exit_code"], StartupError)(error["message"], error["hint"])
+    log = f"; what it printed is in {error['log']}" if error.get("log") else ""
+    return kinds.get(error["exit_code"], StartupError)(error["message"], error["hint"] + log)
 
 
 class LocalServer:

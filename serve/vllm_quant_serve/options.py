@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
+from vllm_quant_plugin.console import Verbose
 from vllm_quant_serve.deploy import IMAGE, Target
 from vllm_quant_serve.launch import LOOPBACK
 
@@ -22,6 +23,7 @@ class LaunchOptions:
         False
     )
     as_json: Annotated[bool, typer.Option("--json", help="Print events as one JSON object per line.")] = False
+    verbose: Verbose = False
     emit: Annotated[Target | None, typer.Option(help="Print deployment files for this launch, then exit.")] = None
     image: Annotated[str, typer.Option(help="Container image, for --emit.")] = IMAGE
 

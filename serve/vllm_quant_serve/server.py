@@ -78,7 +78,7 @@ def suggestions(words: Sequence[str], known: Sequence[str]) -> list[str]:
         # A dotted name sets a field of a flag, and an unambiguous beginning counts as the flag.
         if not name.startswith("--") or any(one.startswith(name.partition(".")[0]) for one in known):
             continue
-        near = difflib.get_close_matches(name, known, 1)
+        near = difflib.get_close_matches(name, known, 1, 0.75)
         if near:
             lines.append(f"{SUGGESTION}{near[0]} (for {name})")
     return lines

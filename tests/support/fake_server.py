@@ -51,8 +51,10 @@ class App:
             return
         path = scope["path"]
         if path == "/health":
-            # Switches for tests, on a path that the gate leaves open: ?unhealthy, ?hang, ?resume.
+            # Switches for tests, on a path that the gate leaves open: ?unhealthy, ?hang, ?resume, ?say=words.
             switch = scope["query_string"]
+            if switch.startswith(b"say="):
+                print(switch[4:].decode(), flush=True)
             self.healthy = self.healthy and switch != b"unhealthy"
             if switch.startswith(b"block="):  # the event loop, as a long tokenization does
                 time.sleep(float(switch[6:]))

@@ -29,13 +29,14 @@ async def run() -> int:
     plan = fields.pop("plan", None)
     planned = fields.pop("planned", [])
     limits = fields.pop("limits", {})
+    quiet, as_json = fields.pop("quiet", False), fields.pop("as_json", True)
     words = parse_args(sys.argv[2:])
     held = hold_address(words)
     launch = replace(build_launch(words, planned), program=(sys.executable, str(FAKE)))
     fallbacks = MemoryFallbacks(launch.planned, words, plan)
     session = Session(
-        launch, RunDirectory.create(), Report(as_json=True), SuperviseOptions(**fields), plan, fallbacks,
-        {"limits": limits},
+        launch, RunDirectory.create(), Report(as_json=as_json), SuperviseOptions(**fields), plan, fallbacks,
+        {"limits": limits}, quiet=quiet,
     )  # fmt: skip
     try:
         return await session.run()

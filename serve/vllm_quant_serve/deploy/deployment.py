@@ -71,7 +71,9 @@ class Deployment:
         """
         model = str(self.folder) if self.folder else self.launch.model
         devices = self.devices_words if self.machines.count > 1 else ()
-        return [model, *self._planned(), *self.launch.words, *self.own, *devices]
+        # The unit's or container's log is where a failed start is looked into, and its files are gone by then.
+        verbose = [] if "--verbose" in self.own else ["--verbose"]
+        return [model, *self._planned(), *self.launch.words, *self.own, *devices, *verbose]
 
     def _planned(self) -> list[str]:
         """The plan's flags, without those that every launch adds itself."""

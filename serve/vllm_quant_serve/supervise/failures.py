@@ -53,7 +53,7 @@ HINTS = {
     Cause.FLAGS: "`vllm serve --help=all` lists vLLM's flags, `vllm-quant serve --help` this command's own",
     Cause.CONFIG: "vLLM checks this before it loads anything: change the flag, or the model's config.json",
     Cause.QUANTIZATION: "`vllm-quant inspect` names the --quantization that reads this checkpoint",
-    Cause.UNKNOWN: "read the server's log above",
+    Cause.UNKNOWN: "its log says more",
 }
 
 # The first match wins, so specific messages come before general ones.
@@ -83,10 +83,14 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.QUANTIZATION, r"Unknown quantization method"),
     (Cause.QUANTIZATION, r"does not match the quantization method specified in the `quantization` argument"),
     # What vLLM's configs refuse, as pydantic reports it on the line after "1 validation error for ModelConfig".
+    # What transformers' config classes refuse.
+    (Cause.CONFIG, r"Field '\w+' expected .*, got "),
     (Cause.CONFIG, r"^(Value error|Assertion failed|Input should be) ?,? ?.*\[type="),
 )  # fmt: skip
 # Pydantic's details after its message.
 _DETAILS = re.compile(r"\s*\[type=[a-z_]+, input_value=.*$")
+# The line before it, where one field is refused; of a union it also names the member: "hf_overrides.dict[str,any]".
+_FIELD = re.compile(r"^([a-z][a-z_]+)(\.\S+)?$")
 _COMPILED = tuple((cause, re.compile(pattern)) for cause, pattern in PATTERNS)
 _ERROR = re.compile(r"\b\w*(Error|Exception)\b: ")
 # Lines that name no cause but say where one stands.
@@ -137,10 +141,12 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
     known = [(line, text) for line in lines if (text := message_of(line))]
     messages = [text for _, text in known]
     for cause, pattern in _COMPILED:
-        for text in messages:
+        for index, text in enumerate(messages):
             if pattern.search(text):
                 suggestion = next((one for one in messages if one.startswith(SUGGESTION)), "")
-                return Failure(cause, _DETAILS.sub("", text).removeprefix("Value error, "), suggestion)
+                line = _DETAILS.sub("", text).removeprefix("Value error, ")
+                field = _FIELD.match(messages[index - 1]) if index and cause is Cause.CONFIG else None
+                return Failure(cause, f"--{field[1].replace('_', '-')}: {line}" if field else line, suggestion)
     if status == -9:
         return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
     errors = [text for line, text in known if _ERROR.search(text) and not _HARMLESS.match(line.strip())]

@@ -69,7 +69,7 @@ class Guard:
 
 
 class LogPump(threading.Thread):
-    """Copies the server's output to ours and keeps the last lines.
+    """Copies the server's output to a descriptor and keeps the last lines.
 
     A thread of its own: a slow terminal must hold up neither the event loop nor, beyond the
     pipe's buffer, the server.
@@ -79,6 +79,13 @@ class LogPump(threading.Thread):
         super().__init__(name="server-log", daemon=True)
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._source, self._sink, self._on_line = source, sink, on_line
+
+        self._copying = threading.Lock()
+
+    def redirect(self, sink: int) -> None:
+        """Copy to ``sink`` from now on; the descriptor before, a file, is no longer used then."""
+        with self._copying:
+            self._sink = sink
 
     def run(self) -> None:
         pending = b""
@@ -94,8 +101,9 @@ class LogPump(threading.Thread):
     def _copy(self, chunk: bytes) -> None:
         view = memoryview(chunk)
         try:
-            while view:
-                view = view[os.write(self._sink, view) :]
+            with self._copying:
+                while view:
+                    view = view[os.write(self._sink, view) :]
         except OSError:  # nobody reads our output any more; the server must not stop for that
             return
 

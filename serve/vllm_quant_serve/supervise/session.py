@@ -22,7 +22,7 @@ from vllm_quant_plugin.errors import EngineDiedError
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.supervise.actuals import Actuals
 from vllm_quant_serve.supervise.drain import Drain, describe
-from vllm_quant_serve.supervise.failures import classify
+from vllm_quant_serve.supervise.failures import classify, message_of
 from vllm_quant_serve.supervise.fallbacks import MAX_ATTEMPTS, MemoryFallbacks
 from vllm_quant_serve.supervise.guard import in_process_session
 from vllm_quant_serve.supervise.history import History
@@ -33,6 +33,7 @@ from vllm_quant_serve.supervise.report import Report
 from vllm_quant_serve.supervise.restart import RestartBudget
 from vllm_quant_serve.supervise.run_directory import VARIABLE, RunDirectory, ServerPage
 from vllm_quant_serve.supervise.signals import Interrupted, StopSignals
+from vllm_quant_serve.supervise.start_log import STDERR, start_log
 from vllm_quant_serve.supervise.startup import StartFailed, wait_until_ready
 from vllm_quant_serve.supervise.state import Counts, State
 from vllm_quant_serve.supervise.watchdog import Watchdog, reports_engine_steps
@@ -63,8 +64,14 @@ class Session:
         fallbacks: MemoryFallbacks | None = None,
         metadata: Mapping[str, Any] | None = None,
         on_first_ready: Callable[[Session], Coroutine[Any, Any, None]] | None = None,
+        *,
+        quiet: bool = False,
     ) -> None:
-        """``on_first_ready`` runs beside the monitoring, once, and must not raise."""
+        """
+        Args:
+            on_first_ready: runs beside the monitoring, once, and must not raise.
+            quiet: what the server prints while it starts goes to a log file, not to stderr.
+        """
         self.launch, self.run_dir, self.report, self.options = launch, run_dir, report, options
         self.plan, self.fallbacks, self.metadata = plan, fallbacks, dict(metadata or {})
         self.state = State.STARTING
@@ -76,6 +83,7 @@ class Session:
         self.load_seconds: float | None = None
         self.ready_at: float | None = None
         self.signals = StopSignals()
+        self._quiet = quiet
         self._on_first_ready = on_first_ready
         self._first_ready: asyncio.Task[None] | None = None
 
@@ -163,15 +171,21 @@ class Session:
         self.history.forget()
         actuals = self.actuals = Actuals()
 
-        def on_log(line: str) -> None:
-            # Called for each line of the server's log, on the log's thread.
-            if actuals.read(line):
-                self.run_dir.write_actuals(actuals.known())
+        with start_log(hidden=self._quiet, shown=not self.report.as_json) as log:
 
-        environment = {**self.launch.environment, VARIABLE: str(self.run_dir.path)}
-        server = self.server = await ServerProcess.start(self.launch.argv, environment, guard, on_log)
-        self.report.event("started", f"started vLLM, process {server.pid}", pid=server.pid)
-        await wait_until_ready(server, self.launch, self.probe, self.options, self.signals)
+            def on_log(line: str) -> None:
+                # Called for each line of the server's log, on the log's thread.
+                log.tell(message_of(line))
+                if actuals.read(line):
+                    self.run_dir.write_actuals(actuals.known())
+
+            environment = {**self.launch.environment, VARIABLE: str(self.run_dir.path)}
+            server = self.server = await ServerProcess.start(
+                self.launch.argv, environment, guard, on_log, log.descriptor
+            )
+            self.report.event("started", f"started vLLM, process {server.pid}", pid=server.pid)
+            await wait_until_ready(server, self.launch, self.probe, self.options, self.signals)
+            server.pump.redirect(STDERR)
         self.ready_at = time.monotonic()
         self.load_seconds = self.ready_at - begin
         self.state = State.READY

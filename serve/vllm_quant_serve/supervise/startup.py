@@ -17,6 +17,18 @@ from vllm_quant_serve.supervise.signals import Interrupted, StopSignals
 READY_POLL = 0.25
 
 
+LONGEST = 300
+
+
+def shortened(text: str) -> str:
+    """``text``, where it is long up to the end of a sentence or at least of a word."""
+    if len(text) <= LONGEST:
+        return text
+    head = text[:LONGEST]
+    sentence = head.rfind(". ")
+    return head[:sentence] if sentence > LONGEST // 3 else f"{head.rpartition(' ')[0]} ..."
+
+
 class StartFailed(Exception):
     """The server ended before it was ready; its log says why."""
 
@@ -27,7 +39,7 @@ class StartFailed(Exception):
         """The error for the user after ``attempts`` attempts."""
         tries = f" after {attempts} attempts" if attempts > 1 else ""
         kind = UsageError if self.failure.cause.is_usage else StartupError
-        return kind(f"{self.message}{tries}: {self.failure.line[:300]}", self.failure.hint)
+        return kind(f"{self.message}{tries}: {shortened(self.failure.line)}", self.failure.hint)
 
 
 def _listens(server: ServerProcess, launch: Launch) -> bool:

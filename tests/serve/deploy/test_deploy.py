@@ -67,7 +67,7 @@ def test_systemd_unit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert fields["KillMode"] == "mixed"
     command = shlex.split(fields["ExecStart"].replace("%%", "%").replace("$$", "$"))
     planned = command.index("--hf-overrides")
-    assert command[planned:] == ["--hf-overrides", OVERRIDES, "--cpu", "--drain-timeout", "60.0",
+    assert command[planned:] == ["--hf-overrides", OVERRIDES, "--cpu", "--drain-timeout", "60.0", "--verbose",
                                  "--admin-port", "8001"]  # fmt: skip
     assert command[1:4] == ["serve", str(BUNDLED), "--kv-cache-memory-bytes"], "the plan's own flags"
     assert not {"--host", "--middleware"} & set(command), "the launcher adds them itself"

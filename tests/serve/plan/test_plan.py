@@ -207,6 +207,8 @@ def test_bad_configs(model_folder, overrides, message):
 
 
 def test_online_quantization_of_a_quantized_name_is_refused(model_folder):
+    with pytest.raises(UsageError, match=r"vqp_itn8 is unknown .did you mean vqp_int8"):
+        make_plan(PlanRequest(model_folder("llama-3.1-8b"), gpu=("h100",), quantization="vqp_itn8"))
     with pytest.raises(CheckpointError, match="needs a quantized checkpoint"):
         make_plan(PlanRequest(model_folder("llama-3.1-8b"), gpu=("h100",), quantization="vqp_gptq"))
 

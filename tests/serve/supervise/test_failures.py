@@ -15,6 +15,7 @@ from vllm_quant_serve.flags import parse_args
 from vllm_quant_serve.server import option_names, suggestions
 from vllm_quant_serve.supervise.failures import Cause, Failure, classify, message_of
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
+from vllm_quant_serve.supervise.startup import shortened
 
 # (file below vllm/, literal in it, a message as it is logged, cause)
 FROM_VLLM = [
@@ -138,6 +139,22 @@ def test_what_vllms_configs_refuse_is_the_users_to_change() -> None:
     assert failure.cause.is_usage
     heads = "Total number of attention heads (52) must be divisible by tensor parallel size (3)."
     assert classify([log[0], f"  Value error, {heads} [type=value_error, input_value=1]"]).line == heads
+
+
+def test_a_refused_value_comes_with_its_flag_and_ends_with_a_sentence() -> None:
+    log = [
+        "pydantic_core._pydantic_core.ValidationError: 2 validation errors for ModelConfig",
+        "hf_overrides.dict[str,any]",
+        "  Input should be a valid dictionary [type=dict_type, input_value='{bad', input_type=str]",
+        "    For further information visit https://errors.pydantic.dev/2.13/v/dict_type",
+    ]
+    assert classify(log).line == "--hf-overrides: Input should be a valid dictionary"
+    field = classify(["TypeError: Field 'hidden_size' expected int, got str (value: 'x')"])
+    assert field.cause is Cause.CONFIG
+    first = "This is wrong" + ", very" * 20
+    assert shortened(f"{first}. This says more{', much' * 40}.") == first
+    assert shortened("word " * 100) == f"{('word ' * 60).strip()} ..."
+    assert shortened("short. Whole.") == "short. Whole."
 
 
 def test_the_flags_of_subcommands_are_known() -> None:
