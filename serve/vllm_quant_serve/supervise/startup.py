@@ -26,7 +26,7 @@ def shortened(text: str) -> str:
         return text
     head = text[:LONGEST]
     sentence = head.rfind(". ")
-    return head[:sentence] if sentence > LONGEST // 3 else f"{head.rpartition(' ')[0]} ..."
+    return head[:sentence] if sentence > 40 else f"{head.rpartition(' ')[0]} ..."
 
 
 class StartFailed(Exception):

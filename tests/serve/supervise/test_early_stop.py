@@ -18,7 +18,7 @@ STAGES = {
     "vllm_quant_serve.command.hold_address": "PYTHON",
     "vllm_quant_serve.command.plan_request": "PYTHON",
     "vllm_quant_serve.command.make_plan": "C",
-    "vllm_quant_serve.command.refuse_pickle": "CHILD",
+    "vllm_quant_serve.command.check": "CHILD",
     "vllm_quant_serve.command.launch_recorder": "C",
     "vllm_quant_serve.command._bind_admin": "PYTHON",
 }
