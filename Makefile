@@ -4,6 +4,7 @@
 #   make demo       quantize, plan, serve and measure the bundled model on this machine
 #   make test       run the tests                  ARGS="tests/formats -k tp" narrows them
 #   make test-nightly   the tests that take too long for make test
+#   make  run the commands that README.md and the guides print (tens of minutes)
 #   make lint       ruff check, ruff format --check, mypy
 #   make bench      time the kernels beside vLLM's own
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
@@ -38,7 +39,7 @@ NATIVE := $(BUILD)/.stamp-native
 # The folders are listed as well: their modification time changes when a file is added or removed.
 NATIVE_SOURCES := $(shell find kernels/cpu kernels/cuda kernels/include \( -type d -o -name '*.[ch]' -o -name '*.[ch]pp' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: all setup demo test test-nightly test-families lint format bench wheel cuda ptx gpu-check lock clean distclean
+.PHONY: all setup demo test test-nightly test-readme test-families lint format bench wheel cuda ptx gpu-check lock clean distclean
 
 all: setup
 	@echo "set up with the $(FLAVOUR) lock; next: make demo | make test | source $(BIN)/activate && vllm-quant --help"
@@ -65,6 +66,10 @@ demo: setup
 
 test: setup
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+.PHONY: test-readme
+test-readme: setup
+	@$(BIN)/python scripts/readme_commands.py $(ARGS)
 
 lint: setup
 	@$(BIN)/ruff check .

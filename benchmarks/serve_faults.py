@@ -17,6 +17,11 @@ gate is missed. Tests and gates:
 ``drain-sent``
     SIGTERM as soon as 200 requests have been sent, of which the server has seen a part: every stream complete,
     new requests refused, exit code 0, and the launcher's count of answers is the clients'.
+``two-launchers``
+    A second launcher for the port of a first one with the real engine: when it has planned, starts
+    vLLM and loads, when it is ready, and (``--offset``) any number of seconds later; with and without an API key. The
+    second ends with exit code 4 before it starts anything, in one line that names the first's process and model; the
+    first becomes ready, answers, and stops with exit code 0.
 ``startup``
     Failures of every class, with the messages of the installed vLLM, from the fake: at most three attempts, each
     strictly smaller, the user's flags untouched, exit code 4 (2 for flags and configurations that vLLM refuses).
@@ -33,14 +38,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import httpx
 import psutil
-from serve_harness import FAKE, ROOT, Answer, Server, complete, free_port, keep, left_after, session
+from serve_harness import BUNDLED, FAKE, ROOT, Answer, Server, complete, free_port, keep, left_after, session
 
 HANG_TIMEOUT = 15
 STREAMS = 32
@@ -235,21 +240,66 @@ def _one_failure(text: str, cause: str, memory: bool) -> dict[str, Any]:
             "exit_code": done.returncode, "user_flags_untouched": untouched, "good": good}  # fmt: skip
 
 
+def two_launchers(_: str, offsets: Sequence[float] = ()) -> dict[str, Any]:
+    """Launchers that want the port of another one, at every stage of that one's life."""
+    results = [_second_launchers(key, offsets) for key in ((), ("--api-key", "secret"))]
+    return {"without_key": results[0], "with_key": results[1], "good": all(one["good"] for one in results)}
+
+
+def _second_launchers(key: Sequence[str], offsets: Sequence[float]) -> dict[str, Any]:
+    tried: list[dict[str, Any]] = []
+
+    def second(when: str) -> None:
+        begin = time.monotonic()
+        with Server(*key, port=first.port) as other:
+            events = other.rest()
+            code = other.process.wait(60)
+        message = next((event["error"]["message"] for event in events if "error" in event), "")
+        named = f"pid {first.process.pid}" in message and str(BUNDLED) in message
+        started = any(event.get("event") == "started" for event in events)
+        tried.append({"when": when, "first_for_seconds": round(begin - first.begun, 1),
+                      "seconds": round(time.monotonic() - begin, 2), "exit_code": code, "message": message,
+                      "good": code == 4 and named and not started})  # fmt: skip
+
+    with Server(*key) as first:
+        # Its lock is taken within its first second or two, the imports.
+        first.wait("plan")
+        second("planned")
+        first.wait("started")
+        second("vLLM starts")
+        until = time.monotonic() + 10
+        while time.monotonic() < until and first.process.poll() is None:
+            time.sleep(0.5)
+        second("vLLM loads")
+        first.wait("ready")
+        second("ready")
+        for offset in offsets:
+            time.sleep(max(0.0, first.begun + offset - time.monotonic()))
+            second(f"{offset:g} s")
+        headers = {"Authorization": f"Bearer {key[1]}"} if key else {}
+        answered = httpx.get(f"{first.url}/v1/models", headers=headers, timeout=30).status_code
+        code = first.stop()
+    good = all(one["good"] for one in tried) and answered == 200 and code == 0
+    return {"seconds": tried, "first_answers": answered, "first_exit_code": code, "good": good}
+
+
 TESTS: dict[str, Callable[[str], dict[str, Any]]] = {
     **dict.fromkeys(("kill-engine", "kill-worker", "kill-api", "kill-supervisor", "stop-engine"), fault),
     "restart": restart, "drain": drain, "drain-fake": drain, "drain-sent": drain_sent, "startup": startup,
+    "two-launchers": two_launchers,
 }  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="+", choices=list(TESTS), metavar="TEST", help=", ".join(TESTS))
+    parser.add_argument("--offset", type=float, nargs="*", default=[90.0], help="for two-launchers, seconds")
     parser.add_argument("--times", type=int, default=1, help="repetitions of each")
     options = parser.parse_args()
     good = True
     for name in options.tests:
         for _ in range(options.times):
-            result = TESTS[name](name)
+            result = two_launchers(name, options.offset) if name == "two-launchers" else TESTS[name](name)
             keep("serve_faults", name, result, append=name.startswith("drain"))
             good &= result["good"]
             shown = {key: value for key, value in result.items() if key not in ("good", "messages")}

@@ -51,8 +51,10 @@ class Server:
         begun: monotonic time of the launch.
     """
 
-    def __init__(self, *words: str, fake: bool = False, environment: dict[str, str] | None = None) -> None:
-        self.port, self.admin, self.begun = free_port(), "", time.monotonic()
+    def __init__(
+        self, *words: str, fake: bool = False, environment: dict[str, str] | None = None, port: int | None = None
+    ) -> None:
+        self.port, self.admin, self.begun = port or free_port(), "", time.monotonic()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
         command = [sys.executable, str(FAKE), "{}", "m"] if fake else [
             sys.executable, "-m", "vllm_quant_plugin", "serve", str(BUNDLED), "--json", "--cpu", *SMALL]  # fmt: skip

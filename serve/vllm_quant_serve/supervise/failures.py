@@ -83,6 +83,7 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.QUANTIZATION, r"Unknown quantization method"),
     (Cause.QUANTIZATION, r"does not match the quantization method specified in the `quantization` argument"),
     # What vLLM's configs refuse, as pydantic reports it on the line after "1 validation error for ModelConfig".
+    (Cause.FLAGS, r"Load format .* is not supported"),
     # What transformers' config classes refuse.
     (Cause.CONFIG, r"Field '\w+' expected .*, got "),
     (Cause.CONFIG, r"^(Value error|Assertion failed|Input should be) ?,? ?.*\[type="),
@@ -146,7 +147,7 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
                 suggestion = next((one for one in messages if one.startswith(SUGGESTION)), "")
                 line = _DETAILS.sub("", text).removeprefix("Value error, ")
                 field = _FIELD.match(messages[index - 1]) if index and cause is Cause.CONFIG else None
-                return Failure(cause, f"--{field[1].replace('_', '-')}: {line}" if field else line, suggestion)
+                return Failure(cause, f"{field[1]}: {line}" if field else line, suggestion)
     if status == -9:
         return Failure(Cause.HOST_MEMORY, "killed by SIGKILL, as the kernel does when memory runs out")
     errors = [text for line, text in known if _ERROR.search(text) and not _HARMLESS.match(line.strip())]

@@ -141,14 +141,14 @@ def test_what_vllms_configs_refuse_is_the_users_to_change() -> None:
     assert classify([log[0], f"  Value error, {heads} [type=value_error, input_value=1]"]).line == heads
 
 
-def test_a_refused_value_comes_with_its_flag_and_ends_with_a_sentence() -> None:
+def test_a_refused_value_comes_with_its_name_and_ends_with_a_sentence() -> None:
     log = [
         "pydantic_core._pydantic_core.ValidationError: 2 validation errors for ModelConfig",
         "hf_overrides.dict[str,any]",
         "  Input should be a valid dictionary [type=dict_type, input_value='{bad', input_type=str]",
         "    For further information visit https://errors.pydantic.dev/2.13/v/dict_type",
     ]
-    assert classify(log).line == "--hf-overrides: Input should be a valid dictionary"
+    assert classify(log).line == "hf_overrides: Input should be a valid dictionary"
     field = classify(["TypeError: Field 'hidden_size' expected int, got str (value: 'x')"])
     assert field.cause is Cause.CONFIG
     first = "This is wrong" + ", very" * 20
