@@ -259,10 +259,10 @@ def _second_launchers(key: Sequence[str], offsets: Sequence[float]) -> dict[str,
             code = other.process.wait(60)
         message = next((event["error"]["message"] for event in events if "error" in event), "")
         named = f"pid {first.process.pid}" in message and str(BUNDLED) in message
-        started = any(event.get("event") == "started" for event in events)
+        good = code == 4 and named and not any(event.get("event") == "started" for event in events)
         tried.append({"when": when, "first_for_seconds": round(begin - first.begun, 1),
-                      "seconds": round(time.monotonic() - begin, 2), "exit_code": code, "message": message.replace(f"{ROOT}/", ""),
-                      "good": code == 4 and named and not started})  # fmt: skip
+                      "seconds": round(time.monotonic() - begin, 2), "exit_code": code,
+                      "message": message.replace(f"{ROOT}/", ""), "good": good})  # fmt: skip
 
     with Server(*key) as first:
         # Its lock is taken within its first second or two, the imports.

@@ -83,7 +83,6 @@ PATTERNS: tuple[tuple[Cause, str], ...] = (
     (Cause.QUANTIZATION, r"Unknown quantization method"),
     (Cause.QUANTIZATION, r"does not match the quantization method specified in the `quantization` argument"),
     # What vLLM's configs refuse, as pydantic reports it on the line after "1 validation error for ModelConfig".
-    (Cause.FLAGS, r"Load format .* is not supported"),
     # What transformers' config classes refuse.
     (Cause.CONFIG, r"Field '\w+' expected .*, got "),
     (Cause.CONFIG, r"^(Value error|Assertion failed|Input should be) ?,? ?.*\[type="),
@@ -102,6 +101,9 @@ _POINTER = re.compile(
 )
 # The lines of a traceback between its head and its error.
 _NOISE = re.compile(r"^(File \"|\^|~|raise |return |self\.|await |with |During handling|The above exception)")
+# How vLLM refuses values that neither its parser nor its configs check, in its API server before it starts its engine.
+_REFUSAL = re.compile(r"^(ValueError|KeyError|TypeError|AssertionError|NotImplementedError)\b")
+_ENGINE = re.compile(r"^\((EngineCore|Worker)\S*( pid=\d+)?\)")
 # A warning may name an error that has not happened.
 _HARMLESS = re.compile(r"^(\([^)]* pid=\d+\)\s*)?(DEBUG|INFO|WARNING) ")
 # "(EngineCore pid=7) ERROR 11-20 16:09:01 [core.py:1]" before a message.
@@ -154,4 +156,7 @@ def classify(lines: Iterable[str], status: int = 1) -> Failure:
     # The first error is the cause; the later ones follow from it, and some only point to it.
     telling = [text for text in errors if not _POINTER.search(text)]
     others = [text for text in messages if not _POINTER.search(text) and not _NOISE.match(text)]
-    return Failure(Cause.UNKNOWN, (telling or others[-1:] or ["its log names no cause"])[-1 if not telling else 0])
+    refused = telling and _REFUSAL.match(telling[0]) and not any(_ENGINE.match(line.strip()) for line, _ in known)
+    return Failure(
+        Cause.CONFIG if refused else Cause.UNKNOWN, (telling[:1] or others[-1:] or ["its log names no cause"])[0]
+    )

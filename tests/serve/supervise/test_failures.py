@@ -157,6 +157,20 @@ def test_a_refused_value_comes_with_its_name_and_ends_with_a_sentence() -> None:
     assert shortened("short. Whole.") == "short. Whole."
 
 
+@pytest.mark.parametrize("line", [
+    "KeyError: 'invalid tool call parser: nosuch (chose from { hermes })'",
+    "ValueError: Unknown attention backend: 'X'",
+    "KeyError: \"Reasoning parser 'nosuch' not found. Available parsers: x\"",
+    "ValueError: Load format `nosuch` is not supported",
+])  # fmt: skip
+def test_what_is_refused_before_the_engine_starts_is_the_users_to_change(line: str) -> None:
+    server = ["(APIServer pid=1) INFO 11-20 16:09:01 [api_server.py:1] version", f"(APIServer pid=1) {line}"]
+    assert classify(server) == Failure(Cause.CONFIG, line)
+    engine = "(EngineCore pid=7) INFO 11-20 16:09:21 [core.py:1] Initializing a V1 LLM engine"
+    assert classify([engine, *server]) == Failure(Cause.UNKNOWN, line)
+    assert classify(["(APIServer pid=1) OSError: no such device"]).cause is Cause.UNKNOWN
+
+
 def test_the_flags_of_subcommands_are_known() -> None:
     parser = argparse.ArgumentParser()
     serve = parser.add_subparsers().add_parser("serve")
