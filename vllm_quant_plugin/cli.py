@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,9 +18,16 @@ import typer
 
 from vllm_quant_kernels.env import SettingError
 from vllm_quant_plugin import __version__
-from vllm_quant_plugin.console import keep_log, say
+from vllm_quant_plugin.console import discard_log, keep_log, say
 from vllm_quant_plugin.errors import BackendError, EngineDiedError, StartupError, UsageError, VqpError
-from vllm_quant_plugin.interruption import Interrupted, end_children, message, set_command, signals_raise
+from vllm_quant_plugin.interruption import (
+    Interrupted,
+    end_children,
+    interrupted_by,
+    message,
+    set_command,
+    signals_raise,
+)
 from vllm_quant_plugin.option_groups import option_groups
 
 # name -> (module, function, one line of help). The function carries typer annotations.
@@ -90,7 +98,10 @@ def _end_interrupted(stop: Interrupted, *, as_json: bool) -> NoReturn:
     if as_json:
         print(json.dumps({"error": {"message": text, "hint": hint, "exit_code": stop.exit_code}}), flush=True)
     say(f"{text}; {hint}")
-    sys.exit(stop.exit_code)
+    discard_log()
+    sys.stdout.flush()
+    # Not by way of the interpreter's end: libraries would say there what the interruption has cost them.
+    os._exit(stop.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -102,7 +113,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         with nullcontext() if words[:1] == ["serve"] else signals_raise():
             try:
                 build_app(words)(args=words, prog_name="vllm-quant")
-            except Interrupted as stop:
+            except BaseException as error:
+                stop = interrupted_by(error)
+                if stop is None:
+                    raise
                 _end_interrupted(stop, as_json=as_json)
     except VqpError as error:
         report(error, as_json=as_json)

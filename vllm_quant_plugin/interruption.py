@@ -68,6 +68,8 @@ _leaving: list[Describe] = []
 _words: list[str] = []
 _deferring: list[None] = []
 _pending: list[int] = []
+# The first signal of the present command.
+_raised: list[int] = []
 
 
 def set_command(words: list[str]) -> None:
@@ -103,12 +105,26 @@ def leaving(describe: Describe) -> Iterator[None]:
     _leaving.append(describe)
     try:
         yield
-    except Interrupted as stop:
+    except BaseException as error:
+        stop = interrupted_by(error)
+        if stop is None:
+            raise
         said = describe()
         stop.kept = stop.kept or said
-        raise
+        raise stop from None
     finally:
         _leaving.remove(describe)
+
+
+def interrupted_by(error: BaseException) -> Interrupted | None:
+    """The interruption behind an exception, None where it has another cause.
+
+    A library may put an error of its own in the place of the one that a signal has raised within it, as safetensors'
+    Rust code does.
+    """
+    if isinstance(error, Interrupted):
+        return error
+    return Interrupted(_raised[0]) if _raised and not isinstance(error, SystemExit) else None
 
 
 @contextmanager
@@ -185,12 +201,12 @@ def signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    raised: list[int] = []
+    _raised.clear()
 
     def handle(number: int, _frame: FrameType | None) -> None:
-        if raised:
+        if _raised:
             return
-        raised.append(number)
+        _raised.append(number)
         if _deferring:
             _pending.append(number)
             return
@@ -213,4 +229,5 @@ def signals_raise() -> Iterator[None]:
         signal.set_wakeup_fd(old_pipe)
         os.close(write_end)
         watcher.join(1.0)
+        _raised.clear()
         os.close(read_end)

@@ -79,6 +79,34 @@ def test_before_a_layer_is_finished_nothing_is_left(tmp_path: Path, text: Path, 
     assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
 
+def test_an_error_that_a_library_puts_in_the_place_of_the_interruption_is_not_reported() -> None:
+    """As safetensors' Rust code does with whatever is raised while it calls torch."""
+    program = (
+        "import atexit, time\n"
+        "from vllm_quant_plugin import cli, interruption as i\n"
+        "def build(words):\n"
+        "    def command(**more):\n"
+        "        atexit.register(print, 'what libraries say at the end')\n"
+        "        with i.leaving(lambda: i.Kept('all is kept', 'go on')):\n"
+        "            try:\n"
+        "                print('ready', flush=True)\n"
+        "                time.sleep(600)\n"
+        "            except BaseException:\n"
+        "                raise ValueError('could not determine the shape') from None\n"
+        "    return command\n"
+        "cli.build_app = build\n"
+        "cli.main(['convert'])\n"
+    )
+    process = _run(sys.executable, "-c", program)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert stdout == ""
+    assert stderr == "ended by SIGTERM: all is kept; go on\n"
+
+
 @pytest.mark.parametrize(("grace", "signals"), [("0.1", 1), ("60", 2)])
 def test_who_does_not_end_is_ended(grace: str, signals: int) -> None:
     program = (
