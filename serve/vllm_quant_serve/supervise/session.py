@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any
 
+from vllm_quant_plugin import console
 from vllm_quant_plugin.errors import EngineDiedError
 from vllm_quant_serve.launch import Launch
 from vllm_quant_serve.supervise.actuals import Actuals
@@ -263,8 +264,13 @@ class Session:
         """Let the requests in flight finish, refuse later ones, stop the server; the exit code."""
         assert self.server is not None
 
+        server = self.server
+
         def stopping() -> None:
             self.state = State.STOPPING
+            if self._quiet:
+                # No request is left: what vLLM says of its own end is noise again.
+                server.pump.redirect(console.open_log())
 
         self.state = State.DRAINING
         drain = Drain(self.server, self.run_dir, self.probe, self.signals, self.options, self.report)
