@@ -4,7 +4,7 @@
 #   make demo       quantize, plan, serve and measure the bundled model on this machine
 #   make test       run the tests                  ARGS="tests/formats -k tp" narrows them
 #   make test-nightly   the tests that take too long for make test
-#   make  run the commands that README.md and the guides print (tens of minutes)
+#   make test-readme  run the commands that README.md and the guides print (tens of minutes)
 #   make lint       ruff check, ruff format --check, mypy
 #   make bench      time the kernels beside vLLM's own
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
@@ -67,7 +67,6 @@ demo: setup
 test: setup
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-.PHONY: test-readme
 test-readme: setup
 	@$(BIN)/python scripts/readme_commands.py $(ARGS)
 
