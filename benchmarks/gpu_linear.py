@@ -35,6 +35,8 @@ import gpu_peers  # noqa: E402
 from vllm_quant_kernels.canonical import CanonicalWeight  # noqa: E402
 
 Runner = Callable[[torch.Tensor], torch.Tensor]
+# Names of implementations that are not run (--without).
+WITHOUT: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,9 @@ def measure(case: Case, bandwidth: float, dtype: torch.dtype, repeats: int) -> d
     ready: dict[str, Timed] = {}
     absent: dict[str, str] = {}
     for peer in gpu_peers.PEERS:
+        if peer.name in WITHOUT:
+            absent[peer.name] = "left out"
+            continue
         try:
             peer.check(case.bits, case.zeros)
             ready[peer.name] = prepare(peer, weights, x, exact)
@@ -281,7 +286,15 @@ def options(doc: str | None, repeats: int) -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no case after this time")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--repeats", type=int, default=repeats, help="replays of each implementation")
+    parser.add_argument("--peers-library", metavar="FILE", help="vLLM's extension library, where vLLM is not installed")
+    parser.add_argument("--without", default="", metavar="NAMES", help="implementations to leave out, with commas")
     return parser
+
+
+def prepare_peers(arguments: argparse.Namespace) -> None:
+    """What the options of :func:`options` say about peers."""
+    gpu_peers.load(arguments.peers_library)
+    WITHOUT.update(filter(None, arguments.without.split(",")))
 
 
 def no_gpu(name: str) -> bool:
@@ -300,6 +313,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if no_gpu("gpu_linear"):
         return 69
+    prepare_peers(arguments)
     end, dtype = time.monotonic() + arguments.seconds, getattr(torch, arguments.dtype)
     result = {**machine(), "dtype": arguments.dtype}
     chosen = [*([] if arguments.layers else cases()), *([] if arguments.quick else layers())]

@@ -1,10 +1,12 @@
 """The implementations that benchmarks/gpu_linear.py compares, each built from a canonical weight.
 
-A peer's library is imported when it is built; a missing one raises, and the report names it.
+vLLM's are operators of its extension library (``load``), which needs no vLLM package. A peer's library is imported when
+it is built; a missing one raises, and the report names it.
 """
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -85,26 +87,38 @@ def _gptq_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     return (fields << shifts).sum(1, dtype=torch.int32).contiguous()
 
 
+# Identifiers of vLLM's scalar types uint4b8 and uint8b128: csrc/core/scalar_type.hpp packs the type's fields.
+SCALAR_TYPES = {4: 1125899907892224, 8: 1125899923621888}
+# The order in which Marlin reads the scales of 64 output channels, in groups; of 32, per channel.
+_IN_GROUPS = [i + 8 * j for i in range(8) for j in range(8)]
+_PER_CHANNEL = [2 * i + j for i in range(4) for j in (0, 1, 8, 9, 16, 17, 24, 25)]
+
+
+def load(library: str | None) -> None:
+    """Make vLLM's operators known as ``torch.ops._C``: from the file ``library``, else from an installed vLLM."""
+    if library is not None:
+        torch.ops.load_library(library)
+        return
+    with contextlib.suppress(ImportError):
+        import vllm._custom_ops  # noqa: F401
+
+
 class Marlin(Peer):
-    """vLLM's Marlin, through vLLM's own helpers."""
+    """vLLM's Marlin. Its kernels may be compiled from PTX at the first call."""
 
     name = "marlin"
     bits = (4, 8)
     zeros = False
 
     def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
-        from vllm import _custom_ops as ops
-        from vllm.model_executor.layers.quantization.utils import marlin_utils
-        from vllm.scalar_type import scalar_types
-
-        n, k = weight.codes.shape
-        kind = scalar_types.uint4b8 if weight.bits == 4 else scalar_types.uint8b128
-        data = ops.gptq_marlin_repack(_gptq_words(weight.codes, weight.bits), k, n, weight.bits)
-        scales = weight.scales.to(dtype).T.contiguous()
-        scales = marlin_utils.marlin_permute_scales(scales, k, n, weight.group_size)
-        locks = marlin_utils.marlin_make_workspace_new(weight.codes.device)
+        ops, (n, k) = torch.ops._C, weight.codes.shape
+        data = ops.gptq_marlin_repack(_gptq_words(weight.codes, weight.bits), k, n, weight.bits, False)
+        order = _IN_GROUPS if weight.group_size < k else _PER_CHANNEL
+        scales = weight.scales.to(dtype).T.contiguous().reshape(-1, len(order))[:, order].reshape(-1, n).contiguous()
+        sms = torch.cuda.get_device_properties(0).multi_processor_count
+        locks, kind = torch.zeros(sms, dtype=torch.int32, device="cuda"), SCALAR_TYPES[weight.bits]
         return lambda x: ops.marlin_gemm(
-            x, None, data, None, scales, None, None, None, locks, kind, x.shape[0], n, k, use_fp32_reduce=True
+            x, None, data, None, scales, None, None, None, locks, kind, x.shape[0], n, k, False, True, False
         )
 
 
@@ -116,14 +130,11 @@ class Machete(Peer):
     zeros = False
 
     def build(self, weight: CanonicalWeight, dtype: torch.dtype) -> Runner:
-        from vllm import _custom_ops as ops
-        from vllm.scalar_type import scalar_types
-
-        kind = scalar_types.uint4b8 if weight.bits == 4 else scalar_types.uint8b128
+        ops, kind, group = torch.ops._C, SCALAR_TYPES[weight.bits], weight.group_size
         words = _gptq_words(weight.codes, weight.bits).t().contiguous().t()
         data = ops.machete_prepack_B(words, dtype, kind, dtype)
         scales = weight.scales.to(dtype).T.contiguous()
-        return lambda x: ops.machete_mm(x, data, kind, dtype, scales, None, weight.group_size)
+        return lambda x: ops.machete_mm(x, data, kind, dtype, scales, None, group, None, None, None)
 
 
 class Humming(Peer):

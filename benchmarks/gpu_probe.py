@@ -1,14 +1,15 @@
-"""One kernel of one implementation on the GPU, in this process: whether it returns, and how far from fp64 it is.
+"""One peer on the GPU, in this process: whether its kernel returns, and how far from fp64 it is.
 
-    python benchmarks/gpu_probe.py NAME        one probe; prints a line per step, so that a hang shows where it is
-    python benchmarks/gpu_probe.py --list      all names, the most telling first
+    python benchmarks/gpu_probe.py NAME [--peers-library FILE]    one probe; a line per step, so that a hang shows where
+    python benchmarks/gpu_probe.py --list                         all names
 
 A kernel that hangs or faults takes its process with it: ``scripts/gpu_check.py`` runs each probe in its own, with a
-time limit, and runs one that faulted again under compute-sanitizer, which names the kernel and the instruction.
+time limit, and leaves out of the benchmarks what does not return. Our own kernels: ``scripts/gpu_families.py``.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -22,18 +23,17 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 BEGIN = time.monotonic()
 SIZE = 8192
-TOLERANCE = 1e-2
 
 
 def step(text: str) -> None:
     print(f"{time.monotonic() - BEGIN:7.2f} s  {text}", flush=True)
 
 
-def check(y: torch.Tensor, exact: torch.Tensor) -> None:
+def check(y: torch.Tensor, exact: torch.Tensor, tolerance: float) -> None:
     error = float((y.double() - exact).norm() / exact.norm())
     step(f"called: relative error {error:.3g}")
-    if not error <= TOLERANCE:
-        raise SystemExit(f"wrong: relative error {error:.3g} exceeds {TOLERANCE}")
+    if not error <= tolerance:
+        raise SystemExit(f"wrong: relative error {error:.3g} exceeds {tolerance}")
 
 
 def weight_only(peer_name: str, m: int, bits: int) -> None:
@@ -49,7 +49,7 @@ def weight_only(peer_name: str, m: int, bits: int) -> None:
     run = peer.build(weight, torch.bfloat16)
     torch.cuda.synchronize()
     step("packed")
-    check(run(x), exact)
+    check(run(x), exact, peer.tolerance)
     for _ in range(10):
         run(x)
     torch.cuda.synchronize()
@@ -60,50 +60,26 @@ def weight_only(peer_name: str, m: int, bits: int) -> None:
     step("a graph of eight calls")
 
 
-def w8a8(kind: str, backend: str, m: int) -> None:
-    """A W8A8 GEMM with the quantization of its activations."""
-    import gpu_w8a8
-
-    from vllm_quant_kernels.cuda.w8a8 import activation, native
-    from vllm_quant_kernels.cuda.w8a8.quantize import quantize_cuda
-
-    weight = gpu_w8a8.random_weight(gpu_w8a8.Case(kind, "linear", m, SIZE, SIZE), 1)
-    x = torch.randn(m, SIZE, device="cuda").bfloat16()
-    group = 128 if weight.blocks else 0
-    expected = gpu_w8a8.expected_of(activation.quantize(x, weight.kind, group=group), weight)
-    torch.cuda.synchronize()
-    step("made")
-    quantize_cuda(x, kind=weight.kind, group=group)
-    torch.cuda.synchronize()
-    step("activations quantized by the kernel")
-    check(native.linear(x, weight, backend=backend), expected)
-
-
 PROBES: dict[str, Callable[[], None]] = {
-    **{
-        f"{peer}-w{bits}-m{m}": lambda peer=peer, m=m, bits=bits: weight_only(peer, m, bits)
-        for peer, m, bits in (
-            ("vqp-no-pdl", 1, 4), ("vqp", 1, 4), ("vqp", 16, 4), ("vqp", 128, 5), ("vqp", 2048, 4), ("vqp", 2048, 5),
-            ("marlin", 1, 4), ("machete", 1, 4),
-        )
-    },
-    **{
-        f"{kind}-{backend}-m{m}": lambda kind=kind, backend=backend, m=m: w8a8(kind, backend, m)
-        for kind in ("fp8", "int8")
-        for backend, m in (("fused", 1), ("own", 1), ("own", 64), ("wgmma", 256))
-    },
-}  # fmt: skip
+    f"{peer}-m{m}": lambda peer=peer, m=m: weight_only(peer, m, 4)
+    for peer in ("marlin", "machete", "humming")
+    for m in (1, 256)
+}
 
 
 def main() -> int:
     if sys.argv[1:] == ["--list"]:
         print("\n".join(PROBES))
         return 0
-    if len(sys.argv) != 2 or sys.argv[1] not in PROBES:
-        print(f"gpu_probe: give one of {', '.join(PROBES)}", file=sys.stderr)
-        return 2
-    step(f"{sys.argv[1]} on {torch.cuda.get_device_name()}")
-    PROBES[sys.argv[1]]()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", choices=PROBES, metavar="NAME")
+    parser.add_argument("--peers-library", metavar="FILE", help="vLLM's extension library, where vLLM is not installed")
+    arguments = parser.parse_args()
+    import gpu_peers
+
+    gpu_peers.load(arguments.peers_library)
+    step(f"{arguments.name} on {torch.cuda.get_device_name()}")
+    PROBES[arguments.name]()
     return 0
 
 

@@ -100,7 +100,7 @@ def measure(case: Case, bandwidth: float, repeats: int) -> dict[str, Any]:
     absent: dict[str, str] = {}
     for peer in gpu_w8a8_peers.PEERS:
         try:
-            if case.kind not in peer.kinds:
+            if case.kind not in peer.kinds or peer.name in gpu_linear.WITHOUT:
                 continue
             runs = [peer.build(w, x, a if case.mode == "gemm" else None) for w in weights]
             error = float((runs[0]().double() - exact).norm() / exact.norm())
@@ -210,6 +210,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one shape instead of the Llama layers")
     parser.add_argument("--json", type=Path, help="where to write the results")
     parser.add_argument("--repeats", type=int, default=20, help="replays of each implementation")
+    parser.add_argument("--peers-library", metavar="FILE", help="vLLM's extension library, where vLLM is not installed")
+    parser.add_argument("--without", default="", metavar="NAMES", help="implementations to leave out, with commas")
     parser.add_argument("--render", type=Path, help="render the results in this file, measure nothing")
     parser.add_argument("--write", type=Path, help="with --render: into this file, between its markers")
     arguments = parser.parse_args()
@@ -223,6 +225,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_w8a8: no NVIDIA GPU here: nothing was measured", file=sys.stderr)
         return 69
+    gpu_linear.prepare_peers(arguments)
     result = gpu_linear.machine()
     bandwidth, target = result["copy_bandwidth"], arguments.json or gpu_linear.result_file("-w8a8")
     quantized = quantization(bandwidth)

@@ -66,34 +66,31 @@ class Dense(Peer8):
 
 
 class Cutlass(Peer8):
-    """vLLM's quantization and CUTLASS GEMM, through vLLM's own helpers."""
+    """vLLM's quantization and CUTLASS GEMM, as operators of its extension library (``gpu_peers.load``)."""
 
     name = "vllm-cutlass"
+    kinds = ("int8", "fp8")
 
     def build(self, w: WeightW8A8, x: torch.Tensor, a: Activations | None) -> Run:
-        from vllm import _custom_ops as ops
+        ops, columns, (m, k) = torch.ops._C, w.codes.t(), x.shape
+        scales = w.scales.view(-1, 1)
 
-        columns = w.codes.t()
-        if w.blocks:
-            from vllm.model_executor.layers.quantization.utils.fp8_utils import per_token_group_quant_fp8
-
-            scales = w.scales.t()
-
-            def quantize() -> tuple[torch.Tensor, torch.Tensor]:
-                return per_token_group_quant_fp8(x, 128, column_major_scales=True)
-        else:
-            scales = w.scales.view(-1, 1)
-
-            def quantize() -> tuple[torch.Tensor, torch.Tensor]:
-                if w.kind == activation.INT8:
-                    return ops.scaled_int8_quant(x)[:2]
-                return ops.scaled_fp8_quant(x, use_per_token_if_dynamic=True)
+        def quantize() -> tuple[torch.Tensor, torch.Tensor]:
+            q = torch.empty(m, k, dtype=w.codes.dtype, device=x.device)
+            x_scales = torch.empty(m, 1, dtype=torch.float32, device=x.device)
+            if w.kind == activation.INT8:
+                ops.dynamic_scaled_int8_quant(q, x, x_scales, None)
+            else:
+                ops.dynamic_per_token_scaled_fp8_quant(q, x, x_scales, None)
+            return q, x_scales
 
         given = quantize() if a is not None else None
 
         def run() -> torch.Tensor:
             q, x_scales = given or quantize()
-            return ops.cutlass_scaled_mm(q, columns, x_scales, scales, x.dtype)
+            out = torch.empty(m, w.n, dtype=x.dtype, device=x.device)
+            ops.cutlass_scaled_mm(out, q, columns, x_scales, scales, None)
+            return out
 
         return run
 

@@ -1,10 +1,11 @@
 """The steps of `make gpu-check`, isolated from each other: a step that fails, hangs or takes too long affects no other.
 
-    python scripts/gpu_check.py [--steps build,tests,...] [--seconds N] [PYTEST ARGUMENTS]
+    python scripts/gpu_check.py [--bundle FOLDER] [--steps build,tests,...] [--seconds N] [PYTEST ARGUMENTS]
 
-Needs torch and pytest. Writes to the folder that OUT names, else build/gpu-check/results: summary.json, written again
-after every step, and gpu-check.log with all output. The benchmarks write their JSON there too if OUT is set, else to
-benchmarks/results/. Exit 1: a step failed, hung, or ran out of time.
+Without --seconds all steps run to their end; with --bundle (gpu_bundle.py) they have eight minutes together, the most
+telling first. Needs torch and pytest. Writes to the folder that OUT names, else build/gpu-check/results: summary.json,
+written again after every step, and gpu-check.log with all output. The benchmarks write their JSON there too if OUT is
+set or there is a bundle, else to benchmarks/results/. Exit 1: a step failed, hung, or ran out of time.
 """
 
 from __future__ import annotations
@@ -27,15 +28,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "scripts"))
+
+from gpu_bundle import Bundle, unpack  # noqa: E402
+
 BUILD = ROOT / "build" / "gpu-check"
 TESTS = ROOT / "tests" / "gpu"
 CONTEXT_LOST, NO_TESTS = 70, 5  # tests/gpu/conftest.py; pytest
+BUNDLED_SECONDS = 480.0  # for all steps together, with a bundle
 TEST_TIMEOUT = 150  # seconds that one test may take
 RESTARTS = 12
-PROBE_SECONDS, SANITIZED_SECONDS, PROBES_AT_ONCE = 45.0, 60.0, 6
+PROBE_SECONDS, PROBES_AT_ONCE = 40.0, 4
 # The tests on which the others depend come first.
 ORDER = ("test_canonical.py", "test_linear.py", "test_quantize.py", "test_experts.py", "test_w8a8.py")
 SANITIZER = "test_sanitizer.py"
+# Benchmarks whose peers are operators of vLLM's extension library.
+WITH_PEERS = ("gpu_linear.py", "gpu_w8a8.py")
 
 
 @dataclass
@@ -49,12 +57,14 @@ class Outcome:
 
 @dataclass
 class Run:
-    """The output folder and the deadline."""
+    """The output folder, the deadline, what was brought along, and the implementations that a step found broken."""
 
     folder: Path
     deadline: float
     arguments: list[str]
     own_results: bool  # the benchmarks' JSON into ``folder``
+    bundle: Bundle = field(default_factory=Bundle)
+    broken: set[str] = field(default_factory=set)
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -66,6 +76,9 @@ class Run:
         tests add to, did not grow for ``timeout`` seconds."""
         limit, begin = min(limit, self.left()), time.monotonic()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if self.bundle.site is not None:
+            path = [os.environ.get("PYTHONPATH"), str(self.bundle.site)]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         if progress:
             environment["VQP_GPU_PROGRESS"] = str(progress)
         output: list[bytes] = []
@@ -141,7 +154,13 @@ def run_tests(run: Run, files: list[str], limit: float, timeout: float = TEST_TI
 
 
 def build(run: Run, limit: float) -> Outcome:
-    """Build for this machine's GPU, in a folder of its own: make's may have been configured without CUDA."""
+    """Build for this machine's GPU, in a folder of its own: make's may have been configured without CUDA.
+
+    A library that was brought along takes the place of the build.
+    """
+    if run.bundle.library is not None:
+        os.environ["VQP_CUDA_LIBRARY"] = str(run.bundle.library)
+        return Outcome("passed", detail={"brought along": run.bundle.library.name})
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     capability = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0].replace(".", "")
     # Hopper's own instructions need the "a" that CMake's "native" leaves out.
@@ -160,6 +179,10 @@ def build(run: Run, limit: float) -> Outcome:
 def benchmark(run: Run, name: str, file: str, limit: float, flags: list[str]) -> Outcome:
     """``limit`` ends a benchmark that hangs; its file holds the results until then."""
     command = [sys.executable, f"benchmarks/{file}", *flags]
+    if run.bundle.peers is not None and file in WITH_PEERS:
+        command += ["--peers-library", str(run.bundle.peers)]
+    if run.broken and file in WITH_PEERS:
+        command += ["--without", ",".join(sorted(run.broken))]
     if run.own_results:
         command += ["--json", str(run.folder / f"{name}.json")]
     status, output = run.command(command, limit)
@@ -182,35 +205,59 @@ def serve(run: Run, limit: float) -> Outcome:
     return benchmark(run, "serve", "gpu_serve.py", limit, [model])
 
 
+def families(run: Run, limit: float) -> Outcome:
+    """Correctness of every kernel family; benchmarks leave out what died or hung: it would take them along."""
+    target = run.folder / "families.json"
+    seconds = str(round(min(limit, run.left()) - 5))
+    status, _ = run.command(
+        [sys.executable, "scripts/gpu_families.py", "--seconds", seconds, "--json", str(target)], limit
+    )
+    found = json.loads(target.read_text()) if target.is_file() else {}
+    bad = {name: row for name, row in found.items() if row["status"] not in ("right", "absent")}
+    if any(name.startswith("wna16-int4") and row["status"] in ("died", "hung") for name, row in bad.items()):
+        run.broken |= {"vqp", "vqp-no-pdl"}
+    detail = {"right": sum(row["status"] == "right" for row in found.values()), "not right": bad}
+    return Outcome("passed" if status == 0 else "late" if status == "late" else "failed", detail=detail)
+
+
 def probes(run: Run, limit: float) -> Outcome:
-    """Each kernel family and each peer in a process of its own, several at once; faults again under the sanitizer."""
+    """Each peer in a process of its own: one that hangs is left out of the benchmarks."""
     end, script = time.monotonic() + limit, str(ROOT / "benchmarks" / "gpu_probe.py")
+    more = [] if run.bundle.peers is None else ["--peers-library", str(run.bundle.peers)]
     listing = subprocess.run([sys.executable, script, "--list"], capture_output=True, text=True, check=True, cwd=ROOT)
 
     def probe(name: str) -> tuple[str, dict[str, Any]]:
-        command = [sys.executable, script, name]
-        status, output = run.command(command, min(PROBE_SECONDS, end - time.monotonic()))
-        found: dict[str, Any] = {"status": status, "last": "".join(output.splitlines()[-1:])[:200]}
-        if status not in (0, "late") and (sanitizer := shutil.which("compute-sanitizer")):
-            _, report = run.command([sanitizer, *command], min(SANITIZED_SECONDS, end - time.monotonic()))
-            found["sanitizer"] = [line.strip() for line in report.splitlines() if " at " in line or "Error" in line][:4]
-        return name, found
+        status, output = run.command([sys.executable, script, name, *more], min(PROBE_SECONDS, end - time.monotonic()))
+        return name, {"status": status, "last": "".join(output.splitlines()[-1:])[:200]}
 
     with concurrent.futures.ThreadPoolExecutor(PROBES_AT_ONCE) as pool:
         found = dict(pool.map(probe, listing.stdout.split()))
-    return Outcome("failed" if any(f["status"] != 0 for f in found.values()) else "passed", detail=found)
+    run.broken |= {name.partition("-m")[0] for name, row in found.items() if row["status"] not in (0, 1)}
+    return Outcome("failed" if any(row["status"] != 0 for row in found.values()) else "passed", detail=found)
+
+
+def engine(run: Run, limit: float) -> Outcome:
+    """Engines in process with the plugin in vLLM, from the bundle or installed here."""
+    if not run.bundle.has_vllm and importlib.util.find_spec("vllm") is None:
+        return Outcome("skipped", detail={"reason": "vLLM is neither here nor in a bundle: no engine was started"})
+    flags = ["--seconds", str(round(min(limit, run.left()) - 5))]
+    if run.bundle.prepared is not None:
+        flags += ["--prepared", str(run.bundle.prepared)]
+    return benchmark(run, "engine", "gpu_engine.py", limit, flags)
 
 
 Step = Callable[[Run, float], Outcome]
-# In the order of importance for a first run on a GPU. Seconds are limits, not estimates.
+# In the order of worth when the machine may be taken away after any of them. Seconds are limits, not estimates.
 STEPS: dict[str, tuple[float, Step]] = {
     "device": (60, device),
     "build": (400, build),
-    "probes": (150, probes),
+    "families": (130, families),
+    "probes": (60, probes),
+    "linear": (100, lambda run, limit: benchmark(run, "linear", "gpu_linear.py", limit, ["--quick"])),
+    "engine": (240, engine),
+    "w8a8": (120, lambda run, limit: benchmark(run, "w8a8", "gpu_w8a8.py", limit, ["--quick", "--repeats", "8"])),
     "tests": (500, lambda run, limit: run_tests(run, test_files(lambda name: name != SANITIZER), limit)),
-    "linear": (240, lambda run, limit: benchmark(run, "linear", "gpu_linear.py", limit, ["--quick"])),
     "experts": (240, lambda run, limit: benchmark(run, "experts", "gpu_experts.py", limit, [])),
-    "w8a8": (300, lambda run, limit: benchmark(run, "w8a8", "gpu_w8a8.py", limit, ["--quick"])),
     "sanitizer": (560, lambda run, limit: run_tests(run, test_files(lambda name: name == SANITIZER), limit, 300)),
     "layers": (400, lambda run, limit: benchmark(run, "layers", "gpu_linear.py", limit, ["--layers"])),
     "plans": (240, lambda run, limit: benchmark(run, "plans", "gpu_plans.py", limit, [])),
@@ -218,10 +265,35 @@ STEPS: dict[str, tuple[float, Step]] = {
 }
 
 
+def figures(folder: Path) -> list[str]:
+    """The results in one table: what the JSON files of the steps say, as far as they came."""
+    lines = []
+    for name in ("linear", "w8a8", "experts", "layers"):
+        for row in _rows(folder / f"{name}.json", "cases"):
+            times = sorted((result["us"], peer) for peer, result in row.get("results", {}).items())
+            case = (
+                row.get("case")
+                or f"{row.get('kind')} {row.get('mode')} {row.get('m')} x {row.get('n')} x {row.get('k')}"
+            )
+            lines.append(f"{name:8} {case:32} " + ", ".join(f"{peer} {us:.1f} us" for us, peer in times))
+    for row in _rows(folder / "engine.json", "rows"):
+        shown = {key: value for key, value in row.items() if key not in ("part", "name", "load_seconds")}
+        text = ", ".join(
+            f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
+        )
+        lines.append(f"engine   {row['name']:32} {text}")
+    return lines
+
+
+def _rows(path: Path, key: str) -> list[dict[str, Any]]:
+    return list(json.loads(path.read_text())[key]) if path.is_file() else []
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", default=",".join(STEPS), help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="for all steps together")
+    parser.add_argument("--seconds", type=float, help="for all steps together")
+    parser.add_argument("--bundle", type=Path, help="a folder with what the machine lacks (gpu_bundle.py)")
     arguments, rest = parser.parse_known_args()
     names = arguments.steps.split(",")
     if unknown := [name for name in names if name not in STEPS]:
@@ -232,7 +304,10 @@ def main() -> int:
     (folder / "gpu-check.log").unlink(missing_ok=True)
     if importlib.util.find_spec("vllm_quant_kernels") is None:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT / "kernels"), os.environ.get("PYTHONPATH")]))
-    run = Run(folder, time.monotonic() + arguments.seconds, rest, bool(out))
+    seconds = arguments.seconds or (BUNDLED_SECONDS if arguments.bundle else float("inf"))
+    run = Run(folder, time.monotonic() + seconds, rest, bool(out or arguments.bundle))
+    if arguments.bundle is not None:
+        run.bundle = unpack(arguments.bundle, BUILD / "bundle")
     outcomes: dict[str, Outcome] = {}
     for name in names:
         limit, step = STEPS[name]
@@ -253,6 +328,7 @@ def main() -> int:
     print("== gpu-check")
     for name, outcome in outcomes.items():
         print(f"{name:10} {outcome.status:8} {outcome.seconds:7.1f} s  {json.dumps(outcome.detail)[:300]}")
+    print("\n".join(figures(folder)))
     return int(any(outcome.status not in ("passed", "skipped") for outcome in outcomes.values()))
 
 

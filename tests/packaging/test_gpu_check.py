@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -104,8 +105,10 @@ def test_a_probe_that_hangs_or_faults_costs_no_other(
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "gpu_probe.py").write_text(PROBE)
     monkeypatch.setattr(check, "PROBE_SECONDS", 5.0)
-    outcome = check.probes(new_run(check, tmp_path), 60)
+    run = new_run(check, tmp_path)
+    outcome = check.probes(run, 60)
     assert outcome.status == "failed"
+    assert run.broken == {"faults", "hangs"}, "a wrong one is found before it is timed"
     assert {name: found["status"] for name, found in outcome.detail.items()} == {
         "right": 0, "wrong": 1, "faults": -11, "hangs": "late"
     }  # fmt: skip
@@ -113,13 +116,62 @@ def test_a_probe_that_hangs_or_faults_costs_no_other(
     assert outcome.detail["wrong"]["last"] == "relative error 0.7"
 
 
-def test_the_probes_are_those_of_every_family() -> None:
+FAMILIES = """
+import json, sys
+rows = {"pack": {"status": "right"}, "wna16-int4-wide": {"status": "hung", "reason": "no answer"}}
+json.dump(rows, open(sys.argv[4], "w"))
+sys.exit(1)
+"""
+
+
+def test_what_hangs_is_left_out_of_the_benchmarks(check: ModuleType, tmp_path: Path) -> None:
+    for folder, name, text in (("scripts", "gpu_families.py", FAMILIES),
+                               ("benchmarks", "gpu_linear.py", "import sys; print(*sys.argv[1:])")):  # fmt: skip
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text(text)
+    run = new_run(check, tmp_path)
+    run.bundle = check.Bundle(peers=tmp_path / "C.so")
+    outcome = check.families(run, 60)
+    assert outcome.status == "failed"
+    assert outcome.detail == {"right": 1, "not right": {"wna16-int4-wide": {"status": "hung", "reason": "no answer"}}}
+    check.benchmark(run, "linear", "gpu_linear.py", 60, ["--quick"])
+    said = (tmp_path / "gpu-check.log").read_text()
+    assert f"--quick --peers-library {tmp_path}/C.so --without vqp,vqp-no-pdl --json" in said
+
+
+def test_a_library_that_was_brought_along_takes_the_place_of_the_build(
+    check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VQP_CUDA_LIBRARY", "")
+    run = new_run(check, tmp_path)
+    run.bundle = check.Bundle(library=tmp_path / "libvqp_cuda.so")
+    assert check.build(run, 1).status == "passed"
+    assert os.environ["VQP_CUDA_LIBRARY"] == str(tmp_path / "libvqp_cuda.so")
+    assert check.engine(run, 1).status == ("failed" if importlib.util.find_spec("vllm") else "skipped")
+
+
+def test_the_results_are_one_table(check: ModuleType, tmp_path: Path) -> None:
+    times = {"vqp": {"us": 12.0}, "marlin": {"us": 20.0}}
+    case = {"kind": "fp8", "mode": "gemm", "m": 1, "n": 2, "k": 3}
+    (tmp_path / "linear.json").write_text(json.dumps({"cases": [{"case": "square-1", "results": times}]}))
+    (tmp_path / "w8a8.json").write_text(json.dumps({"cases": [{**case, "results": times}]}))
+    rows = [{"part": "speed", "name": "ours", "decode_1": 123.45}, {"part": "speed", "name": "bf16", "reason": "late"}]
+    (tmp_path / "engine.json").write_text(json.dumps({"rows": rows}))
+    assert [" ".join(line.split()) for line in check.figures(tmp_path)] == [
+        "linear square-1 vqp 12.0 us, marlin 20.0 us",
+        "w8a8 fp8 gemm 1 2 3 vqp 12.0 us, marlin 20.0 us",
+        "engine ours decode_1 123.5",
+        "engine bf16 reason late",
+    ]
+
+
+def test_the_probes_are_those_of_every_peer() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_probe.py")]
     names = subprocess.run([*command, "--list"], capture_output=True, text=True, check=True).stdout.split()
-    assert {name.split("-")[0] for name in names} == {"vqp", "marlin", "machete", "fp8", "int8"}
+    assert {name.split("-")[0] for name in names} == {"marlin", "machete", "humming"}
     unknown = subprocess.run([*command, "none"], capture_output=True, text=True, check=False)
     assert unknown.returncode == 2
-    assert "give one of" in unknown.stderr
+    assert "invalid choice" in unknown.stderr
 
 
 def test_the_summary_is_written_step_by_step(
@@ -171,6 +223,6 @@ def test_an_unknown_step_is_named() -> None:
 
 def test_every_step_names_files_that_exist(check: ModuleType) -> None:
     text = (ROOT / "scripts" / "gpu_check.py").read_text()
-    for name in ("gpu_linear.py", "gpu_experts.py", "gpu_w8a8.py", "gpu_plans.py", "gpu_serve.py"):
+    for name in ("gpu_linear.py", "gpu_experts.py", "gpu_w8a8.py", "gpu_plans.py", "gpu_serve.py", "gpu_engine.py"):
         assert f'"{name}"' in text
         assert (ROOT / "benchmarks" / name).is_file()
