@@ -10,7 +10,6 @@ import typer
 
 from vllm_quant_kernels import env
 from vllm_quant_kernels.kernel import Device
-from vllm_quant_kernels.registry import choose
 from vllm_quant_plugin.architecture.sharding import TP_SIZES, tp_refusals
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import VqpError
@@ -20,6 +19,7 @@ from vllm_quant_plugin.formats.host import DeviceType
 from vllm_quant_plugin.formats.registry import legal_tp, module_shape, stored_model
 from vllm_quant_plugin.formats.verdict import PartVerdict, Verdict, judge_checkpoint, kind_of
 from vllm_quant_plugin.hub import resolve_model
+from vllm_quant_plugin.kernel_use import kernel_use
 from vllm_quant_plugin.schemes import ModelScheme, StoredScheme
 
 
@@ -34,6 +34,7 @@ class ModuleInfo:
         server: who serves it: ``vLLM`` or this plugin's method.
         kernel: name of the kernel that runs it; "" for what is no matrix.
         refused: why vLLM's own method does not serve it, "" where it does.
+        kernel_why: why the kernel is not one of this project's, "" where it is, or there is none.
         row_parallel_tp: tensor-parallel sizes whose row-parallel shards are whole groups.
     """
 
@@ -47,6 +48,7 @@ class ModuleInfo:
     kernel: str
     refused: str
     row_parallel_tp: tuple[int, ...]
+    kernel_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def inspect_checkpoint(checkpoint: Checkpoint, host: Host) -> Inspection:
         legal = tuple(legal_tp(scheme, k, TP_SIZES)) if scheme else TP_SIZES
         nbytes = sum(t.nbytes for t in tensors.values())
         refused = part.in_tree if part and part.in_tree else ""
-        modules.append(ModuleInfo(name, kind, scheme, n, k, nbytes, server, kernel, refused, legal))
+        own = scheme is not None and judged is not None and server == judged.method and bool(k)
+        why = kernel_use(scheme, n, k, Device(host.device)).why if own and scheme is not None else ""
+        modules.append(ModuleInfo(name, kind, scheme, n, k, nbytes, server, kernel, refused, legal, why))
     return Inspection(
         path=str(checkpoint.path),
         architecture=(checkpoint.config.get("architectures") or ["unknown"])[0],
@@ -144,10 +148,7 @@ def _served(judged: Verdict, part: PartVerdict, n: int, k: int, host: Host) -> t
 
 def kernel_name(scheme: StoredScheme | None, n: int, k: int, device: DeviceType) -> str:
     """What the kernel that serves an (n, k) module with this plugin is called; ``vLLM`` where the plugin reads none."""
-    if scheme is None or not get_format(scheme).readable(scheme):
-        return "vLLM"
-    where = Device(device)
-    return choose(scheme.weight, n, k, where).kernel.label_on(scheme.weight, n, k, where)
+    return "vLLM" if scheme is None else kernel_use(scheme, n, k, Device(device)).kernel
 
 
 def verdict(found: Inspection) -> str:
@@ -219,6 +220,7 @@ def as_dict(found: Inspection) -> dict[str, Any]:
                 "nbytes": m.nbytes,
                 "server": m.server,
                 "kernel": m.kernel or None,
+                "kernel_why": m.kernel_why or None,
                 "in_tree_rejects": m.refused or None,
                 "row_parallel_tp": list(m.row_parallel_tp),
             }
@@ -273,6 +275,8 @@ def inspect(
     console.print(table)
     for transform in found.transforms:
         console.print(f"Online transform {transform}", soft_wrap=True)
+    for kernel, why in sorted({(m.kernel, m.kernel_why) for m in found.modules if m.kernel_why}):
+        console.print(f"{kernel}, not this project's kernel: {why}", soft_wrap=True)
     for line in _tensor_parallel_lines(found):
         console.print(line, soft_wrap=True)
     console.print(verdict(found), soft_wrap=True)

@@ -16,7 +16,7 @@ from vllm_quant_plugin.option_groups import option_groups
 from vllm_quant_serve.deploy import Deployment, set_words
 from vllm_quant_serve.deploy import emit as emit_files
 from vllm_quant_serve.flags import ServeArgs, parse_args
-from vllm_quant_serve.kernel_proof import prove_kernels
+from vllm_quant_serve.kernel_proof import kernel_rows, prove_kernels
 from vllm_quant_serve.launch import Launch, build_launch, hold_address
 from vllm_quant_serve.limits import Limits
 from vllm_quant_serve.options import AdminOptions, LaunchOptions
@@ -99,10 +99,11 @@ def _serve(
         return
     check(args)
     _announce(report, plan, launch)
-    if not (devices.cpu or installed_for_cpu()):
+    on_cpu = devices.cpu or installed_for_cpu()
+    if not on_cpu:
         prove_kernels(report)
     metadata = {"peaks": peaks, "slo": {"ttft": goal.slo_ttft, "tpot": goal.slo_tpot}, "price": goal.price,
-                "limits": limits.to_json()}  # fmt: skip
+                "limits": limits.to_json(), "kernels": kernel_rows(args, "cpu" if on_cpu else "cuda")}  # fmt: skip
     _supervise(args, launch, plan, report, supervise, admin, metadata, quiet=not is_verbose())
 
 

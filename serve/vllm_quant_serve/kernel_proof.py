@@ -1,14 +1,25 @@
-"""Before the first launch on a model of GPU: its CUDA kernels are verified once, within bounded time. No torch here.
+"""Kernels before a launch: verified once per model of GPU, within bounded time, and named. No torch here.
 
 Nothing that goes wrong keeps the server from starting: without a verdict vLLM's own kernels serve.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from vllm_quant_kernels import env
 from vllm_quant_kernels.cuda.verify import machine, store
+from vllm_quant_kernels.kernel import Device
+from vllm_quant_plugin.checkpoint import read_checkpoint
+from vllm_quant_plugin.errors import VqpError
+from vllm_quant_plugin.formats import Host
+from vllm_quant_plugin.formats.host import DeviceType
+from vllm_quant_plugin.formats.registry import stored_model
+from vllm_quant_plugin.formats.verdict import judge_checkpoint
+from vllm_quant_plugin.kernel_use import uses_of_checkpoint
 from vllm_quant_plugin.verify_kernels.proof import make_verdict
 from vllm_quant_plugin.verify_kernels.summary import one_line
+from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.supervise.report import Report
 
 SECONDS = 120.0
@@ -37,3 +48,19 @@ def _prove(report: Report, gpu: machine.Gpu, seconds: float) -> None:
         report.event("verifying", f"verifying the CUDA kernels on {gpu.name}, up to {seconds:.0f} s ({reason})")
         verdict = make_verdict(gpu, seconds)
     report.event("kernels", one_line(verdict), verdict=verdict.to_json())
+
+
+def kernel_rows(words: ServeArgs, device: DeviceType) -> list[dict[str, str]]:
+    """The kernels of a folder's quantized layers where this plugin serves them, for the status page; else none."""
+    folder, asked = Path(words.model), words.text("--quantization") or ""
+    try:
+        checkpoint = read_checkpoint(folder) if folder.is_dir() else None
+        model = stored_model(checkpoint) if checkpoint is not None else None
+        if checkpoint is None or model is None:
+            return []
+        ours = asked.startswith("vqp_")
+        if not asked:
+            ours = judge_checkpoint(checkpoint, model, Host.local(device)).server == "plugin"
+        return [use.to_json() for use in uses_of_checkpoint(checkpoint, model, Device(device))] if ours else []
+    except (VqpError, env.SettingError):  # whoever loads the model says what is wrong with it
+        return []

@@ -30,6 +30,7 @@ def status_document(session: Session) -> dict[str, Any]:
         # As clients see them, in seconds, of the last answers; that of a whole answer is its duration.
         "ttft": first_bytes.quantiles(streamed),
         "whole_answers": first_bytes.quantiles(whole),
+        "kernels": session.metadata.get("kernels", []),
         "plan": session.plan,
         "actual": session.actuals.known(),
         "counts": asdict(session.counts),

@@ -36,6 +36,8 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric("vqp_quantization_info", "1; the labels name the quantization.", (*BASE, "method", "scheme")),
+    Metric("vqp_kernel_info", "1; the labels name the kernel of a kind of layers, and why it is not this project's.",
+           (*BASE, "kernel", "scheme", "why")),
     Metric("vqp_weight_bits", "Nominal bits per weight of the quantized layers."),
     Metric("vqp_checkpoint_bytes", "Bytes of all tensors of the checkpoint on disk."),
     Metric("vqp_weight_bytes", "Weight bytes on the fullest rank, by source (plan, actual).", (*BASE, "source")),

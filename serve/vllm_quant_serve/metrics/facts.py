@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_quant_kernels.env import SettingError
+from vllm_quant_kernels.kernel import Device
 from vllm_quant_plugin.checkpoint import Checkpoint, read_checkpoint
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.kernel_use import KernelUse, uses_of_checkpoint
 from vllm_quant_plugin.schemes import ModelScheme
 from vllm_quant_serve.metrics.accounting import ModelSize, model_size
 
@@ -29,6 +32,7 @@ class ModelFacts:
         weight_bits: nominal bits per weight of those modules.
         checkpoint_bytes: bytes of all tensors on disk.
         size: what one token costs, for utilization.
+        kernels: what runs the quantized layers where this plugin serves them.
     """
 
     method: str
@@ -36,6 +40,7 @@ class ModelFacts:
     weight_bits: int | None = None
     checkpoint_bytes: int | None = None
     size: ModelSize | None = None
+    kernels: tuple[KernelUse, ...] = ()
 
 
 def read_facts(vllm_config: Any) -> ModelFacts:
@@ -46,7 +51,20 @@ def read_facts(vllm_config: Any) -> ModelFacts:
     scheme, bits = _scheme(vllm_config, method, checkpoint)
     if checkpoint is None or not checkpoint.tensors:
         return ModelFacts(method, scheme, bits)
-    return ModelFacts(method, scheme, bits, checkpoint.nbytes, model_size(checkpoint, bits))
+    kernels = _kernels(vllm_config, checkpoint)
+    return ModelFacts(method, scheme, bits, checkpoint.nbytes, model_size(checkpoint, bits), kernels)
+
+
+def _kernels(vllm_config: Any, checkpoint: Checkpoint) -> tuple[KernelUse, ...]:
+    """Of the plugin's own configs; none for vLLM's methods, and where the device is not known."""
+    model = getattr(getattr(vllm_config, "quant_config", None), "model", None)
+    device = str(getattr(getattr(vllm_config, "device_config", None), "device_type", "") or "")
+    if not isinstance(model, ModelScheme) or not device:
+        return ()
+    try:
+        return tuple(uses_of_checkpoint(checkpoint, model, Device(device)))
+    except (CheckpointError, SettingError):
+        return ()
 
 
 def _checkpoint(model: str, revision: str | None) -> Checkpoint | None:

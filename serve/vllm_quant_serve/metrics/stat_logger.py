@@ -106,6 +106,8 @@ class VqpStatLogger(AggregateStatLoggerBase):
     def _publish_facts(self) -> None:
         facts = self.facts = read_facts(self.vllm_config)
         self._set("vqp_quantization_info", 1, facts.method, facts.scheme or "unknown")
+        for use in facts.kernels:
+            self._set("vqp_kernel_info", 1, use.kernel, use.scheme, use.why)
         self._set("vqp_weight_bits", facts.weight_bits)
         self._set("vqp_checkpoint_bytes", facts.checkpoint_bytes)
         self._set("vqp_devices", self.devices)

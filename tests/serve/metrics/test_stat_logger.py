@@ -12,7 +12,10 @@ import pytest
 from prometheus_client import REGISTRY
 
 import vllm_quant_plugin
-from vllm_quant_serve.metrics import catalogue
+from vllm_quant_plugin.formats import parse_quantization_config
+from vllm_quant_plugin.kernel_use import KernelUse
+from vllm_quant_serve.metrics import catalogue, facts, stat_logger
+from vllm_quant_serve.metrics.facts import ModelFacts
 from vllm_quant_serve.supervise.run_directory import VARIABLE, RunDirectory
 
 BUNDLED = Path(vllm_quant_plugin.__file__).parent / "data" / "stdlib-llama"
@@ -111,6 +114,29 @@ def test_facts_without_a_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         assert value(unknown) is None
     assert value("vqp_kv_cache_tokens", source="plan") is None
     assert value("vqp_energy_joules_total") is None, "this machine has no NVML"
+
+
+def test_the_kernels_are_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+    model = parse_quantization_config(config)
+    uses = [KernelUse("vLLM Marlin", "INT4 g128 sym", "not proven: no verdict on this GPU"), KernelUse("vqp W8A8", "x")]
+    monkeypatch.setattr(facts, "uses_of_checkpoint", lambda checkpoint, given, device: uses if given is model else [])
+    vllm_config = SimpleNamespace(
+        model_config=SimpleNamespace(model=str(BUNDLED), revision=None, quantization="vqp_gptq"),
+        quant_config=SimpleNamespace(model=model),
+        device_config=SimpleNamespace(device_type="cuda"),
+    )
+    assert facts.read_facts(vllm_config).kernels == tuple(uses)
+    vllm_config.quant_config = None
+    assert facts.read_facts(vllm_config).kernels == (), "vLLM's own methods"
+    monkeypatch.setattr(stat_logger, "read_facts", lambda _: ModelFacts("vqp_gptq", kernels=tuple(uses)))
+    logger = object.__new__(stat_logger.VqpStatLogger)
+    logger.model_name, logger.launch, logger.devices, logger.price = "m", {}, 1, None
+    logger.vllm_config, logger.peaks, logger.objective = vllm_config, None, None
+    logger._publish_facts()
+    labels = {"kernel": "vLLM Marlin", "scheme": "INT4 g128 sym", "why": "not proven: no verdict on this GPU"}
+    assert value("vqp_kernel_info", **labels) == 1
+    assert value("vqp_kernel_info", kernel="vqp W8A8", scheme="x", why="") == 1
 
 
 def test_plan_against_actual(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

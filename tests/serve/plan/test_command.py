@@ -96,6 +96,10 @@ def test_explain_adds_up(tmp_path):
     text = "\n".join(json.loads(done.stdout)["explanation"])
     for word in ("H100", "feed-forward", "attention", "cos/sin", "blocks", "as vLLM counts them"):
         assert word in text
+    done = run("plan", str(BUNDLED), "--gpu", "h100", "--quantization", "vqp_fp8", "--explain", "--json")
+    text = "\n".join(json.loads(done.stdout)["explanation"])
+    assert "Kernels, when it is served on this machine:" in text
+    assert "not this project's kernel: not proven: no such GPU is here" in text
 
 
 def test_the_comparison_has_a_page(tmp_path):

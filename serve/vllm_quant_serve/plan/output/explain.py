@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+from vllm_quant_kernels.kernel import Device
 from vllm_quant_plugin.architecture.placement import Placement
+from vllm_quant_plugin.kernel_use import kernel_uses
 from vllm_quant_serve.plan.memory.overhead import SOURCES, version_key
 from vllm_quant_serve.plan.output.render import between, size
 from vllm_quant_serve.plan.search.context import Context
@@ -19,6 +21,7 @@ def explain(context: Context, plan: Plan) -> list[str]:
     return [
         *_device(context, plan),
         *_weights(context, place),
+        *_kernels(context),
         *_overhead(context, plan),
         *_cache(context, plan, place),
     ]
@@ -44,6 +47,24 @@ def _weights(context: Context, place: Placement) -> list[str]:
     if context.arch.rotary_elements:
         lines.append(f"  cos/sin tables: {size(context.arch.rotary_elements * context.itemsize)}, on every rank")
     return lines
+
+
+def _kernels(context: Context) -> list[str]:
+    """What runs the quantized layers, and why it is not this project's kernel."""
+    weights = context.weights
+    if weights.scheme is None:
+        return []
+    if not weights.plugin:
+        return ["Kernels: vLLM's own methods serve the quantized layers."]
+    capability = context.devices.gpu.capability
+    device = Device(weights.plugin, capability if weights.plugin == "cuda" and capability[0] else None)
+    layers = [
+        (scheme, parameter.shape[0], parameter.shape[1])
+        for parameter in context.arch.parameters()
+        if parameter.linear and len(parameter.shape) == 2 and (scheme := weights.scheme_of(parameter.module))
+    ]
+    return ["Kernels, when it is served on this machine:",
+            *(f"  {use.sentence()}" for use in kernel_uses(layers, device))]  # fmt: skip
 
 
 def _kind(name: str, role: str) -> str:
