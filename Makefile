@@ -11,7 +11,7 @@
 #   make cuda       compile the CUDA kernels and check their machine code (takes minutes; needs nvcc, not a GPU)
 #   make ptx        compare the opcodes of every CUDA kernel with the recorded ones (3 minutes; needs nvcc)
 #   make test-grid  convert every format to every other and load each with vLLM (an hour; goes on where it stopped)
-#   make gpu-check  run tests/gpu on an NVIDIA GPU; fails where there is none
+#   make gpu-check  test and measure the kernels on an NVIDIA GPU; fails where there is none    ARGS="--bundle DIR"
 #   make lock       resolve requirements/*.in again
 #   make clean      remove what was built;  make distclean  removes .venv as well
 #
