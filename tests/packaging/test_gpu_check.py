@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -122,6 +123,38 @@ rows = {"pack": {"status": "right"}, "wna16-int4-wide": {"status": "hung", "reas
 json.dump(rows, open(sys.argv[4], "w"))
 sys.exit(1)
 """
+
+
+def test_the_families_are_checked_with_a_library_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No NVML for Python, no plugin: nvidia-smi, the library and torch. Children stand in for those on a GPU."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import gpu_families
+
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU-1, NVIDIA H100 80GB HBM3, 580.65.06, 9.0'\n")
+    smi.chmod(0o755)
+    (tmp_path / "lib.so").write_bytes(b"code")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("VQP_CUDA_LIBRARY", str(tmp_path / "lib.so"))
+    monkeypatch.setenv("PYTHONPATH", "")
+    gpu_families.machine.library_hash.cache_clear()
+    planted = ROOT / "tests" / "cuda" / "verify" / "planted.py"
+    child = (sys.executable, "-S", str(planted), '{"pack": "signal"}', "--report", "{report}")
+    made = functools.partial(gpu_families.Verification, child=child)
+    monkeypatch.setattr(gpu_families, "Verification", made)
+    monkeypatch.setattr(gpu_families, "sanitized", lambda name, gpu: [f"illegal instruction in {name}"])
+    target = tmp_path / "families.json"
+    monkeypatch.setattr(sys, "argv", ["gpu_families.py", "--seconds", "90", "--json", str(target)])
+    assert gpu_families.main() == 1
+    gpu_families.machine.library_hash.cache_clear()
+    found = json.loads(target.read_text())
+    assert found["pack"]["status"] == "died"
+    assert found["pack"]["sanitizer"] == ["illegal instruction in pack"]
+    assert found["wna16-int4-narrow"]["status"] == "right"
+    assert gpu_families.smi_gpu().capability == (9, 0)
+    assert "pack                   died" in capsys.readouterr().out
 
 
 def test_what_hangs_is_left_out_of_the_benchmarks(check: ModuleType, tmp_path: Path) -> None:
