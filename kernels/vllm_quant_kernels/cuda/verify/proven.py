@@ -32,14 +32,13 @@ def refresh() -> None:
         cached.cache_clear()
 
 
-def why_not(kernel: str, scheme: WeightScheme, device: Device, rows: int | None = None) -> str | None:
+def why_not(kernel: str, scheme: WeightScheme, device: Device) -> str | None:
     """Why ``kernel`` does not serve a layer of ``scheme`` by the verdicts of this machine; None where it does.
 
     A process may run on any of the GPUs that it sees: all of them with the device's capability must agree.
 
     Args:
         kernel: ``Kernel.name``, e.g. ``cuda-wna16``.
-        rows: the greatest M of a call, None where it is not known.
     """
     gpus = [gpu for gpu in machine.local_gpus() if device.capability in (None, gpu.capability)]
     if not gpus:
@@ -47,7 +46,7 @@ def why_not(kernel: str, scheme: WeightScheme, device: Device, rows: int | None 
     timed = speed_class(kernel, scheme)
     for gpu in {gpu.name: gpu for gpu in gpus}.values():
         verdict, reason = _verdict(gpu)
-        found = f"{reason}; run {VERIFY}" if verdict is None else verdict.why_not(timed, rows)
+        found = f"{reason}; run {VERIFY}" if verdict is None else verdict.why_not(timed)
         if found is not None:
             return f"not proven: {found}" if verdict is None or verdict.wrong(timed) else found
     return None

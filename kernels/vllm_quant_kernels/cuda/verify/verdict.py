@@ -1,12 +1,11 @@
 """A verdict: which families are right on a GPU, and where ours are faster than what would serve otherwise. No torch.
 
 The rule. A layer keeps one packed form, so one kernel serves all of its calls, from M = 1 (one sequence decodes) to the
-greatest batch of a prefill. Ours serves it where
+tokens of a prefill, 2,048 and more by vLLM's defaults: a layer meets every M that is timed. Ours serves it where
 
 1. every family that it may run on is right (``wide`` may be absent: no Hopper GPU), and
-2. at every timed M, up to the first that is at least the greatest M that the layer meets (all, where that is not
-   known), the geometric mean over the shapes of ours / theirs is at most ``TIE``, and
-3. the geometric mean over those M is below 1.
+2. at every timed M the geometric mean over the shapes of ours / theirs is at most ``TIE``, and
+3. the geometric mean over all M is below 1.
 """
 
 from __future__ import annotations
@@ -83,22 +82,17 @@ class Speed:
             best = max(best, run, key=len)
         return (best[0], best[-1]) if best else None
 
-    def why_not(self, rows: int | None = None) -> str | None:
-        """Why ours does not serve a layer whose calls have up to ``rows`` rows; None where it does."""
+    def why_not(self) -> str | None:
+        """Why ours does not serve; None where it does."""
         ratios = self.ratios()
         if not ratios or self.reason:
             return f"not timed beside another kernel: {self.reason or 'no time was left'}"
-        met = [m for m in ratios if rows is None or m < rows]
-        beyond = [m for m in ratios if rows is not None and m >= rows]
-        considered = met + beyond[:1]
-        if rows is not None and not beyond:
-            return f"timed up to M = {max(ratios)} only, the layer meets {rows}"
-        slower = [m for m in considered if ratios[m] > TIE]
+        slower = [m for m, ratio in ratios.items() if ratio > TIE]
         if slower:
             peers = ", ".join(sorted({t.peer for t in self.timings if t.m in slower}))
             worst = max(slower, key=ratios.__getitem__)
             return f"slower than {peers} at M = {', '.join(map(str, slower))} ({ratios[worst]:.2f}x at {worst})"
-        if statistics.geometric_mean([ratios[m] for m in considered]) >= 1:
+        if statistics.geometric_mean(ratios.values()) >= 1:
             return f"not faster than {', '.join(sorted({t.peer for t in self.timings}))}"
         return None
 
@@ -121,9 +115,9 @@ class Verdict:
             return f"{name}: {found.status}" + (f" ({found.reason})" if found.reason else "")
         return None
 
-    def why_not(self, timed: str, rows: int | None = None) -> str | None:
+    def why_not(self, timed: str) -> str | None:
         """Why ours does not serve a layer of a speed class; None where it does."""
-        return self.wrong(timed) or self.speed.get(timed, Speed()).why_not(rows)
+        return self.wrong(timed) or self.speed.get(timed, Speed()).why_not()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values. ``faster`` and ``serves`` say what follows from the rest; ``from_json`` derives them again."""
