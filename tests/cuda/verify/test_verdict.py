@@ -114,6 +114,7 @@ def test_the_registry_reads_the_verdict(here: Path, monkeypatch: pytest.MonkeyPa
     assert kernel() == "cuda-wna16"
     assert kernel(Device("cuda")) == "cuda-wna16", "the capability is not known: every GPU here has shown it"
     assert why(Device("cuda", (8, 9))) == "not proven: no such GPU is here"
+    assert why(scheme=replace(G128, act_order=True)) == "not timed with act-order"
     assert "wna16-int8-narrow" not in why(scheme=WeightScheme(Int(8))), "that one is right, but was not timed"
     store.write(verdict(ratios={1: 0.5, 512: 2.0}))
     assert why() == "slower than marlin at M = 512 (2.00x at 512)"
