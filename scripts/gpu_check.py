@@ -271,17 +271,12 @@ def figures(folder: Path) -> list[str]:
     for name in ("linear", "w8a8", "experts", "layers"):
         for row in _rows(folder / f"{name}.json", "cases"):
             times = sorted((result["us"], peer) for peer, result in row.get("results", {}).items())
-            case = (
-                row.get("case")
-                or f"{row.get('kind')} {row.get('mode')} {row.get('m')} x {row.get('n')} x {row.get('k')}"
-            )
+            case = row.get("case") or " ".join(str(row.get(key)) for key in ("kind", "mode", "m", "n", "k"))
             lines.append(f"{name:8} {case:32} " + ", ".join(f"{peer} {us:.1f} us" for us, peer in times))
     for row in _rows(folder / "engine.json", "rows"):
-        shown = {key: value for key, value in row.items() if key not in ("part", "name", "load_seconds")}
-        text = ", ".join(
-            f"{key} {value:,.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items()
-        )
-        lines.append(f"engine   {row['name']:32} {text}")
+        shown = [(key, value) for key, value in row.items() if key not in ("part", "name", "load_seconds")]
+        text = [f"{key} {value:,.1f}" if isinstance(value, float) else f"{key} {value}" for key, value in shown]
+        lines.append(f"engine   {row['name']:32} {', '.join(text)}")
     return lines
 
 
