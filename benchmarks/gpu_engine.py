@@ -174,7 +174,8 @@ def jobs(arguments: argparse.Namespace, log: Path) -> list[dict[str, Any]]:
     """Everything to run, the most telling first."""
     found: list[dict[str, Any]] = []
     if "quality" in arguments.parts and arguments.prepared:
-        known = json.loads((arguments.prepared / "perplexity.json").read_text())
+        figures = arguments.prepared / "perplexity.json"
+        known = json.loads(figures.read_text()) if figures.is_file() else {}
         for name, expected in known.items():
             for who, switch in (("adapter", "0"), ("ours", "1")):
                 job = quality_job(f"{name} {who}", arguments.prepared / name, arguments.device,
@@ -247,6 +248,8 @@ def main() -> int:
     log.write_text("")
     if arguments.prepare is not None:
         return prepare(arguments.prepare, log)
+    if arguments.prepared is not None and not (arguments.prepared / "perplexity.json").is_file():
+        print(f"{arguments.prepared} was not made by --prepare: no perplexity is compared")
     rows: list[dict[str, Any]] = []
     for job in jobs(arguments, log):
         left = end - time.monotonic()

@@ -78,7 +78,7 @@ def _serve(
     if not options.dry_run and options.emit is None:
         # Before the plan, which may take a while: a second launcher fails at once.
         held.callback(hold_address(args).close)
-    plan, peaks, machines = None, None, ONE_MACHINE
+    plan, peaks, machines, request = None, None, ONE_MACHINE, None
     if not options.no_plan:
         request = plan_request(args, devices, goal)
         plan = make_plan(request)
@@ -98,10 +98,11 @@ def _serve(
         typer.echo(emit_files(options.emit, deployment), nl=False)
         return
     check(args)
-    _announce(report, plan, launch)
     on_cpu = devices.cpu or installed_for_cpu()
-    if not on_cpu:
-        prove_kernels(report)
+    if not on_cpu and prove_kernels(report) and request is not None:
+        plan = make_plan(request)
+        launch = build_launch(args, plan.serve_args(), plan.env)
+    _announce(report, plan, launch)
     metadata = {"peaks": peaks, "slo": {"ttft": goal.slo_ttft, "tpot": goal.slo_tpot}, "price": goal.price,
                 "limits": limits.to_json(), "kernels": kernel_rows(args, "cpu" if on_cpu else "cuda")}  # fmt: skip
     _supervise(args, launch, plan, report, supervise, admin, metadata, quiet=not is_verbose())

@@ -25,29 +25,34 @@ from vllm_quant_serve.supervise.report import Report
 SECONDS = 120.0
 
 
-def prove_kernels(report: Report, seconds: float = SECONDS) -> None:
+def prove_kernels(report: Report, seconds: float = SECONDS) -> bool:
     """One line on the kernels of each visible model of GPU; verifies them where that was never tried.
 
     Says nothing without a GPU or the CUDA library, and where VQP_CUDA_KERNELS decides.
+
+    Returns:
+        Whether a verdict was made: what was planned before may have counted with other kernels.
     """
-    if env.text("VQP_CUDA_KERNELS"):
-        return
-    for gpu in {gpu.name: gpu for gpu in machine.local_gpus()}.values():
+    made = False
+    for gpu in () if env.text("VQP_CUDA_KERNELS") else {gpu.name: gpu for gpu in machine.local_gpus()}.values():
         try:
-            _prove(report, gpu, seconds)
+            made |= _prove(report, gpu, seconds)
         except Exception as error:  # a full disk, a driver that fails: whatever it is, the server starts
             report.event("kernels", f"CUDA kernels on {gpu.name} were not verified: {error}; vLLM's kernels serve")
+    return made
 
 
-def _prove(report: Report, gpu: machine.Gpu, seconds: float) -> None:
+def _prove(report: Report, gpu: machine.Gpu, seconds: float) -> bool:
     key = machine.key_of(gpu)
     if key is None:
-        return
+        return False
     verdict, reason = store.read(key)
+    made = verdict is None
     if verdict is None:
         report.event("verifying", f"verifying the CUDA kernels on {gpu.name}, up to {seconds:.0f} s ({reason})")
         verdict = make_verdict(gpu, seconds)
     report.event("kernels", one_line(verdict), verdict=verdict.to_json())
+    return made
 
 
 def kernel_rows(words: ServeArgs, device: DeviceType) -> list[dict[str, str]]:

@@ -31,13 +31,8 @@ def test_an_empty_folder_has_the_plugin_alone(bundle: ModuleType, tmp_path: Path
         "vllm.general_plugins", "vllm.platform_plugins", "vllm.stat_logger_plugins"
     }  # fmt: skip
     code = "import vllm_quant_plugin, vllm_quant_kernels, vllm_quant_serve; print(vllm_quant_plugin.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": str(found.site)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command, environment = [sys.executable, "-S", "-c", code], {"PYTHONPATH": str(found.site)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip().startswith(str(found.site))
 
 

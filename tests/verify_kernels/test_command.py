@@ -124,13 +124,13 @@ def test_no_library_and_no_room(
     assert command(capsys)[0] == 7
 
 
-def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    kernel_proof.prove_kernels(Report(), seconds=60)
+def lines(capsys: pytest.CaptureFixture[str], *, made: bool = False) -> list[str]:
+    assert kernel_proof.prove_kernels(Report(), seconds=60) is made
     return capsys.readouterr().out.splitlines()
 
 
 def test_serve_verifies_once_per_model_of_gpu(faults: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    first = lines(capsys)
+    first = lines(capsys, made=True)
     assert first[0] == "verifying the CUDA kernels on NVIDIA H100, up to 60 s (no verdict on this GPU)"
     assert first[1].startswith("CUDA kernels on NVIDIA H100: 34 right; this project's kernels serve ")
     faults["pack"] = "signal"
@@ -162,13 +162,16 @@ def test_a_verification_that_was_cut_off_is_not_repeated_by_serve(
     with pytest.raises(KeyboardInterrupt):
         kernel_proof.prove_kernels(Report())
     capsys.readouterr()
-    assert lines(capsys) == ["CUDA kernels on NVIDIA H100: 34 unfinished; vLLM's kernels serve"]
+    assert lines(capsys) == [
+        "CUDA kernels on NVIDIA H100: 34 unfinished; vLLM's kernels serve; "
+        "`vllm-quant verify-kernels` goes through all of it"
+    ]
 
 
 def test_a_good_verdict_stays_until_another_is_made(
     faults: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines(capsys)
+    lines(capsys, made=True)
 
     def gone(self: run.Verification) -> None:
         raise KeyboardInterrupt
@@ -183,5 +186,5 @@ def test_models_of_gpu_are_verified_one_by_one(
     faults: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(machine, "local_gpus", lambda: (GPU, replace(GPU, index=1), replace(GPU, index=2, name="L4")))
-    said = [line for line in lines(capsys) if line.startswith("CUDA kernels on ")]
+    said = [line for line in lines(capsys, made=True) if line.startswith("CUDA kernels on ")]
     assert [line.partition(":")[0] for line in said] == ["CUDA kernels on NVIDIA H100", "CUDA kernels on L4"]

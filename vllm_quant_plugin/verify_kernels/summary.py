@@ -27,10 +27,11 @@ def all_right(verdict: Verdict) -> bool:
 
 def one_line(verdict: Verdict) -> str:
     """What was found and what follows from it."""
-    tally = ", ".join(f"{count} {status}" for status, count in counts(verdict).items())
-    ours = served(verdict)
+    found, ours = counts(verdict), served(verdict)
+    tally = ", ".join(f"{count} {status}" for status, count in found.items())
     serve = f"this project's kernels serve {', '.join(ours)}, vLLM's the rest" if ours else "vLLM's kernels serve"
-    return f"CUDA kernels on {verdict.key.gpu}: {tally}; {serve}"
+    again = "; `vllm-quant verify-kernels` goes through all of it" if "unfinished" in found else ""
+    return f"CUDA kernels on {verdict.key.gpu}: {tally}; {serve}{again}"
 
 
 def rows_of(verdict: Verdict, name: str) -> str:
