@@ -182,6 +182,17 @@ def test_batch_invariance(device: str) -> None:
         assert torch.equal(part, whole[rows])
 
 
+def test_batch_invariance_up_to_512_rows() -> None:
+    """From decode to prefill: every tile of M that a batch of 1 to 512 chooses sums a row alike."""
+    w = random_weight(40, 256, 4, 64, "integer", seed=6)
+    x = activations(512, 256, torch.float16, 6)
+    packed = pack_cuda(w)
+    whole = emulated.linear(x, packed, device=emulated.CLUSTERED, batch_invariant=True)
+    for rows in (slice(0, 1), slice(100, 117), slice(200, 264), slice(3, 203), slice(1, 512)):
+        part = emulated.linear(x[rows].contiguous(), packed, device=emulated.CLUSTERED, batch_invariant=True)
+        assert torch.equal(part, whole[rows])
+
+
 def test_activations_past_k_and_beside_the_rows_are_not_read() -> None:
     """Rows of x that lie apart, with NaN between them, and a K that is no multiple of 8."""
     for k in (96, 101):

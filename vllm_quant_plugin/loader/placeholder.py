@@ -118,6 +118,14 @@ class Placeholders:
             layer.register_parameter(f"{prefix}{leaf}", placeholder(spec, bits, load(leaf)))
             self._names.append(f"{prefix}{leaf}")
 
+    def requantized(self, layer: torch.nn.Module) -> bool:
+        """Whether vLLM loads this layer only to quantize it again (online requantization, from 0.33 on).
+
+        It then marks the parameters when they have been registered, and asks the method's ``dequantize_weight`` for
+        the weight instead of calling ``process_weights_after_loading``.
+        """
+        return any(getattr(getattr(layer, name), "requantization_source", False) for name in self._names)
+
     def remove(self, layer: torch.nn.Module) -> None:
         for name in self._names:
             delattr(layer, name)

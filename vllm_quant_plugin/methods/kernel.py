@@ -7,6 +7,9 @@ sees, counts and moves them as parameters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from vllm_quant_kernels import registry
@@ -58,7 +61,24 @@ def pack_weight(
     Raises:
         BackendError: the kernel's native library cannot be used, or an environment variable holds an unknown value.
     """
-    kernel = choose_kernel(weight, scheme, device, dtype)
+    # Kernels of vLLM are built for the default dtype, which vLLM sets to the model's while it loads.
+    with default_dtype(dtype):
+        kernel = choose_kernel(weight, scheme, device, dtype)
+        return _pack(kernel, weight, scheme, static)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """torch's default dtype is ``dtype`` inside."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _pack(kernel: Kernel, weight: CanonicalWeight, scheme: WeightScheme, static: dict[str, torch.Tensor]) -> Packed:
     try:
         return kernel.pack(weight, scheme, static)
     except LibraryError as error:

@@ -6,6 +6,8 @@ packed weight from then on. The packed tensors are parameters of the layer, so t
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,6 +38,9 @@ class VqpLinearMethod(layers.LinearMethodBase):
         self.name = name
         self._placeholders = Placeholders()
         self._matrix: MatrixLoader | None = None
+        # Of a layer that vLLM quantizes again: its weight, and what packs it all the same.
+        self._unpacked: list[CanonicalWeight] = []
+        self._build: Callable[[], None] | None = None
 
     def create_weights(
         self,
@@ -51,9 +56,18 @@ class VqpLinearMethod(layers.LinearMethodBase):
         if plan.splits_columns:
             check_columns(self.name, self.scheme, input_size, layer.tp_size)
         device = torch.empty(0).device
+        self._dtype = params_dtype
+        # vLLM keeps placeholders in a table for as long as their layer lives: they must not keep it alive.
+        layer_of: Callable[[], Any] = weakref.ref(layer)
+
+        def build(pieces: list[CanonicalWeight], static: StaticRange) -> None:
+            self._packed = PackedLinear.build(pieces, self.scheme, static, device, params_dtype)
 
         def pack(pieces: list[CanonicalWeight], static: StaticRange) -> None:
-            self._packed = PackedLinear.build(pieces, self.scheme, static, device, params_dtype)
+            if self._placeholders.requantized(layer_of()):
+                self._unpacked, self._build = pieces, lambda: build(pieces, static)
+            else:
+                build(pieces, static)
 
         self._matrix = matrix = MatrixLoader(self.name, self.scheme, plan, pack)
 
@@ -69,11 +83,13 @@ class VqpLinearMethod(layers.LinearMethodBase):
         if self._matrix is None:
             return
         self._matrix.close()
+        if self._build is not None:
+            self._build()
         self._discard_loader(layer)
         self._packed.register(layer)
 
     def _discard_loader(self, layer: Any) -> None:
-        self._matrix = None
+        self._matrix, self._build, self._unpacked = None, None, []
         self._placeholders.remove(layer)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -87,5 +103,15 @@ class VqpLinearMethod(layers.LinearMethodBase):
         return layer
 
     def dequantize_weight(self, layer: Any) -> torch.Tensor:
-        """This rank's (N, K) weight in float32."""
-        return self._packed.dequantize(layer)
+        """This rank's (N, K) weight in the dtype of the activations.
+
+        Before ``process_weights_after_loading`` vLLM asks for it to quantize the layer again; the layer's parameters
+        are released then.
+        """
+        if self._matrix is not None:
+            self._matrix.close()
+        if not self._unpacked:
+            return self._packed.dequantize(layer).to(self._dtype)
+        weight = torch.cat([piece.dequantize().to(self._dtype) for piece in self._unpacked])
+        self._discard_loader(layer)
+        return weight

@@ -3,8 +3,8 @@
     w13 = stack(gate (w1), up (w3))    (2I, H)
     w2  = down                         (H, I)
 
-On a GPU with the CUDA kernels switched on, the experts of a matrix become one stack (cuda_experts.py). Elsewhere each
-expert is two packed linear layers.
+On a GPU vLLM's own fused kernels take them (adapter/experts.py), or, with the CUDA kernels switched on, the experts of
+a matrix become one stack (cuda_experts.py). Else, and on a CPU, each expert is two packed linear layers.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from vllm_quant_kernels.canonical import CanonicalWeight
 from vllm_quant_kernels.cuda.weight import PackedCuda
 from vllm_quant_plugin import compat_layers as layers
+from vllm_quant_plugin.adapter import experts
+from vllm_quant_plugin.compat import current_platform
 from vllm_quant_plugin.errors import CheckpointError
 from vllm_quant_plugin.loader.matrix import HandOver, MatrixLoader
 from vllm_quant_plugin.loader.placeholder import Load, Placeholders
@@ -29,6 +31,11 @@ from vllm_quant_plugin.schemes import StoredScheme
 
 # A matrix of one expert of this rank: ("w13" or "w2", the expert's number on this rank).
 ExpertMatrix = tuple[str, int]
+
+
+def on_gpu(device: torch.device) -> bool:
+    """Whether vLLM's kernels for NVIDIA GPUs are at hand."""
+    return device.type == "cuda" and bool(current_platform.is_cuda())
 
 
 class VqpMoEMethod(layers.FusedMoEMethodBase):
@@ -51,6 +58,7 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         self._for_stacks: dict[ExpertMatrix, list[PackedCuda]] = {}
         self._stacks: dict[str, ExpertStack] = {}
         self._packed: dict[ExpertMatrix, PackedLinear] = {}
+        self._canonical: dict[ExpertMatrix, tuple[list[CanonicalWeight], StaticRange]] = {}
 
     def create_weights(
         self,
@@ -70,9 +78,11 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
         intermediate = intermediate_size_per_partition * size
         check_columns(f"{self.name}.w2", self.scheme, intermediate, size)
         device = torch.empty(0).device
+        self._sizes = experts.Sizes(num_experts, hidden_size, intermediate_size_per_partition)
+        self._device, self._dtype = device, params_dtype
         for matrix, plan in plan_experts(hidden_size, intermediate, rank, size, gated=self.gated).items():
             for expert in range(num_experts):
-                pack = self._packer((matrix, expert), device, params_dtype)
+                pack = self._packer((matrix, expert), weakref.ref(layer), device, params_dtype)
                 loader = MatrixLoader(f"{self.name}.{expert}", self.scheme, plan, pack)
                 self._matrices[matrix, expert] = loader
             self._placeholders.register(
@@ -84,11 +94,18 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
                         # Block scales of experts in one tensor are transposed as the weights are.
                         getattr(layer, f"{matrix}_{leaf}").quant_method = "block"
 
-    def _packer(self, key: ExpertMatrix, device: torch.device, dtype: torch.dtype) -> HandOver:
+    def _packer(
+        self, key: ExpertMatrix, layer_of: Callable[[], Any], device: torch.device, dtype: torch.dtype
+    ) -> HandOver:
         def pack(pieces: list[CanonicalWeight], static: StaticRange) -> None:
+            if self._placeholders.requantized(layer_of()):
+                self._canonical[key] = pieces, static
+                return
             for_stack = pack_for_stack(pieces, self.scheme, device, dtype)
             if for_stack is not None:
                 self._for_stacks[key] = for_stack
+            elif on_gpu(device):
+                self._canonical[key] = pieces, static
             else:
                 self._packed[key] = PackedLinear.build(pieces, self.scheme, static, device, dtype)
 
@@ -122,10 +139,10 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
 
     def _put_stack(self, matrix: str, shard_id: str, leaf: str, stack: torch.Tensor) -> None:
         """Tensors of all experts of this rank as one (E, ., .), as Llama 4's model file hands them over."""
-        experts = sum(name == matrix for name, _ in self._matrices)
-        if len(stack) != experts:
+        count = sum(name == matrix for name, _ in self._matrices)
+        if len(stack) != count:
             raise CheckpointError(
-                f"{self.name}: a tensor of {len(stack)} experts, where this rank has {experts}",
+                f"{self.name}: a tensor of {len(stack)} experts, where this rank has {count}",
                 "config.json and weights do not belong together",
             )
         for expert, tensor in enumerate(stack):
@@ -138,13 +155,51 @@ class VqpMoEMethod(layers.FusedMoEMethodBase):
             loader.close()
         self._loaded = True
         self._placeholders.remove(layer)
+        if self._canonical and self._hand_over(layer):
+            return
         for (matrix, expert), packed in sorted(self._packed.items()):
             packed.register(layer, f"{matrix}_packed_{expert}")
         for matrix in sorted({matrix for matrix, _ in self._for_stacks}):
-            experts = [self._for_stacks[key] for key in sorted(self._for_stacks) if key[0] == matrix]
-            self._stacks[matrix] = ExpertStack(experts)
+            stack = [self._for_stacks[key] for key in sorted(self._for_stacks) if key[0] == matrix]
+            self._stacks[matrix] = ExpertStack(stack)
             self._stacks[matrix].register(layer, f"{matrix}_packed")
         self._for_stacks.clear()
+
+    def _hand_over(self, layer: Any) -> bool:
+        """Whether vLLM's own method serves the layer from now on; else each expert is packed for itself."""
+        weights = {key: pieces for key, (pieces, _) in self._canonical.items()}
+        method = None
+        if on_gpu(self._device):
+            method = experts.take_over(layer, weights, self.scheme.weight, self.moe, self._sizes, self._dtype)
+        if method is None:
+            for key, (pieces, static) in self._canonical.items():
+                self._packed[key] = PackedLinear.build(pieces, self.scheme, static, self._device, self._dtype)
+        else:
+            layer.quant_method = method
+        self._canonical.clear()
+        return method is not None
+
+    def dequantize_weight(self, layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """w13 (E, 2 I, H) and w2 (E, H, I) of this rank in the dtype of the activations, for vLLM to quantize again.
+
+        vLLM asks for them instead of calling ``process_weights_after_loading``; the parameters are released.
+
+        Raises:
+            CheckpointError: the weights are packed already.
+        """
+        if self._loaded:
+            raise CheckpointError(f"{self.name}: the experts are packed already", "start the server again")
+        for loader in self._matrices.values():
+            loader.close()
+        self._loaded = True
+        self._placeholders.remove(layer)
+        stacks = []
+        for matrix in ("w13", "w2"):
+            keys = sorted(key for key in self._canonical if key[0] == matrix)
+            dense = [torch.cat([w.dequantize().to(self._dtype) for w in self._canonical[key][0]]) for key in keys]
+            stacks.append(torch.stack(dense))
+        self._canonical.clear()
+        return stacks[0], stacks[1]
 
     def get_fused_moe_quant_config(self, layer: Any) -> Any:
         """None: the experts do not go through vLLM's modular kernels."""

@@ -166,9 +166,19 @@ class TransformedMethod(layers.LinearMethodBase):
         return tied
 
     def dequantize_weight(self, layer: Any) -> torch.Tensor:
-        """This rank's (N, K) weight with its transforms multiplied in, in float32."""
+        """This rank's (N, K) weight with its transforms multiplied in, in the dtype of the activations.
+
+        Before ``process_weights_after_loading`` vLLM asks for it to quantize the layer again: nothing stays then.
+        """
+        if self._placeholders is not None:
+            known, modules = set(layer._parameters), set(layer._modules)
+            self.process_weights_after_loading(layer)
+            weight = self.dequantize_weight(layer)
+            for name in (set(layer._parameters) - known) | (set(layer._modules) - modules):
+                delattr(layer, name)
+            return weight
         eye = torch.eye(self._plan.column_stop - self._plan.column_start, dtype=self._dtype, device=self._device)
-        return self.apply(layer, eye).t().float()
+        return self.apply(layer, eye).t().contiguous()
 
 
 class TransformedEmbedding(TransformedMethod):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from vllm_quant_kernels import env
 from vllm_quant_kernels.cpu import huge_pages, library
 from vllm_quant_kernels.cpu.weight import PackedInt8, PackedWeight
 from vllm_quant_kernels.native_call import DTYPES, pointer
@@ -39,6 +40,27 @@ def pack_planes(codes: torch.Tensor, bits: int, columns: torch.Tensor | None, kp
 
 def weight_only(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None, int8: bool) -> torch.Tensor:
     """See :func:`.ops.linear` and, with ``int8``, :func:`.ops.linear_a8`."""
+    if env.batch_invariant():
+        rows = x.reshape(-1, x.shape[-1])
+        missing = least_rows(x.dtype, int8) - rows.shape[0]
+        if missing > 0 and rows.shape[0]:
+            padded = torch.nn.functional.pad(rows, (0, 0, 0, missing))
+            return _weight_only(padded, w, bias, int8)[: rows.shape[0]].view(*x.shape[:-1], w.n)
+    return _weight_only(x, w, bias, int8)
+
+
+def least_rows(dtype: torch.dtype, int8: bool) -> int:
+    """From how many rows on the library's tiled kernels compute: fewer rows have kernels with sums of another order.
+
+    Both are right; only with ``VLLM_BATCH_INVARIANT=1`` must a row not depend on how many there are.
+    """
+    level = library.level()
+    if int8:
+        return 9 if (level is not None and level.startswith("avx512")) or level == "amx" else 2
+    return 17 if dtype == torch.bfloat16 and level in ("avx512_bf16", "amx") else 2
+
+
+def _weight_only(x: torch.Tensor, w: PackedWeight, bias: torch.Tensor | None, int8: bool) -> torch.Tensor:
     x = x.contiguous()
     out = torch.empty((*x.shape[:-1], w.n), dtype=x.dtype)
     if bias is not None:
