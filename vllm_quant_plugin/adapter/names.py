@@ -6,8 +6,10 @@ vLLM decides when a layer is built (``vllm/model_executor/kernels/linear`` of 0.
 
 from __future__ import annotations
 
+import functools
 import math
 from importlib.util import find_spec
+from pathlib import Path
 
 from vllm_quant_kernels.kernel import Device
 from vllm_quant_kernels.scheme import PER_CHANNEL
@@ -21,12 +23,17 @@ HOPPER = (9, 0)
 USUAL = (8, 0)
 
 
+@functools.cache
 def has_humming() -> bool:
     """Whether Humming can be counted on: it is installed, or no vLLM for CUDA is that could lack it.
 
-    vLLM 0.33 depends on it; 0.32 runs without.
+    vLLM 0.33 depends on it; 0.32 runs without. Nothing is imported to find out.
     """
-    return find_spec("humming") is not None or find_spec("vllm._C_stable_libtorch") is None
+    if find_spec("humming") is not None:
+        return True
+    vllm = find_spec("vllm")
+    folders = list(vllm.submodule_search_locations or ()) if vllm is not None else []
+    return not any(any(Path(folder).glob("_C_stable*")) for folder in folders)
 
 
 def integer_kernel(form: Form, n: int, k: int, device: Device, dtype: str, humming: bool) -> str | None:
