@@ -13,9 +13,13 @@ from typing import Any
 
 from humming_support import why_humming_rejects
 
+from vllm_quant_kernels.kernel import Device
+from vllm_quant_kernels.registry import choose
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/reference/support.md"
 BEGIN, END = "<!-- support-table:begin -->", "<!-- support-table:end -->"
+SIZE = 4096
 MODELS = {
     "llama": "Llama",
     "llama-tied": "Llama, tied embeddings",
@@ -23,7 +27,10 @@ MODELS = {
     "qwen3": "Qwen3",
     "mixtral": "Mixtral (experts)",
 }
-COLUMNS = ("method", "checkpoint", "model", "TP", "vLLM, CPU", "vLLM, CUDA", "vLLM 0.33, CUDA, `-q humming`", "claimed")
+COLUMNS = (
+    "method", "checkpoint", "model", "TP", "vLLM, CPU", "vLLM, CUDA", "vLLM 0.33, CUDA, `-q humming`", "claimed",
+    "plugin's kernel, CUDA",
+)  # fmt: skip
 
 
 def _answer(reason: str | None) -> str:
@@ -57,16 +64,31 @@ def _claimed(cell: Any, cpu: str, cuda: str) -> str:
     return "automatically" + ("" if cpu == cuda else " on CPU" if cpu == "no" else " on CUDA")
 
 
+def schemes_of(cell: Any, matrix: Any) -> list[Any]:
+    """What the plugin's layers of a cell are quantized as."""
+    found = [cell.recipe.scheme_of(name) for name in matrix._shapes(cell.architecture)]
+    return [scheme for scheme in dict.fromkeys(found) if scheme is not None]
+
+
+def kernels(cell: Any, matrix: Any) -> str:
+    """The kernels of vLLM that the plugin's layers run on, for matrices of the size that models have."""
+    where = Device("cuda")
+    plain = [scheme.weight for scheme in schemes_of(cell, matrix)]
+    names = [choose(weight, SIZE, SIZE, where).kernel.label_on(weight, SIZE, SIZE, where) for weight in plain]
+    return "; ".join(dict.fromkeys(name.removeprefix("vLLM ") for name in names))
+
+
 def table(matrix: Any) -> str:
     """The Markdown table of ``matrix.CELLS``, one line per cell."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
     for cell in matrix.CELLS:
         if cell.refused:
-            row = [cell.family, cell.variant, "", "", "no", "no", "no", "refused, with the reason"]
+            row = [cell.family, cell.variant, "", "", "no", "no", "no", "refused, with the reason", ""]
         else:
             cpu, cuda, humming = _online(cell) if cell.recipe.config is None else _on_disk(cell, matrix)
             model = MODELS[cell.architecture]
             row = [cell.family, cell.variant, model, str(cell.tp), cpu, cuda, humming, _claimed(cell, cpu, cuda)]
+            row.append(kernels(cell, matrix))
         lines.append(f"| {' | '.join(row)} |".replace("|  |", "| |").replace("|  |", "| |"))
     return "\n".join(lines)
 
