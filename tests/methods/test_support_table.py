@@ -34,7 +34,7 @@ def test_every_cell_has_a_line() -> None:
     assert len(rows) == len(CELLS)
     for cell, row in zip(CELLS, rows, strict=True):
         assert row.startswith(f"| {cell.family} | {cell.variant} |")
-        assert len(row.split("|")) == 10
+        assert len(row.split("|")) == 11
 
 
 @pytest.mark.parametrize(
