@@ -22,7 +22,7 @@ from vllm_quant_plugin.verify_kernels.summary import one_line
 from vllm_quant_serve.flags import ServeArgs
 from vllm_quant_serve.supervise.report import Report
 
-SECONDS = 120.0
+SECONDS = 180.0
 
 
 def prove_kernels(report: Report, seconds: float = SECONDS) -> bool:
