@@ -10,6 +10,7 @@
 #   make wheel      dist/*.whl, one for every Python 3    CUDA=OFF leaves the CUDA library out, CUDA=ON requires it
 #   make cuda       compile the CUDA kernels and check their machine code (takes minutes; needs nvcc, not a GPU)
 #   make ptx        compare the opcodes of every CUDA kernel with the recorded ones (3 minutes; needs nvcc)
+#   make ptx-run    execute the PTX of every kernel on the CPU (30 minutes of one core; needs nvcc, not a GPU)
 #   make test-grid  convert every format to every other and load each with vLLM (an hour; goes on where it stopped)
 #   make gpu-check  test and measure the kernels on an NVIDIA GPU; fails where there is none    ARGS="--bundle DIR"
 #   make lock       resolve requirements/*.in again
@@ -98,6 +99,13 @@ test-families: setup
 
 ptx: setup
 	@$(BIN)/python -m tests.cuda.ptx check
+
+# The emulator's tests with the interpreter behind them, and every planted error.
+PTX_TESTS := $(addprefix tests/cuda/test_,kernel.py w8a8.py w8a8_wide.py quantize.py experts.py)
+.PHONY: ptx-run
+ptx-run: setup
+	@$(BIN)/python -m pytest -p tests.cuda.ptx.plugin --numprocesses $(PROCESSES) $(PTX_TESTS) $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(PROCESSES) tests/cuda/ptx/every_error.py
 
 gpu-check:
 	@bash scripts/gpu_check.sh $(ARGS)

@@ -184,6 +184,7 @@ struct W8a8WideConsumer {
       wgmma_wait<1>();
       if (k) release_stage(place.slot ? place.slot - 1 : ring.kStages - 1);
     }
+    syncwarp(); /* only some lanes arrive at the empty barriers */
     wgmma_wait<0>();
     release_stage(place.slot ? place.slot - 1 : ring.kStages - 1);
     fence_accumulators(accumulators);
@@ -210,6 +211,7 @@ struct W8a8WideConsumer {
         VQP_UNROLL
         for (int half = 0; half < 2; ++half)
           scale[half] = exists(half) ? load_shared<float>(scales + row + 8 * half) * scale[half] : 0.0f;
+        syncwarp(); /* the lanes of rows that do not exist have skipped a load */
       }
       wgmma_wait<0>();
       fence_accumulators(tile_accumulators);
@@ -237,6 +239,7 @@ struct W8a8WideConsumer {
       if (kKind == kInt8 && c.x_zeros)
         store_shared(table + 4 * (2 * kChannels + i), inside ? load_global(c.w_sums + channel) : 0);
     }
+    syncwarp(); /* lanes of channels that do not exist have skipped loads; the wait for wgmma needs the whole warp */
   }
 
   /* Transpose among the four lanes of a row, each of which holds 2 of every 8 channels: afterwards lane l holds the 8
