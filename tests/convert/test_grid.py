@@ -13,7 +13,12 @@ from vllm_quant_plugin.formats import Host
 
 @pytest.mark.engine
 @pytest.mark.parametrize(
-    ("name", "to"), [("gptq-act-order-4bit-g64", "compressed-tensors"), ("awq-4bit-g64-qwen2", "gptq")]
+    ("name", "to"),
+    [
+        ("gptq-act-order-4bit-g64", "compressed-tensors"),
+        ("awq-4bit-g64-qwen2", "gptq"),
+        ("gptq-lm-head", "compressed-tensors"),
+    ],
 )
 def test_what_was_written_is_loaded(name: str, to: str, tmp_path: Path) -> None:
     made = convert(source_named(name).make(tmp_path / "in"), to, tmp_path / "out")

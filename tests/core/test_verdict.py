@@ -19,7 +19,7 @@ from vllm_quant_plugin.cli import main
 from vllm_quant_plugin.convert.api import ConvertReport, convert_model, targets
 from vllm_quant_plugin.errors import CheckpointError, UsageError
 from vllm_quant_plugin.formats import Host, parse_quantization_config
-from vllm_quant_plugin.formats.verdict import described_parts, judge
+from vllm_quant_plugin.formats.verdict import Part, described_parts, judge
 from vllm_quant_plugin.inspect import as_dict, inspect_checkpoint, verdict
 from vllm_quant_serve.plan.api import make_plan
 from vllm_quant_serve.plan.request import PlanRequest
@@ -70,6 +70,19 @@ def test_vllms_kernel_is_named_where_it_runs(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("VQP_LINEAR_KERNELS", "first")
     found = inspect_checkpoint(read_checkpoint(tmp_path / "packed/quantized"), AVX512)
     assert {m.kernel for m in found.modules if m.scheme} == {"vqp W4A16"}
+
+
+@pytest.mark.parametrize(("targets", "server"), [(["Linear"], "plugin"), (["Linear", "lm_head"], "vllm")])
+def test_an_lm_head_of_compressed_tensors_is_seen_by_name(targets: list[str], server: str) -> None:
+    """vLLM's ParallelLMHead is no Linear: without a name its loader finds no place for ``lm_head.weight_packed``."""
+    config = packed(4, 64).config
+    assert config is not None
+    group = {**config["config_groups"]["group_0"], "targets": targets}
+    model = parse_quantization_config({**config, "config_groups": {"group_0": group}, "ignore": []})
+    scheme = model.scheme_for("lm_head")
+    assert scheme is not None
+    found = judge(model, CUDA, [Part("lm_head", "lm_head", scheme, 512, 256)])
+    assert (found.server, found.method) == (server, "vqp_compressed_tensors")
 
 
 def test_ernie_and_nested_configs_are_mixtures() -> None:

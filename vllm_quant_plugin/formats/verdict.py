@@ -189,7 +189,7 @@ def _described(model: ModelScheme, config: Any) -> Iterator[Part]:
             yield Part("linear layers", "linear", scheme)
         if mixture and (scheme in experts or scheme in only_experts):
             yield Part("experts", "experts", scheme)
-    head = model.scheme_for("lm_head")
+    head = model.scheme_for("lm_head", "ParallelLMHead")
     if head is not None and not _get(config, "tie_word_embeddings"):
         yield Part("lm_head", "lm_head", head)
 
@@ -204,7 +204,7 @@ def judge(model: ModelScheme, host: Host, parts: Iterable[Part]) -> Verdict:
     Args:
         parts: from ``stored_parts`` or ``described_parts``.
     """
-    found = tuple(_judge_part(part, host) for part in parts)
+    found = tuple(_judge_part(part, host, model) for part in parts)
     transforms = format_of(model).transforms_in_tree(model, host) if model.online else None
     whole = model.refused_in_tree or transforms
     in_tree = whole or next((p.in_tree for p in found if p.in_tree), None)
@@ -224,16 +224,21 @@ def judge(model: ModelScheme, host: Host, parts: Iterable[Part]) -> Verdict:
     return Verdict(found, in_tree, plugin, method if plugin is None else None, server, "bfloat16" if cache else "")
 
 
-def _judge_part(part: Part, host: Host) -> PartVerdict:
+def _judge_part(part: Part, host: Host, model: ModelScheme) -> PartVerdict:
     format, scheme = get_format(part.scheme), part.scheme
     reason = format.refused_in_tree(scheme, host, part.kind, part.out_features, part.in_features)
+    # In transformers an LM head is a Linear, in vLLM it is not: a rule for that class passes it over.
+    unseen = part.kind == "lm_head" and model.scheme_for(part.name, "ParallelLMHead") is None
+    if unseen:
+        reason = "an lm_head that no target names"
     plugin = None
     if not format.readable(scheme):
         plugin = f"{scheme.describe()} ({format.name})"
     elif part.kind == "embedding":
         plugin = "quantized embeddings"
     kernel = "" if reason else format.in_tree_kernel(scheme, host, part.kind)
-    return PartVerdict(part, reason, kernel, format.kernel_helps(scheme, host, part.kind), plugin)
+    helps = not unseen and format.kernel_helps(scheme, host, part.kind)
+    return PartVerdict(part, reason, kernel, helps, plugin)
 
 
 def _cache_scales(model: ModelScheme) -> str | None:

@@ -98,7 +98,9 @@ class CompressedTensorsFormat(Format):
         provenance: Provenance | None = None,
     ) -> dict[str, Any]:
         if set(schemes.values()) <= {common}:
-            return write([(common, ["Linear"])], kept, kv_cache=kv_cache)
+            # vLLM looks for the LM head by its name alone.
+            heads = [name for name in schemes if name == "lm_head" or name.endswith(".lm_head")]
+            return write([(common, ["Linear", *heads])], kept, kv_cache=kv_cache)
         groups: dict[StoredScheme, list[str]] = {}
         for name, scheme in schemes.items():
             groups.setdefault(scheme, []).append(name)
