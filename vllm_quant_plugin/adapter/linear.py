@@ -52,6 +52,8 @@ class VllmLinear(torch.nn.Module):
         self.register_parameter("source", None)
         self.register_parameter("offsets", None)
         self.group = PER_CHANNEL
+        # Whether ``source`` has padding columns, which read a zero behind the last feature.
+        self.gathers_zeros = False
 
     def keep(self, name: str, tensor: torch.Tensor | None) -> None:
         """Make ``tensor`` a parameter, so that vLLM counts and moves it."""
@@ -62,8 +64,9 @@ class VllmLinear(torch.nn.Module):
         """x (..., K) to (..., N)."""
         rows = x.reshape(-1, self.k)
         if self.source is not None:
-            # Padding columns read the zero behind the last feature.
-            rows = torch.nn.functional.pad(rows, (0, 1)).index_select(1, self.source)
+            if self.gathers_zeros:
+                rows = torch.nn.functional.pad(rows, (0, 1))
+            rows = rows.index_select(1, self.source)
         elif self.columns != self.k:
             rows = torch.nn.functional.pad(rows, (0, self.columns - self.k))
         out = self.kernel.apply_weights(self, rows, None)
@@ -153,6 +156,8 @@ def build_integers(weight: CanonicalWeight, dtype: torch.dtype) -> VllmLinear:
     )
     module.kernel.process_weights_after_loading(module)
     # Not before: Humming replaces all parameters that it finds.
-    module.keep("source", None if layout.source is None else layout.source.to(torch.int32))
+    if layout.source is not None:
+        module.keep("source", layout.source.to(torch.int32))
+        module.gathers_zeros = bool((layout.source == module.k).any())
     module.keep("offsets", converted.offsets)
     return module
