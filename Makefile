@@ -89,7 +89,7 @@ wheel: $(ENVIRONMENT)
 cuda: setup
 	@$(BIN)/cmake -S kernels -B build/cuda -G Ninja -DVQP_CUDA=ON
 	@$(BIN)/cmake --build build/cuda
-	@$(BIN)/python -m tests.cuda.uniform kernels/vllm_quant_kernels/libvqp_cuda.so
+	@$(BIN)/python -m tests.cuda.machine_code kernels/vllm_quant_kernels/libvqp_cuda.so
 
 test-nightly: setup
 	@$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadfile -m nightly $(ARGS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cuda import sass, uniform
+from tests.cuda import machine_code, sass
 from tests.cuda.compiled import NIGHTLY, UNITS, compile_unit
 
 RECORD = json.loads(sass.RECORD.read_text())
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is no
 )
 def test_compiles_without_spills(source: str, target: str) -> None:
     made = compile_unit(source, target)
-    assert not uniform.undefined(made.sass)
+    assert not machine_code.faults(made.sass)
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", made.report)
     assert spills
     assert set(spills) == {("0", "0")}

@@ -1,7 +1,5 @@
 """Uniform registers that a kernel's machine code reads and nothing in it writes: what ptxas left undefined.
 
-python -m tests.cuda.uniform LIBRARY     checks every kernel of a library; needs cuobjdump and nvdisasm
-
 An instruction takes the descriptor of a global access from a uniform register (``desc[UR4]``), and the hardware refuses
 an invalid one as an illegal instruction. ptxas 13.0 and 13.1 leave it undefined where they drop the ``createpolicy`` of
 a ``cp.async`` with ``L2::cache_hint``; neither the PTX nor the compiler's report shows that.
@@ -10,12 +8,6 @@ a ``cp.async`` with ``L2::cache_hint``; neither the PTX nor the compiler's repor
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
-from tests.cuda.sass import disassembler
 
 SECTION = re.compile(r"\n\s*\.section\s+\.text\.")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)\s*(.*?)\s*;")
@@ -57,30 +49,3 @@ def undefined(disassembly: str) -> list[str]:
             registers = ", ".join(f"UR{number}" for number in missing)
             lines.append(f"{name}: nothing writes {registers}, read by {reads[missing[0]]}")
     return lines
-
-
-def undefined_in(cubin: Path) -> list[str]:
-    """The same of a compiled file. Empty where there is no disassembler."""
-    tool = disassembler()
-    if not tool:
-        return []
-    return undefined(subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout)
-
-
-def main(library: str) -> int:
-    tool = disassembler()
-    if not tool:
-        print("no nvdisasm: it comes with the CUDA toolkit or Triton")
-        return 1
-    extractor = Path(tool).with_name("cuobjdump")
-    with tempfile.TemporaryDirectory() as folder:
-        command = [str(extractor), "-xelf", "all", str(Path(library).resolve())]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
-        cubins = sorted(Path(folder).glob("*.cubin"))
-        lines = [f"{cubin.name}: {line}" for cubin in cubins for line in undefined_in(cubin)]
-    print("\n".join(lines) or f"{len(cubins)} files of machine code: every uniform register is defined")
-    return bool(lines) or not cubins
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))

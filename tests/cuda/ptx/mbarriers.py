@@ -11,8 +11,8 @@ LARGEST = (1 << 20) - 1
 
 @dataclass
 class Mbarrier:
-    """``fenced``: its initialization has been made visible to the asynchronous proxy and the cluster. ``words``: the
-    shared memory that copies have filled in this phase, which its completion releases."""
+    """``fenced``: its initialization has been made visible to the asynchronous proxy and the cluster. ``remote``: other
+    CTAs arrive at it. ``filled``: the shared memory that copies have filled in this phase, which its end releases."""
 
     count: int
     warp: int
@@ -21,6 +21,7 @@ class Mbarrier:
     bytes: int = 0
     phase: int = 0
     fenced: bool = False
+    remote: bool = False
     filled: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:

@@ -96,6 +96,7 @@ def mbarrier(warp: Warp, f: Fragment, step: Step, mask: Array) -> bool:
             bar.expect(int(operands[1][lane]))
         elif opcode != "mbarrier.arrive.release.cluster.shared::cluster.b64":
             raise PtxFault(f"not modelled: {opcode}")
+        bar.remote |= cta is not warp.cta
         warp.cta.shared.releases[warp.number] += 1
         if bar.arrive():
             cta.phase_ended(bar)
@@ -116,7 +117,12 @@ def try_wait(warp: Warp, step: Step, mask: Array, addresses: Array, parities: Ar
     for lane in np.nonzero(mask)[0]:
         if parities[lane] > 1:
             raise PtxFault(f"a parity of {parities[lane]}")
-        done[lane] = warp.cta.mbarrier(int(addresses[lane]), warp).completed(int(parities[lane]))
+        bar = warp.cta.mbarrier(int(addresses[lane]), warp)
+        if bar.remote and "cluster" not in step.instruction.parts:
+            raise PtxFault(
+                "a wait of the CTA's scope for arrivals from other CTAs: nothing orders their accesses before"
+            )
+        done[lane] = bar.completed(int(parities[lane]))
     if not done[mask].all():
         return False
     (slot,) = step.results

@@ -9,10 +9,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.cuda.compiled import sources_state
 from tests.cuda.ptx.opcodes import kernel_name
 from tests.cuda.ptx.syntax import Kernel, parse
 from tests.cuda.ptx.translate import Program
-from tests.cuda.sass import INCLUDES, ROOT, compiler
+from tests.cuda.sass import INCLUDES, ROOT
 
 CACHE = ROOT / "build" / "cuda-ptx-units"
 PARAMETERS = {"wna16": "Wna16Params", "wna16_wide": "Wna16Params", "w8a8": "W8a8Params", "w8a8_wide": "W8a8WideParams",
@@ -38,19 +39,16 @@ def source_of(kernel: str) -> str:
     return f'#include "{HEADERS[name]}_entry.h"\nnamespace vqp {{ {inner} }}\n'
 
 
-@functools.cache
-def _state() -> str:
-    files = sorted(path for folder in INCLUDES[1::2] for path in Path(folder).iterdir())
-    return hashlib.sha256(compiler().encode() + b"".join(path.read_bytes() for path in files)).hexdigest()
-
-
 def text_of(kernel: str, target: str) -> str:
     """The PTX of the source that ``kernel`` is in."""
     source = source_of(kernel)
-    key = hashlib.sha256(f"{_state()} {target} {source}".encode()).hexdigest()[:20]
+    key = f"{sources_state()}-{hashlib.sha256(f'{target} {source}'.encode()).hexdigest()[:16]}"
     cached = CACHE / f"{key}.ptx"
     if not cached.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
+        for old in CACHE.glob("*.ptx"):
+            if not old.name.startswith(sources_state()):
+                old.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             unit, output = Path(folder) / "unit.cu", Path(folder) / "unit.ptx"
             unit.write_text(source)
