@@ -33,15 +33,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "vllm_quant_plugin" / "data" / "stdlib-llama"
-# Method and flags of `vllm-quant quantize`, by the name of the folder.
-WAYS: dict[str, tuple[str, ...]] = {
-    "awq": ("-m", "awq"),
-    "gptq": ("-m", "gptq"),
-    "gptq-3bit": ("-m", "gptq", "--bits", "3"),
-    "gptq-act-order": ("-m", "gptq", "--act-order"),
-    "int8": ("-m", "int8"),
-    "fp8": ("-m", "fp8"),
-    "rtn-2bit": ("-m", "rtn", "--bits", "2"),
+# By the name of the folder: flags of `vllm-quant quantize`, and vLLM's name of this plugin's method ("": vLLM's own method
+# with kernels of this plugin where it has none).
+WAYS: dict[str, tuple[tuple[str, ...], str]] = {
+    "awq": (("-m", "awq"), "vqp_awq"),
+    "gptq": (("-m", "gptq"), "vqp_gptq"),
+    "gptq-3bit": (("-m", "gptq", "--bits", "3"), "vqp_gptq"),
+    "gptq-act-order": (("-m", "gptq", "--act-order"), "vqp_gptq"),
+    "int8": (("-m", "int8"), "vqp_int8"),
+    "fp8": (("-m", "fp8"), "vqp_fp8"),
+    "rtn-2bit": (("-m", "rtn", "--bits", "2"), ""),
 }
 PROMPT, NEW, PREFILL, SEQUENCES = 32, 128, 2048, (1, 32)
 WINDOW, WINDOWS = 512, 12
@@ -149,7 +150,7 @@ def prepare(folder: Path, log: Path) -> int:
     """Quantize the bundled model in every way, and note each one's perplexity on this CPU."""
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, float] = {}
-    for name, flags in WAYS.items():
+    for name, (flags, _) in WAYS.items():
         target = folder / name
         if not target.is_dir():
             command = [sys.executable, "-m", "vllm_quant_plugin", "quantize", str(BUNDLED), *flags, "-o", str(target)]
@@ -166,8 +167,9 @@ def prepare(folder: Path, log: Path) -> int:
 
 
 def quality_job(name: str, model: Path, device: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    return {"name": name, "part": "quality", "model": str(model), "environment": environment or {},
-            "options": options_for(device, 2 * WINDOW)}  # fmt: skip
+    method = WAYS[model.name][1]
+    options = options_for(device, 2 * WINDOW) | ({"quantization": method} if method else {})
+    return {"name": name, "part": "quality", "model": str(model), "environment": environment or {}, "options": options}
 
 
 def jobs(arguments: argparse.Namespace, log: Path) -> list[dict[str, Any]]:

@@ -106,6 +106,9 @@ def test_every_engine_and_what_it_is_compared_with(bench: ModuleType, tmp_path: 
         "adapter", "in-tree", "bf16", "ours", "awq adapter", "awq ours", "fp8 adapter", "fp8 ours"
     ]  # fmt: skip
     assert {job["environment"].get("VQP_CUDA_KERNELS") for job in jobs} == {None, "0", "1"}
+    assert [job["options"].get("quantization") for job in jobs][3:] == [
+        "vqp_gptq", "vqp_awq", "vqp_awq", "vqp_fp8", "vqp_fp8"
+    ]  # fmt: skip
     job = jobs[-1]
     assert bench.judged(job, {"perplexity": 7.51})["right"]
     assert not bench.judged(job, {"perplexity": 7.7})["right"]
