@@ -33,7 +33,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = ROOT / "vllm_quant_plugin" / "data" / "stdlib-llama"
-# By the name of the folder: flags of `vllm-quant quantize`, and the name of this plugin's method ("": vLLM's own method,
+# By folder: flags of `vllm-quant quantize`, and the name of this plugin's method ("": vLLM's own method,
 # with kernels of this plugin where it has none).
 WAYS: dict[str, tuple[tuple[str, ...], str]] = {
     "awq": (("-m", "awq"), "vqp_awq"),
