@@ -64,6 +64,8 @@ def take_over(
                 layer, sizes.experts, sizes.hidden, sizes.intermediate, dtype, weight_loader=_no_loader
             )
         for (matrix, expert), weight in flat.items():
+            # An object of its own: a weight keeps its codes once they are unpacked, here those of one expert only.
+            weight = weight.rows(0, weight.out_features)
             for name, tensor in _tensors(weight, form, dtype, getattr(method, "block_quant", False)).items():
                 getattr(layer, f"{matrix}_{name}").data[expert].copy_(tensor)
         method.process_weights_after_loading(layer)
