@@ -35,8 +35,8 @@ class Planted:
         return changed
 
 
-def of_decode(kernel: str) -> list[Planted]:
-    """cp.async, ldmatrix, mma.sync, clusters: also the fused W8A8 kernel."""
+def of_decode(kernel: str, groups: int) -> list[Planted]:
+    """cp.async, ldmatrix, mma.sync, clusters. ``groups``: how many the main loop leaves in flight."""
     return [
         Planted("B of mma swapped", kernel, rf"(mma\.sync.*?\{{.*?\}}, \{{.*?\}}, )\{{({R}),({R})\}}", r"\1{\3,\2}"),
         Planted("A of mma swapped", kernel, rf"(mma\.sync.*?\{{.*?\}}, )\{{({R}),({R}),", r"\1{\3,\2,"),
@@ -44,7 +44,7 @@ def of_decode(kernel: str) -> list[Planted]:
         Planted("a row of ldmatrix off by 16 bytes", kernel, rf"(ldmatrix.*?\[)({R})\]", r"\1\2+16]", 1),
         Planted("a row of ldmatrix misaligned", kernel, rf"(ldmatrix.*?\[)({R})\]", r"\1\2+8]", 1),
         Planted("no wait for copies", kernel, r"cp\.async\.wait_group [0-9];", ""),
-        Planted("a wait for one group too few", kernel, r"cp\.async\.wait_group 2;", "cp.async.wait_group 3;"),
+        Planted("a wait for one group too few", kernel, rf"(cp\.async\.wait_group) {groups};", rf"\1 {groups + 1};"),
         Planted("no commit", kernel, r"cp\.async\.commit_group;", ""),
         Planted("copies past the end of the tensors", kernel, rf"(cp\.async\.cg.*?, 16), {R};", r"\1;"),
         Planted("copies to the wrong stage", kernel, rf"(cp\.async\.cg\S+ \[{R})\]", r"\1+16]", 1),
@@ -126,9 +126,9 @@ PIPELINE = [
 ]
 
 PLANTED = [
-    *of_decode(DECODE),
+    *of_decode(DECODE, 2),
     Planted("a mask of the dequantization", DECODE, r"(lop3\.b32 [^;]*), 0xEA;", r"\1, 0xE8;", 1),
-    *[planted for planted in of_decode(FUSED) if planted.name not in HARMLESS],
+    *[planted for planted in of_decode(FUSED, 0) if planted.name not in HARMLESS],
     *QUANTIZATION,
     *PRODUCTS,
     *PIPELINE,
