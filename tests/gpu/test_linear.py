@@ -11,6 +11,7 @@ from vllm_quant_kernels.cuda import native as cuda_native
 from vllm_quant_kernels.cuda.layout import pack_codes
 from vllm_quant_kernels.cuda.ops import linear_cuda
 from vllm_quant_kernels.cuda.pack import dequantize_cuda, pack_cuda
+from vllm_quant_kernels.cuda.verify.weight_only import chained, empty_results
 
 DTYPES = [torch.float16, torch.bfloat16]
 
@@ -153,15 +154,9 @@ def test_a_chain_of_dependent_launches_waits_for_each() -> None:
     x = activations(4, n, torch.bfloat16)
 
     def chain(dependent: int) -> list[torch.Tensor]:
-        source = x
-        results = [torch.full((4, n), torch.nan, dtype=x.dtype, device="cuda") for _ in weights]
+        results = empty_results(weights, x)
         torch.cuda.synchronize()
-        for out, w in zip(results, weights, strict=True):
-            call = cuda_native.describe(source, out, w, None, False)
-            call.dependent = dependent
-            cuda_native.run(call, cuda_native.plan(call), x.device)
-            source = out
-        return results
+        return chained(weights, x, results, dependent=dependent)
 
     expected = chain(0)
     assert all(bool(torch.isfinite(out).all()) for out in expected)

@@ -15,7 +15,7 @@ ATTENTION_KINDS = frozenset((
     "hybrid_sliding", "linear_attention", "mamba", "attention", "deepseek_sparse_attention", "qwen_sparse_attention",
 ))  # fmt: skip
 MLP_KINDS = frozenset(("sparse", "dense"))
-# Their classes derive the number of layers, or the last layer, from the list or mend it.
+# Their classes derive the number of layers, or the last layer, from the list or correct it.
 _OWN_RULES = ("nemotron_h", "gemma4_text")
 
 

@@ -86,11 +86,11 @@ def local_gpus() -> tuple[Gpu, ...]:
         return ()
     found = []
     try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        driver = text(pynvml.nvmlSystemGetDriverVersion())
         for i in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(i)
             major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-            uuid, name = _text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle))
+            uuid, name = text(pynvml.nvmlDeviceGetUUID(handle)), text(pynvml.nvmlDeviceGetName(handle))
             found.append(Gpu(i, uuid, name, driver, (int(major), int(minor))))
     except Exception:  # a GPU that fell off the bus: none is the safe answer
         return ()
@@ -99,7 +99,8 @@ def local_gpus() -> tuple[Gpu, ...]:
     return tuple(visible(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """What NVML gives as bytes or as a string, by its release."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 
@@ -13,6 +14,7 @@ from vllm_quant_kernels.cuda.stack import stack_cuda
 from vllm_quant_kernels.cuda.verify import cases
 from vllm_quant_kernels.cuda.verify.cases import AbsentError, Place, WrongError, activations, random_weight
 from vllm_quant_kernels.cuda.verify.families import WEIGHT_ONLY
+from vllm_quant_kernels.cuda.weight import PackedCuda
 
 DTYPES = (torch.bfloat16, torch.float16)
 NARROW_ROWS, WIDE_ROWS = (1, 2, 5, 8, 13, 16, 24, 32, 33, 64), (65, 100, 128, 257, 700, 1000)
@@ -128,25 +130,33 @@ def _graph_and_streams(kind: str, place: Place, m: int) -> None:
             cases.same(y, wanted, "two streams at once")
 
 
+def empty_results(weights: Sequence[PackedCuda], x: torch.Tensor) -> list[torch.Tensor]:
+    """For each square weight an output of NaN."""
+    return [torch.full_like(x, torch.nan) for _ in weights]
+
+
+def chained(
+    weights: Sequence[PackedCuda], x: torch.Tensor, results: list[torch.Tensor], *, dependent: int
+) -> list[torch.Tensor]:
+    """``results``, of which each is the product of the one ahead (``x`` for the first) and a square weight."""
+    source = x
+    for out, w in zip(results, weights, strict=True):
+        call = native.describe(source, out, w, None, False)
+        call.dependent = dependent
+        native.run(call, native.plan(call), x.device)
+        source = out
+    return results
+
+
 def _chain(kind: str, place: Place) -> None:
     """Calls that each read what the one ahead wrote, nothing between them: with dependent launch and without."""
     place.step("a chain of dependent launches")
     n = 2048
     weights = [pack_cuda(random_weight(n, n, kind, 128, seed=i, device=place.device)) for i in range(4)]
     x = activations(4, n, torch.bfloat16, device=place.device)
-
-    def chain(dependent: int) -> list[torch.Tensor]:
-        source, results = x, [torch.full((4, n), torch.nan, dtype=x.dtype, device=x.device) for _ in weights]
-        for out, w in zip(results, weights, strict=True):
-            call = native.describe(source, out, w, None, False)
-            call.dependent = dependent
-            native.run(call, native.plan(call), x.device)
-            source = out
-        return results
-
-    expected = chain(0)
+    expected = chained(weights, x, empty_results(weights, x), dependent=0)
     for _ in range(10):
-        for found, wanted in zip(chain(1), expected, strict=True):
+        for found, wanted in zip(chained(weights, x, empty_results(weights, x), dependent=1), expected, strict=True):
             cases.same(found.nan_to_num(), wanted.nan_to_num(), "a chain of dependent launches")
 
 

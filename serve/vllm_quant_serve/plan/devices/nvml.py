@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
+from vllm_quant_kernels.cuda.verify.machine import text, visible
 from vllm_quant_serve.plan.devices.gpus import Gpu, find_gpu, unknown_gpu
 from vllm_quant_serve.plan.devices.pool import DEFAULT_UTILIZATION, Devices
 
@@ -39,27 +40,10 @@ def read_gpus() -> list[LocalGpu]:
             handle = pynvml.nvmlDeviceGetHandleByIndex(i)
             info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
             name, uuid = pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetUUID(handle)
-            found.append(LocalGpu(i, _text(uuid), _text(name), int(info.total - info.reserved), int(info.free)))
+            found.append(LocalGpu(i, text(uuid), text(name), int(info.total - info.reserved), int(info.free)))
     finally:
         pynvml.nvmlShutdown()
     return visible(found, os.environ.get("CUDA_VISIBLE_DEVICES"))
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def visible(gpus: list[LocalGpu], variable: str | None) -> list[LocalGpu]:
-    """Those that CUDA_VISIBLE_DEVICES names by index or start of the UUID, in its order, up to an unknown name."""
-    if variable is None:
-        return gpus
-    found: list[LocalGpu] = []
-    for word in (part.strip() for part in variable.split(",")):
-        match = [gpu for gpu in gpus if word == str(gpu.index) or (word and gpu.uuid.startswith(word))]
-        if not match:
-            break
-        found.append(match[0])
-    return found
 
 
 def local_pools() -> tuple[Devices, ...]:
